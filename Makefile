@@ -1,0 +1,63 @@
+# make book    the site, from nothing: installs into .venv, executes the notebooks, builds _build/html
+# make test    the same set-up, then every check: style, types, the site without warnings, unit tests, notebooks, browser
+# make address URL=https://github.com/you/decision-metamamba    tells every file the repository's public address
+
+PYTHON ?= python3
+RUN := .venv/bin/python
+HTML := _build/html/index.html
+NBVAL := --nbval --nbval-current-env --nbval-sanitize-with notebooks/sanitize.cfg
+
+# All that a run writes stays inside this directory, and one thread per process is fastest on a shared machine.
+export PYTHON
+export MINARI_DATASETS_PATH := $(CURDIR)/.cache/minari
+export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
+export IPYTHONDIR := $(CURDIR)/.cache/ipython
+export JUPYTER_CONFIG_DIR := $(CURDIR)/.cache/jupyter/config
+export JUPYTER_DATA_DIR := $(CURDIR)/.cache/jupyter/data
+export JUPYTER_RUNTIME_DIR := $(CURDIR)/.cache/jupyter/runtime
+export JUPYTER_PLATFORM_DIRS := 1
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+export OMP_NUM_THREADS := 1
+ifeq ($(shell uname),Linux)
+export MUJOCO_GL ?= $(shell PATH="$$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null | grep -q libEGL.so.1 && echo egl || echo osmesa)
+endif
+
+.PHONY: book test site lint unit notebooks clean address
+
+book: site
+	@echo
+	@echo "The book is at $(CURDIR)/$(HTML)"
+	@echo "Open that file in a browser, or serve it: $(RUN) -m http.server --directory _build/html 8000"
+
+test: .venv/.test-stamp lint site
+	$(RUN) -m pytest tests notebooks $(NBVAL) -n auto --dist loadfile -q
+
+site: .venv/.book-stamp
+	@mkdir -p "$(MINARI_DATASETS_PATH)"
+	.venv/bin/jupyter-book build . -W
+
+lint: .venv/.test-stamp
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+unit: .venv/.test-stamp
+	$(RUN) -m pytest tests -q --ignore tests/book --ignore tests/browser
+
+notebooks: .venv/.test-stamp
+	$(RUN) -m pytest notebooks $(NBVAL) -n auto --dist loadfile -q
+
+address:
+	@test -n "$(URL)" || { echo "say which: make address URL=https://github.com/you/decision-metamamba"; exit 2; }
+	$(PYTHON) book/_tools/address.py "$(URL)"
+
+clean:
+	rm -rf _build .cache .pytest_cache .mypy_cache .ruff_cache
+
+.venv/.book-stamp: requirements.txt pyproject.toml .ci/setup
+	bash .ci/setup book
+	@touch $@
+
+.venv/.test-stamp: .venv/.book-stamp
+	bash .ci/setup test
+	@touch $@

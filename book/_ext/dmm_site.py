@@ -1,0 +1,95 @@
+"""What this site needs beyond Jupyter Book: the live figures' script, and an execution cache that knows the package."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.config import Config
+
+ROOT = Path(__file__).resolve().parents[2]
+ASSETS = ROOT / "dmm" / "_assets"
+MODULE_END = "export default { render };"
+
+_UPGRADE = """
+function still(spec) {
+  const values = { spec, state: {} };
+  const set = (key, value) => { values[key] = value; };
+  return { get: (key) => values[key], set, save_changes() {}, on() {}, off() {} };
+}
+
+function upgrade() {
+  for (const figure of document.querySelectorAll("figure.dmm-widget:not(.dmm-live)")) {
+    try {
+      const spec = JSON.parse(figure.querySelector('script[type="application/json"]').textContent);
+      render({ model: still(spec), el: figure });
+    } catch (error) {
+      // The picture of this figure stays, and the others still come alive.
+      figure.classList.remove("dmm-live");
+      console.error(error);
+    }
+  }
+}
+
+if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", upgrade);
+else upgrade();
+"""
+
+
+def classic_script(module: str) -> str:
+    """The widget's ES module as a plain script, because modules do not load from file:// pages."""
+    if module.count(MODULE_END) != 1:
+        raise ValueError(f"widgets.js must end with {MODULE_END!r} once")
+    return f'(() => {{\n"use strict";\n{module.replace(MODULE_END, "")}{_UPGRADE}}})();\n'
+
+
+def execution_key(root: Path = ROOT) -> str:
+    """A short hash of all that decides a notebook's output besides its own cells: the package, the pins and Python."""
+    digest = hashlib.sha256(sys.version.encode())
+    files = [path for path in (root / "dmm").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    for path in [*sorted(files), root / "requirements.txt"]:
+        digest.update(path.relative_to(root).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _use_keyed_cache(app: Sphinx, config: Config) -> None:
+    build = ROOT / "_build"
+    config.execution_key = execution_key()
+    cache = build / f"cache-{config.execution_key}"
+    for stale in build.glob("cache-*"):
+        if stale != cache:
+            shutil.rmtree(stale)
+    config.nb_execution_cache_path = str(cache)
+
+
+def _write_assets(app: Sphinx) -> None:
+    static = Path(app.outdir) / "_static"
+    static.mkdir(parents=True, exist_ok=True)
+    (static / "dmm-widgets.js").write_text(classic_script((ASSETS / "widgets.js").read_text("utf8")), "utf8")
+    shutil.copyfile(ASSETS / "widgets.css", static / "dmm-widgets.css")
+
+
+def _drop_foreign_scripts(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Leave out thebe, which would fetch from a CDN, and the kernel's widget state, which nothing here reads."""
+    context["script_files"] = [script for script in context["script_files"] if not _is_foreign(script)]
+
+
+def _is_foreign(script: Any) -> bool:
+    attributes = getattr(script, "attributes", {})
+    described = f"{script} {getattr(script, 'filename', '')} {attributes.get('body', '')[:2000]}"
+    return "thebe" in described or attributes.get("type") == "application/vnd.jupyter.widget-state+json"
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_config_value("execution_key", "", "env", types=[str])
+    app.connect("config-inited", _use_keyed_cache)
+    app.connect("builder-inited", _write_assets)
+    app.connect("html-page-context", _drop_foreign_scripts, priority=900)
+    app.add_js_file("dmm-widgets.js", loading_method="defer")
+    app.add_css_file("dmm-widgets.css")
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

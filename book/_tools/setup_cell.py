@@ -1,0 +1,16 @@
+"""The first code cell of every notebook, kept in one place; a test compares each notebook with it."""
+
+SETUP_CELL = """\
+# On Colab this installs the package; elsewhere it is already there.
+import subprocess
+import sys
+
+if "google.colab" in sys.modules:
+    address = "git+https://github.com/OWNER_NAME/decision-metamamba"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", address], check=True)"""
+
+# A plain link and no badge image: the built site asks no other host for anything.
+COLAB_LINK = (
+    "[Open this chapter in Colab]"
+    "(https://colab.research.google.com/github/OWNER_NAME/decision-metamamba/blob/main/notebooks/{name})"
+)

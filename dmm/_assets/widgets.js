@@ -1,0 +1,677 @@
+// Draws one Explorer specification (see dmm/widgets.py): controls on top, canvases below, every number from the specification.
+// The same source runs as an anywidget module in Jupyter and, wrapped by the site's build, as a plain script on static pages.
+
+// ---- numbers as text, as Python's format() writes them ----
+
+const pad2 = (exponent) => exponent.replace(/e([+-])(\d)$/, "e$10$2");
+
+function general(value, digits) {
+  if (value === 0) return "0";
+  const [mantissa, exponent] = value.toExponential(Math.max(digits, 1) - 1).split("e");
+  const trim = (text) => (text.includes(".") ? text.replace(/\.?0+$/, "") : text);
+  if (+exponent < -4 || +exponent >= Math.max(digits, 1)) return pad2(`${trim(mantissa)}e${exponent}`);
+  return trim(value.toFixed(Math.max(0, Math.max(digits, 1) - 1 - +exponent)));
+}
+
+function formatValue(value, form) {
+  if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  if (typeof value === "string") return value;
+  const digits = +(form[1] ?? 0);
+  const text = {
+    d: () => String(Math.round(value)),
+    f: () => value.toFixed(digits),
+    e: () => pad2(value.toExponential(digits)),
+    g: () => general(value, digits),
+    "%": () => `${(100 * value).toFixed(digits)}%`,
+  }[form.at(-1)]();
+  return /^-[0.]+%?$/.test(text) ? text.slice(1) : text;
+}
+
+// ---- where numbers come from ----
+
+const size = (shape) => shape.reduce((product, length) => product * length, 1);
+
+function nested(flat, shape) {
+  if (shape.length === 0) return flat[0];
+  const inner = size(shape.slice(1));
+  return Array.from({ length: shape[0] }, (_, i) => nested(flat.slice(i * inner, (i + 1) * inner), shape.slice(1)));
+}
+
+function tableValues(source, settings, controls) {
+  let start = 0;
+  let block = size(source.shape);
+  source.by.forEach((name, axis) => {
+    block /= source.shape[axis];
+    start += block * controls[name].values.indexOf(settings[name]);
+  });
+  return nested(source.values.slice(start, start + block), source.shape.slice(source.by.length));
+}
+
+function bound(value, known) {
+  if (Array.isArray(value)) return value.map((entry) => bound(entry, known));
+  return typeof value === "string" ? known[value] : value;
+}
+
+function scanValues(source, known) {
+  const [u, delta, A, B, C] = ["u", "delta", "A", "B", "C"].map((key) => bound(source[key], known));
+  const perToken = (matrix) => (Array.isArray(matrix[0]) ? matrix : u.map(() => matrix));
+  const [Bt, Ct] = [perToken(B), perToken(C)];
+  const decay = delta.map((step) => A.map((a) => Math.exp(step * a)));
+  const states = [];
+  u.forEach((input, t) => states.push(A.map((_, n) =>
+    (t ? decay[t][n] * states[t - 1][n] : 0) + delta[t] * Bt[t][n] * input)));
+  const left = u.map(() => A.map(() => 1));
+  for (let t = u.length - 2; t >= 0; t--) left[t] = A.map((_, n) => left[t + 1][n] * decay[t + 1][n]);
+  const dot = (x, y) => x.reduce((sum, entry, n) => sum + entry * y[n], 0);
+  const contributions = left.map((row, t) => row.map((share, n) => share * delta[t] * u[t] * Bt[t][n]));
+  return {
+    decay, states, contributions,
+    y: states.map((state, t) => dot(state, Ct[t])),
+    attribution: contributions.map((row) => dot(row, Ct.at(-1))),
+    kept: left.map((row) => row.reduce((sum, entry) => sum + entry, 0) / row.length),
+  };
+}
+
+// A source that needs more than a table look-up: add it here and, under the same name, to COMPUTED in dmm/widgets.py.
+const computed = { "selective-scan": scanValues };
+
+function evaluate(spec, settings) {
+  const controls = Object.fromEntries(spec.controls.map((control) => [control.name, control]));
+  const known = { ...settings };
+  const sources = Object.entries(spec.data);
+  for (const [name, source] of sources) if (source.kind === "table") known[name] = tableValues(source, settings, controls);
+  for (const [name, source] of sources) {
+    if (source.kind === "table") continue;
+    for (const [output, array] of Object.entries(computed[source.kind](source, known))) known[`${name}.${output}`] = array;
+  }
+  return known;
+}
+
+// ---- colours and scales ----
+
+const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
+const RED_BLUE = ["#2166ac", "#4393c3", "#92c5de", "#d1e5f0", "#f7f7f7", "#fddbc7", "#f4a582", "#d6604d", "#b2182b"];
+
+function mapped(colors, share) {
+  const place = Math.min(1, Math.max(0, share)) * (colors.length - 1);
+  const i = Math.min(colors.length - 2, Math.floor(place));
+  const parts = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+  const [from, to] = [parts(colors[i]), parts(colors[i + 1])];
+  return `rgb(${from.map((value, c) => Math.round(value + (to[c] - value) * (place - i))).join(",")})`;
+}
+
+function linear(range, from, to) {
+  const span = range[1] - range[0] || 1;
+  return (value) => from + ((value - range[0]) / span) * (to - from);
+}
+
+function logarithmic(range, from, to) {
+  const place = linear(range.map(Math.log10), from, to);
+  return (value) => place(Math.log10(value));
+}
+
+function niceTicks([low, high], count) {
+  const raw = (high - low) / Math.max(1, count);
+  const power = 10 ** Math.floor(Math.log10(raw || 1));
+  const step = power * ([1, 2, 5, 10].find((factor) => factor * power >= raw) ?? 10);
+  const ticks = [];
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) ticks.push(i * step);
+  return ticks;
+}
+
+function powerTicks([low, high]) {
+  const ticks = [];
+  for (let p = Math.ceil(Math.log10(low) - 1e-9); p <= Math.log10(high) + 1e-9; p++) ticks.push(10 ** p);
+  return ticks.length > 1 ? ticks : [low, high];
+}
+
+const tickText = (value) => general(Math.abs(value) < 1e-12 ? 0 : value, 4).replace("e+0", "e").replace("e-0", "e-");
+
+// ---- pieces of a picture ----
+
+function text(g, content, x, y, { align = "center", base = "middle", color, turn = 0, bold = false } = {}) {
+  g.save();
+  g.translate(x, y);
+  g.rotate(turn);
+  g.textAlign = align;
+  g.textBaseline = base;
+  g.fillStyle = color;
+  g.font = `${bold ? "600 " : ""}12px system-ui, "Segoe UI", "DejaVu Sans", sans-serif`;
+  g.fillText(content, 0, 0);
+  g.restore();
+}
+
+function stroke(g, points, { color, width = 1, dash = [] }) {
+  g.save();
+  g.strokeStyle = color;
+  g.lineWidth = width;
+  g.lineJoin = "round";
+  g.setLineDash(dash);
+  g.beginPath();
+  let drawing = false;
+  for (const [x, y] of points) {
+    if (!Number.isFinite(x) || !Number.isFinite(y)) { drawing = false; continue; }
+    drawing ? g.lineTo(x, y) : g.moveTo(x, y);
+    drawing = true;
+  }
+  g.stroke();
+  g.restore();
+}
+
+function dot(g, x, y, radius, fill, edge) {
+  g.beginPath();
+  g.arc(x, y, radius, 0, 2 * Math.PI);
+  g.fillStyle = fill;
+  g.fill();
+  if (edge) { g.strokeStyle = edge; g.lineWidth = 1.5; g.stroke(); }
+}
+
+function clipped(g, box, paint) {
+  g.save();
+  g.beginPath();
+  g.rect(box.x - 1, box.y - 1, box.w + 2, box.h + 2);
+  g.clip();
+  paint();
+  g.restore();
+}
+
+function axes(g, panel, box, theme, { x, y, xTicks, yTicks, xText = tickText, yText = tickText, grid = true }) {
+  for (const value of yTicks) {
+    if (grid) stroke(g, [[box.x, y(value)], [box.x + box.w, y(value)]], { color: theme.grid });
+    text(g, yText(value), box.x - 6, y(value), { align: "right", color: theme.soft });
+  }
+  for (const value of xTicks) {
+    if (grid) stroke(g, [[x(value), box.y], [x(value), box.y + box.h]], { color: theme.grid });
+    text(g, xText(value), x(value), box.y + box.h + 6, { base: "top", color: theme.soft });
+  }
+  stroke(g, [[box.x, box.y], [box.x, box.y + box.h], [box.x + box.w, box.y + box.h]], { color: theme.soft });
+  if (panel.x_label) text(g, panel.x_label, box.x + box.w / 2, box.y + box.h + 24, { base: "top", color: theme.ink });
+  if (panel.y_label) text(g, panel.y_label, 9, box.y + box.h / 2, { turn: -Math.PI / 2, color: theme.ink });
+}
+
+function legend(g, entries, box, theme, top = 4) {
+  let [x, y] = [box.x, top];
+  for (const entry of entries) {
+    const width = 30 + g.measureText(entry.name).width;
+    if (x + width > box.x + box.w + 4 && x > box.x) { x = box.x; y += 17; }
+    if (entry.style === "dots") dot(g, x + 9, y + 7, 3.5, theme[entry.color]);
+    else stroke(g, [[x, y + 7], [x + 18, y + 7]], { color: theme[entry.color], width: 2.5, dash: entry.style === "dashed" ? [5, 4] : [] });
+    text(g, entry.name, x + 23, y + 7, { align: "left", color: theme.ink });
+    x += width + 12;
+  }
+}
+
+function legendHeight(g, entries, width) {
+  let [x, rows] = [0, 1];
+  for (const entry of entries) {
+    const wide = 30 + g.measureText(entry.name).width;
+    if (x + wide > width + 4 && x > 0) { x = 0; rows += 1; }
+    x += wide + 12;
+  }
+  return 17 * rows + 6;
+}
+
+function framed(w, h, { left, right = 12, top = 10, bottom }) {
+  return { x: left, y: top, w: Math.max(20, w - left - right), h: Math.max(20, h - top - bottom) };
+}
+
+function tickWidth(g, ticks, textOf) {
+  return Math.max(0, ...ticks.map((tick) => g.measureText(textOf(tick)).width));
+}
+
+function equalRanges(panel, box) {
+  const span = (range) => range[1] - range[0];
+  const unit = Math.min(box.w / span(panel.x_range), box.h / span(panel.y_range));
+  const [w, h] = [unit * span(panel.x_range), unit * span(panel.y_range)];
+  return { x: box.x + (box.w - w) / 2, y: box.y + (box.h - h) / 2, w, h };
+}
+
+// ---- panels: each draws itself and returns the cells that pointer and arrow keys can visit ----
+
+function linesPanel(g, panel, get, w, h, theme) {
+  const series = panel.y.map((entry) => ({ ...entry, values: get(entry.data) }));
+  const length = Math.max(...series.map((entry) => entry.values.length));
+  const xs = typeof panel.x === "string" ? get(panel.x) : panel.x ?? Array.from({ length }, (_, i) => i);
+  const xRange = panel.x_range ?? [0, Math.max(1, length - 1)];
+  const yTicks = panel.log_y ? powerTicks(panel.y_range) : niceTicks(panel.y_range, Math.max(2, (h - 60) / 42));
+  const top = legendHeight(g, series, w - 60) + 4;
+  const box = framed(w, h, { left: tickWidth(g, yTicks, tickText) + (panel.y_label ? 28 : 12), top, bottom: panel.x_label ? 42 : 24 });
+  const x = (panel.log_x ? logarithmic : linear)(xRange, box.x, box.x + box.w);
+  const y = (panel.log_y ? logarithmic : linear)(panel.y_range, box.y + box.h, box.y);
+  const xTicks = panel.log_x ? powerTicks(xRange) : niceTicks(xRange, Math.max(2, box.w / 75));
+  axes(g, panel, box, theme, { x, y, xTicks, yTicks });
+  clipped(g, box, () => {
+    for (const mark of panel.marks) drawMark(g, mark, get, box, x, y, theme);
+    for (const entry of series) drawLine(g, entry, entry.values.map((value, i) => [x(xs[i]), value === null ? NaN : y(value)]), theme);
+  });
+  legend(g, series, box, theme);
+  const xName = panel.x_label || "x";
+  return {
+    rows: 1, columns: length,
+    rect: (_, i) => ({ x: x(xs[i]) - 1, y: box.y, w: 2, h: box.h }),
+    text: (_, i) => `${xName} ${tickText(xs[i])}: ${series.map((entry) => `${entry.name} ${formatValue(entry.values[i], ".4g")}`).join(", ")}`,
+    find: (px) => [0, nearest(xs.map((value) => Math.abs(x(value) - px)))],
+  };
+}
+
+const nearest = (distances) => distances.reduce((best, distance, i) => (distance < distances[best] ? i : best), 0);
+
+function drawMark(g, mark, get, box, x, y, theme) {
+  const at = (value) => (typeof value === "string" ? get(value) : value);
+  if (mark.x !== null) {
+    const place = x(at(mark.x));
+    stroke(g, [[place, box.y], [place, box.y + box.h]], { color: theme.soft, width: 1.5, dash: [2, 3] });
+    const end = place > box.x + box.w * 0.7;
+    text(g, mark.label, place + (end ? -4 : 4), box.y + 8, { align: end ? "right" : "left", color: theme.soft });
+  }
+  if (mark.y !== null) {
+    const place = y(at(mark.y));
+    stroke(g, [[box.x, place], [box.x + box.w, place]], { color: theme.soft, width: 1.5, dash: [2, 3] });
+    text(g, mark.label, box.x + box.w - 3, place - 8, { align: "right", color: theme.soft });
+  }
+}
+
+function drawLine(g, entry, points, theme) {
+  const color = theme[entry.color];
+  if (entry.style === "dots") {
+    for (const [px, py] of points) if (Number.isFinite(py)) dot(g, px, py, 3.5, color);
+    return;
+  }
+  const corners = entry.style === "steps"
+    ? points.flatMap(([px, py], i) => (i + 1 < points.length ? [[px, py], [points[i + 1][0], py]] : [[px, py]])) : points;
+  stroke(g, corners, { color, width: 2.2, dash: entry.style === "dashed" ? [6, 4] : [] });
+}
+
+function heatmapPanel(g, panel, get, w, h, theme) {
+  const raw = get(panel.data);
+  const matrix = panel.transpose ? raw[0].map((_, j) => raw.map((row) => row[j])) : raw;
+  const [rows, columns] = [matrix.length, matrix[0].length];
+  const [rowNames, columnNames] = [panel.y_ticks, panel.x_ticks].map((names, axis) => names ?? Array.from({ length: axis ? columns : rows }, (_, i) => String(i)));
+  const left = tickWidth(g, rowNames, String) + (panel.y_label ? 28 : 12);
+  const barLeft = Math.max(tickWidth(g, panel.range, tickText), 24) + (panel.value_label ? 46 : 30);
+  const box = framed(w, h, { left, right: barLeft, bottom: panel.x_label ? 42 : 24 });
+  const colors = panel.colors === "diverging" ? RED_BLUE : VIRIDIS;
+  const share = linear(panel.range, 0, 1);
+  const rect = (r, c) => ({ x: box.x + (c * box.w) / columns, y: box.y + (r * box.h) / rows, w: box.w / columns, h: box.h / rows });
+  matrix.forEach((row, r) => row.forEach((value, c) => {
+    const cell = rect(r, c);
+    g.fillStyle = value === null ? theme.grid : mapped(colors, share(value));
+    g.fillRect(cell.x, cell.y, cell.w + 0.5, cell.h + 0.5);
+  }));
+  const thin = (count, room) => Array.from({ length: count }, (_, i) => i).filter((i) => i % Math.ceil(count / Math.max(1, Math.floor(room))) === 0);
+  const wide = tickWidth(g, columnNames, String) + 8;
+  axes(g, panel, box, theme, {
+    x: (c) => box.x + ((c + 0.5) * box.w) / columns, y: (r) => box.y + ((r + 0.5) * box.h) / rows, grid: false,
+    xTicks: thin(columns, box.w / wide), yTicks: thin(rows, box.h / 15), xText: (c) => columnNames[c], yText: (r) => rowNames[r],
+  });
+  colorBar(g, panel, colors, { x: box.x + box.w + 12, y: box.y, w: 12, h: box.h }, w, theme);
+  return {
+    rows, columns, rect,
+    text: (r, c) => `${panel.y_label || "row"} ${rowNames[r]}, ${panel.x_label || "column"} ${columnNames[c]}: ${panel.value_label || "value"} ${formatValue(matrix[r][c], panel.format)}`,
+    find: (px, py) => [Math.floor(((py - box.y) / box.h) * rows), Math.floor(((px - box.x) / box.w) * columns)],
+  };
+}
+
+function colorBar(g, panel, colors, box, w, theme) {
+  for (let i = 0; i < box.h; i++) {
+    g.fillStyle = mapped(colors, 1 - i / box.h);
+    g.fillRect(box.x, box.y + i, box.w, 1.5);
+  }
+  const place = linear(panel.range, box.y + box.h, box.y);
+  for (const tick of niceTicks(panel.range, Math.max(1, box.h / 45))) text(g, tickText(tick), box.x + box.w + 5, place(tick), { align: "left", color: theme.soft });
+  if (panel.value_label) text(g, panel.value_label, w - 9, box.y + box.h / 2, { turn: -Math.PI / 2, color: theme.ink });
+}
+
+function planePanel(g, panel, get, w, h, theme) {
+  const top = panel.points.length > 1 ? legendHeight(g, panel.points, w - 60) + 4 : 10;
+  const box = equalRanges(panel, framed(w, h, { left: 50, top, bottom: panel.x_label ? 42 : 24 }));
+  const x = linear(panel.x_range, box.x, box.x + box.w);
+  const y = linear(panel.y_range, box.y + box.h, box.y);
+  const circle = (paint) => { g.beginPath(); g.ellipse(x(0), y(0), Math.abs(x(1) - x(0)), Math.abs(y(1) - y(0)), 0, 0, 2 * Math.PI); paint(); };
+  clipped(g, box, () => {
+    g.fillStyle = theme.region;
+    if (panel.stable === "disc") circle(() => g.fill());
+    if (panel.stable === "half-plane") g.fillRect(box.x, box.y, x(0) - box.x, box.h);
+  });
+  const ticks = (range) => niceTicks(range, Math.max(2, box.w / 60));
+  axes(g, panel, box, theme, { x, y, xTicks: ticks(panel.x_range), yTicks: ticks(panel.y_range) });
+  const found = [];
+  clipped(g, box, () => {
+    stroke(g, [[x(0), box.y], [x(0), box.y + box.h]], { color: theme.soft });
+    stroke(g, [[box.x, y(0)], [box.x + box.w, y(0)]], { color: theme.soft });
+    if (panel.unit_circle) circle(() => { g.strokeStyle = theme.soft; g.setLineDash([4, 3]); g.stroke(); g.setLineDash([]); });
+    for (const entry of panel.points) for (const [re, im] of get(entry.data)) {
+      found.push({ name: entry.name, re, im });
+      if (re !== null) dot(g, x(re), y(im), 5, theme[entry.color], theme.ground);
+    }
+  });
+  if (panel.points.length > 1) legend(g, panel.points.map((entry) => ({ ...entry, style: "dots" })), { ...box, x: 50, w: w - 62 }, theme);
+  return {
+    rows: 1, columns: found.length,
+    rect: (_, i) => ({ x: x(found[i].re) - 8, y: y(found[i].im) - 8, w: 16, h: 16 }),
+    text: (_, i) => `${found[i].name}: ${formatValue(found[i].re, ".4g")} ${found[i].im < 0 ? "−" : "+"} ${formatValue(Math.abs(found[i].im), ".4g")}i`,
+    find: (px, py) => [0, nearest(found.map((point) => Math.hypot(x(point.re) - px, y(point.im) - py)))],
+  };
+}
+
+function barsPanel(g, panel, get, w, h, theme) {
+  const heights = get(panel.data);
+  const intervals = panel.intervals ? get(panel.intervals) : null;
+  const yTicks = niceTicks(panel.y_range, Math.max(2, (h - 60) / 42));
+  const box = framed(w, h, { left: tickWidth(g, yTicks, tickText) + (panel.y_label ? 28 : 12), bottom: panel.x_label ? 42 : 24 });
+  const y = linear(panel.y_range, box.y + box.h, box.y);
+  const step = box.w / heights.length;
+  const x = (i) => box.x + (i + 0.5) * step;
+  const every = Math.ceil((tickWidth(g, panel.names, String) + 6) / step);
+  const xTicks = heights.map((_, i) => i).filter((i) => i % every === 0);
+  axes(g, panel, box, theme, { x, y, xTicks: [], yTicks });
+  for (const i of xTicks) text(g, panel.names[i], x(i), box.y + box.h + 6, { base: "top", color: theme.soft });
+  clipped(g, box, () => heights.forEach((value, i) => {
+    if (value === null) return;
+    g.fillStyle = theme[panel.color[i]];
+    g.fillRect(x(i) - step * 0.36, Math.min(y(0), y(value)), step * 0.72, Math.abs(y(value) - y(0)));
+    if (intervals) for (const part of [[[x(i), y(intervals[i][0])], [x(i), y(intervals[i][1])]],
+      ...intervals[i].map((end) => [[x(i) - 4, y(end)], [x(i) + 4, y(end)]])]) stroke(g, part, { color: theme.ink, width: 1.5 });
+  }));
+  stroke(g, [[box.x, y(0)], [box.x + box.w, y(0)]], { color: theme.soft });
+  const spread = (i) => (intervals ? ` (${intervals[i].map((end) => formatValue(end, panel.format)).join(" to ")})` : "");
+  return {
+    rows: 1, columns: heights.length,
+    rect: (_, i) => ({ x: x(i) - step * 0.45, y: box.y, w: step * 0.9, h: box.h }),
+    text: (_, i) => `${panel.names[i]}: ${formatValue(heights[i], panel.format)}${spread(i)}`,
+    find: (px) => [0, Math.floor((px - box.x) / step)],
+  };
+}
+
+const STRIP = { gap: 3, row: 62, least: 34, most: 64 };
+
+function stripRows(panel, w) {
+  const perRow = Math.max(1, Math.min(panel.kinds.length, Math.floor((w - 8) / STRIP.least)));
+  // Whole time steps stay together when a strip must break.
+  const whole = perRow < panel.kinds.length && perRow >= 3 ? perRow - (perRow % 3) : perRow;
+  return { perRow: whole, rows: Math.ceil(panel.kinds.length / whole) };
+}
+
+function stripPanel(g, panel, get, w, h, theme) {
+  const { perRow, rows } = stripRows(panel, w);
+  const [strength, present, window] = ["strength", "present", "highlight"].map((key) => (panel[key] ? get(panel[key]) : null));
+  const labels = typeof panel.labels === "string" ? get(panel.labels) : panel.labels;
+  const label = (i) => (labels ? formatValue(labels[i], panel.format) : "");
+  const wide = Math.min(STRIP.most, (w - 8) / perRow);
+  const rect = (_, i) => ({ x: 4 + (i % perRow) * wide, y: 20 + Math.floor(i / perRow) * STRIP.row, w: wide - STRIP.gap, h: 34 });
+  const names = { rtg: "return-to-go", state: "state", action: "action" };
+  const kinds = [...new Set(panel.kinds)].map((kind) => ({ name: names[kind] ?? kind, color: kind, style: "dots" }));
+  legend(g, kinds, { x: 4, w: w - 8 }, theme, 0);
+  panel.kinds.forEach((kind, i) => {
+    const cell = rect(0, i);
+    const real = present === null || present[i] > 0;
+    g.globalAlpha = real ? 0.15 + 0.85 * Math.min(1, Math.max(0, strength ? strength[i] ?? 0 : 1)) : 0;
+    g.fillStyle = theme[kind];
+    g.fillRect(cell.x, cell.y, cell.w, cell.h);
+    g.globalAlpha = 1;
+    stroke(g, [[cell.x, cell.y], [cell.x + cell.w, cell.y], [cell.x + cell.w, cell.y + cell.h], [cell.x, cell.y + cell.h], [cell.x, cell.y]],
+      { color: theme[kind], width: 1, dash: real ? [] : [3, 3] });
+    const filled = real && (!strength || strength[i] > 0.45);
+    text(g, label(i), cell.x + cell.w / 2, cell.y + cell.h / 2, { color: filled ? theme.onColor : theme.ink });
+    if (window && i >= window[0] && i < window[1]) {
+      g.fillStyle = theme.ink;
+      g.fillRect(cell.x - 1, cell.y + cell.h + 4, wide, 4);
+    }
+  });
+  const inWindow = (i) => (window && i >= window[0] && i < window[1] ? ", in the window" : "");
+  return {
+    rows: 1, columns: panel.kinds.length, rect,
+    text: (_, i) => `token ${i} (${names[panel.kinds[i]] ?? panel.kinds[i]})${label(i) ? `: ${label(i)}` : ""}` +
+      `${strength ? `, strength ${formatValue(strength[i], ".3g")}` : ""}${present && !(present[i] > 0) ? ", padding" : ""}${inWindow(i)}`,
+    find: (px, py) => [0, Math.min(rows - 1, Math.max(0, Math.floor((py - 16) / STRIP.row))) * perRow + Math.min(perRow - 1, Math.floor((px - 4) / wide))],
+  };
+}
+
+function pathsPanel(g, panel, get, w, h, theme) {
+  const top = legendHeight(g, panel.paths, w - 60) + 4;
+  const box = equalRanges(panel, framed(w, h, { left: 46, top, bottom: panel.x_label ? 42 : 24 }));
+  const x = linear(panel.x_range, box.x, box.x + box.w);
+  const y = linear(panel.y_range, box.y + box.h, box.y);
+  const ticks = (range) => niceTicks(range, 5);
+  axes(g, panel, box, theme, { x, y, xTicks: ticks(panel.x_range), yTicks: ticks(panel.y_range), grid: false });
+  const now = panel.time === null ? null : Math.round(get(panel.time));
+  const routes = panel.paths.map((entry) => ({ ...entry, values: get(entry.data) }));
+  clipped(g, box, () => {
+    g.fillStyle = theme.wall;
+    for (const [left, bottom, wide, tall] of panel.walls) g.fillRect(x(left), y(bottom + tall), x(left + wide) - x(left), y(bottom) - y(bottom + tall));
+    for (const route of routes) drawRoute(g, route, now, x, y, theme);
+    for (const [name, [px, py]] of Object.entries(panel.points)) {
+      text(g, "★", x(px), y(py), { color: theme.ink, bold: true });
+      text(g, name, x(px) + 9, y(py), { align: "left", color: theme.ink });
+    }
+  });
+  legend(g, routes, { ...box, x: 46, w: w - 58 }, theme);
+  const last = Math.max(...routes.map((route) => route.values.length)) - 1;
+  const at = (route, i) => route.values[Math.min(i, route.values.length - 1)];
+  return {
+    rows: 1, columns: last + 1,
+    rect: (_, i) => { const [px, py] = at(routes[0], i); return { x: x(px) - 7, y: y(py) - 7, w: 14, h: 14 }; },
+    text: (_, i) => `step ${i}: ${routes.map((route) => `${route.name} at (${at(route, i).map((value) => formatValue(value, ".3g")).join(", ")})`).join(", ")}`,
+    find: (px, py) => [0, nearest(routes[0].values.map(([a, b]) => Math.hypot(x(a) - px, y(b) - py)))],
+  };
+}
+
+function drawRoute(g, route, now, x, y, theme) {
+  const color = theme[route.color];
+  const points = route.values.map(([a, b]) => (a === null ? [NaN, NaN] : [x(a), y(b)]));
+  g.globalAlpha = now === null ? 1 : 0.25;
+  stroke(g, points, { color, width: 2 });
+  g.globalAlpha = 1;
+  if (now === null) return;
+  const end = Math.min(now, points.length - 1);
+  stroke(g, points.slice(0, end + 1), { color, width: 2.5 });
+  dot(g, points[end][0], points[end][1], 6, color, theme.ground);
+}
+
+const painters = { lines: linesPanel, heatmap: heatmapPanel, plane: planePanel, bars: barsPanel, strip: stripPanel, paths: pathsPanel };
+
+// ---- the figure: controls, canvases, read-outs ----
+
+function element(tag, className, properties = {}, children = []) {
+  const made = Object.assign(document.createElement(tag), properties);
+  if (className) made.className = className;
+  made.append(...children);
+  return made;
+}
+
+const THEME = ["ink", "soft", "grid", "ground", "region", "wall", "on-color", "rtg", "state", "action", "green", "purple", "grey"];
+
+function themeOf(root) {
+  const style = getComputedStyle(root);
+  const read = (name) => style.getPropertyValue(`--dmm-${name}`).trim();
+  return Object.fromEntries(THEME.map((name) => [name === "on-color" ? "onColor" : name, read(name)]));
+}
+
+let count = 0;
+
+function makeControl(control, current, change) {
+  const id = `dmm-control-${(count += 1)}`;
+  const label = element("label", "dmm-label", { htmlFor: id, textContent: control.label });
+  if (control.kind === "select") {
+    const options = control.values.map((value) => element("option", "", { value, textContent: value }));
+    const input = element("select", "dmm-select", { id, name: control.name }, options);
+    input.addEventListener("change", () => change(control.name, input.value));
+    const show = (value) => { input.value = value; };
+    show(current);
+    return { node: element("div", "dmm-control", {}, [label, input]), show };
+  }
+  const input = element("input", "dmm-slider", { id, type: "range", min: 0, max: control.values.length - 1, step: 1, name: control.name });
+  const output = element("output", "dmm-value", {});
+  output.htmlFor = id;
+  const show = (value) => {
+    const at = control.values.indexOf(value);
+    input.value = at;
+    input.setAttribute("aria-valuetext", control.texts[at]);
+    output.textContent = control.texts[at];
+  };
+  input.addEventListener("input", () => change(control.name, control.values[+input.value]));
+  show(current);
+  const row = element("div", "dmm-slider-row", {}, [input, ...(control.play ? [playButton(control, input, change)] : [])]);
+  return { node: element("div", "dmm-control", {}, [element("div", "dmm-label-row", {}, [label, output]), row]), show };
+}
+
+function playButton(control, input, change) {
+  let timer = null;
+  const button = element("button", "dmm-button dmm-play", { type: "button", textContent: "Play" });
+  button.setAttribute("aria-label", `Play: ${control.label}`);
+  const stop = () => { clearInterval(timer); timer = null; button.textContent = "Play"; };
+  const step = () => {
+    if (!button.isConnected || +input.value >= control.values.length - 1) { stop(); return; }
+    change(control.name, control.values[+input.value + 1]);
+  };
+  button.addEventListener("click", () => {
+    if (timer !== null) { stop(); return; }
+    if (+input.value >= control.values.length - 1) change(control.name, control.values[0]);
+    button.textContent = "Pause";
+    timer = setInterval(step, Math.max(80, 4000 / control.values.length));
+  });
+  return button;
+}
+
+function makePanel(panel, root) {
+  const canvas = element("canvas", "dmm-canvas", { tabIndex: 0 });
+  canvas.setAttribute("role", "img");
+  const probe = element("p", "dmm-probe", { textContent: "\u00a0" });
+  probe.setAttribute("aria-live", "polite");
+  const caption = panel.caption ? [element("p", "dmm-caption", { textContent: panel.caption })] : [];
+  const node = element("div", `dmm-panel dmm-${panel.width}`, {}, [...caption, canvas, probe]);
+  let [cells, at, get] = [null, null, null];
+  const drawn = {};
+
+  function paint() {
+    const w = Math.max(120, Math.floor(node.clientWidth));
+    const h = panel.kind === "strip" ? 20 + STRIP.row * stripRows(panel, w).rows - 10 : panel.height;
+    const ratio = globalThis.devicePixelRatio || 1;
+    [canvas.width, canvas.height] = [Math.round(w * ratio), Math.round(h * ratio)];
+    [canvas.style.width, canvas.style.height] = [`${w}px`, `${h}px`];
+    const g = canvas.getContext("2d");
+    const theme = themeOf(root);
+    g.scale(ratio, ratio);
+    g.font = '12px system-ui, "Segoe UI", "DejaVu Sans", sans-serif';
+    cells = painters[panel.kind](g, panel, get, w, h, theme);
+    if (at) visit(g, theme);
+  }
+
+  function visit(g, theme) {
+    at = [Math.min(at[0], cells.rows - 1), Math.min(at[1], cells.columns - 1)];
+    const cell = cells.rect(...at);
+    g.strokeStyle = theme.ink;
+    g.lineWidth = 2;
+    g.setLineDash([]);
+    g.strokeRect(cell.x, cell.y, cell.w, cell.h);
+    probe.textContent = cells.text(...at);
+  }
+
+  function go(row, column) {
+    const inside = cells && row >= 0 && column >= 0 && row < cells.rows && column < cells.columns;
+    at = inside ? [row, column] : null;
+    if (!at) probe.textContent = "\u00a0";
+    paint();
+  }
+
+  const point = (event) => go(...cells.find(event.offsetX, event.offsetY));
+  canvas.addEventListener("pointermove", point);
+  canvas.addEventListener("pointerdown", point);
+  canvas.addEventListener("pointerleave", () => go(-1, -1));
+  canvas.addEventListener("blur", () => go(-1, -1));
+  canvas.addEventListener("keydown", (event) => {
+    const move = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+    if (!move) return;
+    event.preventDefault();
+    const clamp = (value, limit) => Math.min(limit - 1, Math.max(0, value));
+    const [row, column] = at ? [at[0] + move[0], at[1] + move[1]] : [0, 0];
+    go(clamp(row, cells.rows), clamp(column, cells.columns));
+  });
+
+  return {
+    node, canvas, drawn, paint,
+    update(known, description) {
+      get = (name) => (drawn[name] = known[name]);
+      for (const name of Object.keys(drawn)) delete drawn[name];
+      paint();
+      canvas.setAttribute("aria-label", `${panel.caption || panel.kind}. ${description}`);
+    },
+  };
+}
+
+function render({ model, el }) {
+  const spec = model.get("spec");
+  const start = () => Object.fromEntries(spec.controls.map((control) => [control.name, control.start]));
+  let settings = { ...start(), ...model.get("state") };
+
+  el.classList.add("dmm-widget", "dmm-live");
+  el.dataset.widget = spec.name;
+  const root = element("div", "dmm-explorer");
+  root.setAttribute("role", "group");
+  root.setAttribute("aria-label", spec.title);
+  const change = (name, value) => apply({ ...settings, [name]: value });
+  const controls = spec.controls.map((control) => [control.name, makeControl(control, settings[control.name], change)]);
+  const buttons = Object.entries({ ...spec.presets, Reset: start() }).map(([label, preset]) => {
+    const button = element("button", "dmm-button", { type: "button", textContent: label });
+    button.addEventListener("click", () => apply({ ...preset }));
+    if (label === "Reset") button.classList.add("dmm-reset");
+    return button;
+  });
+  const panels = spec.panels.map((panel) => makePanel(panel, root));
+  const readout = element("p", "dmm-readout");
+  readout.setAttribute("aria-live", "polite");
+  root.append(
+    element("p", "dmm-title", { textContent: spec.title }),
+    element("div", "dmm-controls", {}, controls.map(([, control]) => control.node)),
+    element("div", "dmm-buttons", {}, buttons),
+    element("div", "dmm-panels", {}, panels.map((panel) => panel.node)),
+    readout,
+    element("p", "dmm-hint", { textContent: "To read single numbers, point at a picture, or focus it and press the arrow keys." }),
+  );
+  el.append(root);
+
+  function readoutTexts(known) {
+    return Object.fromEntries(spec.readouts.map((entry) =>
+      [entry.label, formatValue(known[entry.data], entry.format) + (entry.unit ? ` ${entry.unit}` : "")]));
+  }
+
+  function draw() {
+    const known = evaluate(spec, settings);
+    const texts = readoutTexts(known);
+    const sentence = Object.entries(texts).map(([label, value]) => `${label}: ${value}`).join("; ");
+    const setting = spec.controls.map((control) => `${control.label}: ${control.texts[control.values.indexOf(settings[control.name])]}`).join("; ");
+    readout.replaceChildren(...Object.entries(texts).map(([label, value]) =>
+      element("span", "dmm-reading", {}, [`${label} `, element("strong", "", { textContent: value })])));
+    for (const panel of panels) panel.update(known, `${setting}.${sentence ? ` ${sentence}.` : ""}`);
+    for (const [name, control] of controls) control.show(settings[name]);
+    el.dmm.readouts = texts;
+  }
+
+  function apply(next, { tell = true } = {}) {
+    settings = next;
+    draw();
+    if (!tell) return;
+    model.set("state", { ...settings });
+    model.save_changes();
+  }
+
+  const repaint = () => panels.forEach((panel) => panel.paint());
+  el.dmm = {
+    spec, readouts: {}, apply,
+    settings: () => ({ ...settings }),
+    drawn: () => panels.map((panel) => ({ ...panel.drawn })),
+  };
+  draw();
+  const onState = () => {
+    const next = { ...start(), ...model.get("state") };
+    if (JSON.stringify(next) !== JSON.stringify(settings)) apply(next, { tell: false });
+  };
+  model.on("change:state", onState);
+  const widths = new ResizeObserver(repaint);
+  widths.observe(root);
+  const themes = new MutationObserver(repaint);
+  for (const node of [document.documentElement, document.body]) themes.observe(node, { attributes: true, attributeFilter: ["data-theme", "data-jp-theme-light", "theme", "class"] });
+  return () => { widths.disconnect(); themes.disconnect(); model.off?.("change:state", onState); };
+}
+
+export default { render };

@@ -1,0 +1,1 @@
+"""The models that Decision MetaMamba is compared with, one file each, all behind `dmm.policy.Policy`."""

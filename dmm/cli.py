@@ -1,0 +1,228 @@
+"""The `dmm` command: data sets, models, training, evaluation.
+
+Results go to stdout (as one JSON object with `--json`), progress to stderr. Exit code 0, or 2 with one line for wrong
+input, or 1 for a run that failed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dmm.errors import InputError, RunError
+
+app = typer.Typer(
+    help="Decision MetaMamba: make data sets, train policies on them, evaluate them.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+
+@app.command()
+def datasets(as_json: AsJson = False) -> None:
+    """List the data sets that `collect` can make, and which of them are on this machine."""
+    from dmm.data.collect import installed
+    from dmm.data.recipes import RECIPES
+
+    here = {summary.dataset_id: summary for summary in installed()}
+    rows = [
+        {
+            "name": recipe.name,
+            "environment": recipe.env_id,
+            "transitions": recipe.transitions,
+            "description": recipe.description,
+            "installed": None if recipe.name not in here else _summary(here[recipe.name]),
+        }
+        for recipe in RECIPES.values()
+    ]
+    _print(as_json, {"datasets": rows}, "\n".join(_dataset_line(row) for row in rows))
+
+
+@app.command()
+def collect(
+    name: Annotated[str, typer.Argument(help="A data set that `dmm datasets` lists.")],
+    transitions: Annotated[int | None, typer.Option(help="At least this many; the recipe's own number if left out.")] = None,
+    seed: Seed = 0,
+    workers: Annotated[int | None, typer.Option(help="Processes; all cores if left out. The data do not depend on it.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a data set of that name made with other settings.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a data set on this machine, as an ordinary Minari data set."""
+    from dmm.data.collect import collect as make
+
+    made = _summary(make(name, transitions=transitions, seed=seed, workers=workers, force=force))
+    text = (
+        f"{made['dataset_id']}: {made['transitions']:,} transitions in {made['episodes']:,} episodes, "
+        f"mean return {made['mean_return']:.4g}, normalised score {made['normalized_score']:.1f} "
+        f"(regenerated, not D4RL)\n{made['path']}"
+    )
+    _print(as_json, made, text)
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the models that `train` takes."""
+    from dmm.registry import MODELS
+
+    rows = {name: model.description for name, model in MODELS.items()}
+    text = "\n".join(f"{name:14}{description}" for name, description in rows.items())
+    _print(as_json, {"models": [{"name": n, "description": d} for n, d in rows.items()]}, text)
+
+
+@app.command()
+def train(
+    dataset: Annotated[str, typer.Argument(help="Id of a Minari data set on this machine.")],
+    model: Annotated[str, typer.Option(help="A model that `dmm models` lists.")] = "dmm",
+    steps: Annotated[int, typer.Option(help="Updates.")] = 100_000,
+    seed: Seed = 0,
+    seeds: Annotated[int, typer.Option(help="Train this many, with seeds SEED, SEED + 1, ..., one after the other.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/<dataset>/<model>-seed<seed> if left out.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's checkpoint.")] = False,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the model or the training.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; half the cores, at most 4, if left out.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a policy; the run's folder holds weights (safetensors), configuration (JSON) and log (CSV)."""
+    from dmm.training import train as fit
+
+    if seeds < 1:
+        raise InputError(f"seeds: got {seeds}, allowed is at least 1")
+    _set_threads(threads)
+    fields, rows = _parse_changes(changes or []), []
+    for each in range(seed, seed + seeds):
+        folder = out if out is None or seeds == 1 else out / f"seed{each}"
+        run = fit(dataset, model, steps=steps, seed=each, out=folder, device=device, resume=resume, changes=fields)
+        log = run.log
+        rows.append(
+            {
+                "run": str(run.path),
+                "dataset": dataset,
+                "model": model,
+                "seed": each,
+                "steps": run.step,
+                "loss": float(log["loss"][-1]),
+                "seconds": float(log["seconds"][-1]),
+                "parameters": run.policy.parameter_count(),
+            }
+        )
+    text = "\n".join(
+        f"{row['run']}: {row['steps']:,} updates in {row['seconds']:.0f} s, loss {row['loss']:.4f}, "
+        f"{row['parameters']:,} weights"
+        for row in rows
+    )
+    _print(as_json, rows[0] if seeds == 1 else {"runs": rows}, text)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    episodes: Annotated[int, typer.Option(help="Episodes per target.")] = 100,
+    target: Annotated[list[float] | None, typer.Option(help="Return asked for; may be given several times.")] = None,
+    seed: Annotated[int, typer.Option(help="Environment seed of the first episode.")] = 10_000,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; half the cores, at most 4, if left out.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Roll out a run's last checkpoint: return and normalised score with a 95 % interval."""
+    from dmm.evaluation import evaluate as measure
+
+    _set_threads(threads)
+    result = measure(run, episodes=episodes, targets=target, seed=seed).to_json()
+    lines = [f"{result['model']} on {result['dataset']}, step {result['step']:,}, {result['episodes']} episodes per target"]
+    for row in result["scores"]:
+        known = row["normalized_score"] is not None
+        score = f"normalised score {row['normalized_score']:.1f}" if known else "no reference returns"
+        low, high = row["ci95"]
+        lines.append(
+            f"target {row['target']:g}: mean return {row['mean_return']:.4g}, {score}, 95 % interval {low:.1f} to {high:.1f}"
+        )
+    if result["behaviour"] is not None:
+        lines.append(f"the data's own behaviour: normalised score {result['behaviour']:.1f}")
+    _print(as_json, result, "\n".join(lines))
+
+
+def _summary(made: Any) -> dict[str, Any]:
+    return asdict(made)
+
+
+def _dataset_line(row: dict[str, Any]) -> str:
+    there = row["installed"]
+    state = f"here, {there['transitions']:,} transitions" if there else f"not here, {row['transitions']:,} by default"
+    return f"{row['name']:28}{row['environment']:22}{state}\n    {row['description']}"
+
+
+def _parse_changes(pairs: Sequence[str]) -> dict[str, str]:
+    changes = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not name:
+            raise InputError(f"set: got {pair!r}, allowed is FIELD=VALUE")
+        changes[name.strip()] = value.strip()
+    return changes
+
+
+def _set_threads(threads: int | None) -> None:
+    """Small models gain little beyond a few threads, and torch slows down badly when it has to share all its cores."""
+    import torch
+
+    if threads is not None and threads < 1:
+        raise InputError(f"threads: got {threads}, allowed is at least 1")
+    if threads is None and "OMP_NUM_THREADS" in os.environ:
+        return
+    torch.set_num_threads(threads or max(1, min(4, (os.cpu_count() or 1) // 2)))
+
+
+def _print(as_json: bool, value: dict[str, Any], text: str) -> None:
+    typer.echo(json.dumps(value) if as_json else text)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; turns every expected failure into one line on stderr and its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    sys.exit(_exit_code(lambda: app(args=words, prog_name="dmm", standalone_mode=False)))
+
+
+def _exit_code(command: Callable[[], Any]) -> int:
+    try:
+        outcome = command()
+    except InputError as error:
+        return _fail(str(error), 2)
+    except RunError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 1)
+    except Exception as error:
+        return _usage(error)
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _usage(error: Exception) -> int:
+    """What the parser of the command line raises. Typer has carried click under different names, so it is known by its
+    shape; anything else is a bug and goes on as a traceback."""
+    if type(error).__name__ == "Abort":
+        return _fail("interrupted", 1)
+    if not hasattr(error, "format_message"):
+        raise error
+    return _fail(error.format_message(), 2)
+
+
+def _fail(message: str, code: int) -> int:
+    typer.echo(f"dmm: error: {' '.join(message.split())}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()

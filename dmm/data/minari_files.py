@@ -1,0 +1,155 @@
+"""Finding, fetching and reading Minari data sets."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import threading
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import minari
+import numpy as np
+from minari.dataset.minari_dataset import parse_dataset_id
+from minari.storage import get_dataset_path
+
+from dmm.data.observations import flatten_observation
+from dmm.data.recipes import RECIPES
+from dmm.errors import InputError
+
+NETWORK_TIMEOUT = 5.0
+"""Seconds to wait for the data server's first answer; Minari itself would retry for half a minute."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One stored episode of l transitions."""
+
+    observations: np.ndarray  # (l + 1, s) float32
+    actions: np.ndarray  # (l, a)
+    rewards: np.ndarray  # (l,)
+    terminated: bool
+
+
+def dataset_folder(minari_id: str) -> Path:
+    """Where a data set of that id lies, or would lie.
+
+    Raises:
+        InputError: the id is malformed or the folder of all data sets cannot be made.
+    """
+    try:
+        parse_dataset_id(minari_id)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"dataset: {minari_id!r} is not a Minari id; allowed: NAMESPACE/NAME-vVERSION") from error
+    try:
+        return get_dataset_path(minari_id)
+    except OSError as error:
+        raise InputError(f"dataset: the folder of Minari data sets cannot be used ({error})") from error
+
+
+def local_ids() -> list[str]:
+    """Ids of the Minari data sets on this machine."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return sorted(minari.list_local_datasets())
+
+
+def open_dataset(minari_id: str, *, download: bool = False) -> minari.MinariDataset:
+    """The data set as Minari opens it; with `download` it is fetched first when it is not here.
+
+    Raises:
+        InputError: unknown id, no network, or files that Minari cannot read.
+    """
+    folder = dataset_folder(minari_id)
+    if not (folder / "data").is_dir():
+        if not download:
+            raise InputError(_not_here(minari_id))
+        _download(minari_id)
+    try:
+        return minari.load_dataset(minari_id)
+    except (OSError, ValueError, KeyError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"dataset: {minari_id!r} at {folder} cannot be read ({error})") from error
+
+
+def read_episodes(dataset: minari.MinariDataset, keys: tuple[str, ...]) -> Iterator[Episode]:
+    """The episodes in stored order, observations flattened by `keys`.
+
+    HDF5 files are read directly: Minari's own iterator also decodes every `info`, which nothing here needs.
+    """
+    if dataset.storage.FORMAT != "hdf5":
+        raise InputError(f"dataset: {dataset.spec.dataset_id!r} is stored as {dataset.storage.FORMAT}; allowed: hdf5")
+    try:
+        with h5py.File(Path(dataset.storage.data_path) / "main_data.hdf5", "r") as file:
+            for i in range(dataset.total_episodes):
+                yield _episode(functools.partial(_read_array, file.id, f"episode_{i}"), keys)
+    except (OSError, KeyError) as error:
+        raise InputError(f"dataset: {dataset.spec.dataset_id!r} cannot be read ({error})") from error
+
+
+def _episode(read: Callable[..., Any], keys: tuple[str, ...]) -> Episode:
+    observations = {key: read("observations", key) for key in keys} if keys else read("observations")
+    terminations = read("terminations")
+    return Episode(
+        observations=flatten_observation(observations, keys),
+        actions=read("actions"),
+        rewards=read("rewards"),
+        terminated=bool(len(terminations) and terminations[-1]),
+    )
+
+
+def _read_array(file: h5py.h5f.FileID, *path: str) -> np.ndarray:
+    """One stored array. h5py's convenient layer spends ten times as long as the reading itself on arrays this small."""
+    stored = h5py.h5d.open(file, "/".join(path).encode())
+    array = np.empty(stored.shape, dtype=stored.dtype)
+    stored.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
+    return array
+
+
+def _not_here(minari_id: str) -> str:
+    if minari_id in RECIPES:
+        return f"dataset: {minari_id!r} is not on this machine yet; make it with `dmm collect {minari_id}`"
+    near = difflib.get_close_matches(minari_id, sorted({*local_ids(), *RECIPES}), n=3, cutoff=0.4)
+    hint = f"did you mean {', '.join(near)}?" if near else f"recipes: {', '.join(sorted(RECIPES))}"
+    return f"dataset: {minari_id!r} is not on this machine (download not asked for); {hint}"
+
+
+def _download(minari_id: str) -> None:
+    if minari_id in RECIPES:
+        raise InputError(f"download: {minari_id!r} is made, not fetched; use `dmm collect {minari_id}`")
+    try:
+        from huggingface_hub import constants
+    except ImportError as error:
+        raise InputError('download: needs huggingface_hub; install it with `pip install "minari[hf]"`') from error
+    if not reachable(constants.ENDPOINT):
+        raise InputError(f"download: {constants.ENDPOINT} does not answer, so {minari_id!r} cannot be fetched")
+    try:
+        minari.download_dataset(minari_id)
+    except Exception as error:  # Minari passes on whatever its network library raises
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"download: {minari_id!r} cannot be fetched ({type(error).__name__}: {reason})") from error
+
+
+def reachable(url: str, timeout: float = NETWORK_TIMEOUT) -> bool:
+    """Whether a server answers at `url` within `timeout` seconds, whatever it answers."""
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout).close()
+            answers.append(True)
+        except urllib.error.HTTPError:
+            answers.append(True)
+        except OSError:
+            answers.append(False)
+
+    # looking up a name has no time limit of its own, hence a thread that may be left behind
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return any(answers)

@@ -1,0 +1,222 @@
+"""A Minari data set as flat arrays: one row per transition, episodes one after another."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+
+from dmm.data.minari_files import Episode, open_dataset, read_episodes
+from dmm.data.observations import FlatObservation, build_env, choose_keys, flatten_observation, parse_env_spec
+from dmm.errors import InputError
+from dmm.normalize import reference_returns
+
+__all__ = [
+    "FlatObservation",
+    "Trajectories",
+    "flatten_observation",
+    "load_trajectories",
+    "per_step_rewards",
+    "returns_to_go",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectories:
+    """Episodes of a data set, as flat arrays of N transitions in E episodes.
+
+    Raises:
+        InputError: the arrays do not fit together (see `__post_init__`).
+    """
+
+    observations: np.ndarray  # (N, s) float32, the one before each action
+    actions: np.ndarray  # (N, a) float32
+    rewards: np.ndarray  # (N,) float32, one per step
+    starts: np.ndarray  # (E,) int64, row of each episode's first transition
+    lengths: np.ndarray  # (E,) int64
+    terminated: np.ndarray  # (E,) bool: ended by the environment, not by its time limit
+    dataset_id: str
+    env_id: str  # empty when the data set does not say
+    observation_keys: tuple[str, ...] = ()  # entries of the goal dictionary; empty for a Box
+    reference: tuple[float, float] | None = None  # (random, expert) return
+    env_spec: str | None = None  # Gymnasium's specification as JSON
+
+    def __post_init__(self) -> None:
+        n, ends = len(self.observations), np.cumsum(self.lengths)
+        rows = (len(self.actions), len(self.rewards), int(ends[-1]) if len(ends) else 0)
+        if any(count != n for count in rows):
+            raise InputError(f"trajectories: {n} observations against (actions, rewards, sum of lengths) = {rows}")
+        if n == 0 or self.lengths.min() < 1:
+            raise InputError("lengths: every episode must have at least one transition")
+        if not np.array_equal(self.starts, ends - self.lengths):
+            raise InputError("starts: episodes must lie one after another, starts = cumsum(lengths) - lengths")
+
+    @property
+    def episodes(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def transitions(self) -> int:
+        return len(self.observations)
+
+    @property
+    def state_size(self) -> int:
+        return self.observations.shape[1]
+
+    @property
+    def action_size(self) -> int:
+        return self.actions.shape[1]
+
+    def returns(self) -> np.ndarray:
+        """Undiscounted return of each episode: `(E,)` float64."""
+        return np.add.reduceat(self.rewards.astype(np.float64), self.starts)
+
+    def returns_to_go(self) -> np.ndarray:
+        """`R_t = r_t + R_{t+1}` within each episode: `(N,)` float32."""
+        return returns_to_go(self.rewards, self.starts, self.lengths)
+
+    def state_moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation + 1e-6 of the observations, each `(s,)` float32, as in Decision Transformer."""
+        mean = self.observations.mean(axis=0, dtype=np.float64)
+        std = self.observations.std(axis=0, dtype=np.float64) + 1e-6
+        return mean.astype(np.float32), std.astype(np.float32)
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change when any array does (SHA-256)."""
+        digest = hashlib.sha256()
+        for array in (self.observations, self.actions, self.rewards, self.lengths, self.terminated):
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()[:16]
+
+    def make_env(self, **kwargs: Any) -> gym.Env:
+        """The data set's environment with flat float32 observations `(s,)`; the caller seeds it in `reset(seed=...)`.
+
+        `kwargs` go to `gymnasium.make`, for example `render_mode="rgb_array"`.
+
+        Raises:
+            InputError: the data set names no environment, it cannot be made here, or its sizes differ from the data's.
+        """
+        if not self.env_spec and not self.env_id:
+            raise InputError(f"environment: data set {self.dataset_id!r} does not say which environment it comes from")
+        spec = parse_env_spec(self.env_spec) if self.env_spec else self.env_id
+        env = FlatObservation(build_env(spec, **kwargs), self.observation_keys)
+        sizes = (env.observation_space.shape, env.action_space.shape)
+        if sizes != ((self.state_size,), (self.action_size,)):
+            env.close()
+            raise InputError(
+                f"environment: {self.env_id!r} has (observation, action) shapes {sizes}, "
+                f"the data set has {((self.state_size,), (self.action_size,))}"
+            )
+        return env
+
+
+def load_trajectories(
+    minari_id: str, *, rewards: Literal["per-step", "cumulative"] = "per-step", download: bool = False
+) -> Trajectories:
+    """Read a Minari data set of this machine, for example `dmm/hopper/medium-v0`, into flat arrays.
+
+    Observations are a 1-D Box or a goal dictionary, actions a 1-D Box; both are cast to float32 once. An environment
+    meant for evaluation, if the data set stores one, is preferred over the one that made the data.
+
+    Args:
+        rewards: `cumulative` when the stored reward is the sum so far, as in Kitchen; then Algorithm 1 is applied.
+        download: fetch the data set from Minari's server when it is not on this machine.
+
+    Raises:
+        InputError: unknown id, no network, unsupported spaces, NaN or infinity, an episode without transitions.
+    """
+    converters: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "per-step": lambda values: values,
+        "cumulative": per_step_rewards,
+    }
+    if rewards not in converters:
+        raise InputError(f"rewards: got {rewards!r}; allowed: {', '.join(map(repr, converters))}")
+    dataset = open_dataset(minari_id, download=download)
+    metadata = dataset.storage.metadata
+    stored_keys = metadata.get("dmm", {}).get("observation_keys")
+    keys = choose_keys(dataset.observation_space, tuple(stored_keys) if stored_keys else None)
+    if not isinstance(dataset.action_space, gym.spaces.Box) or len(dataset.action_space.shape) != 1:
+        raise InputError(f"actions: {dataset.action_space} is not supported; allowed: a 1-D Box")
+    spec = metadata.get("eval_env_spec") or metadata.get("env_spec")
+    env_id = parse_env_spec(spec).id if spec else ""
+    arrays = _concatenate(read_episodes(dataset, keys), minari_id, converters[rewards])
+    return Trajectories(
+        **arrays,
+        dataset_id=minari_id,
+        env_id=env_id,
+        observation_keys=keys,
+        reference=_reference(metadata, env_id),
+        env_spec=spec,
+    )
+
+
+def per_step_rewards(cumulative: np.ndarray, *, keep_first: bool = False) -> np.ndarray:
+    """`r_t = c_t - c_{t-1}`, `r_0 = 0`, from the running sums `c (l,)` of one episode.
+
+    This is "compute delta" of the paper's Algorithm 1. `keep_first=True` is the released code's variant, `r_0 = c_0`.
+    """
+    first = cumulative[:1] if keep_first else np.zeros_like(cumulative[:1])
+    return np.concatenate([first, np.diff(cumulative)])
+
+
+def returns_to_go(rewards: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """`R_t = r_t + R_{t+1}`, undiscounted, within each episode: `(N,)` -> `(N,)` float32.
+
+    Summed in float64, from each episode's end, as in the paper's Algorithm 1.
+    """
+    result = np.empty(len(rewards), dtype=np.float32)
+    for start, length in zip(starts, lengths, strict=True):
+        episode = slice(start, start + length)
+        result[episode] = np.cumsum(rewards[episode][::-1], dtype=np.float64)[::-1]
+    return result
+
+
+def _concatenate(
+    episodes: Iterator[Episode], dataset_id: str, per_step: Callable[[np.ndarray], np.ndarray]
+) -> dict[str, np.ndarray]:
+    parts: dict[str, list[np.ndarray]] = {"observations": [], "actions": [], "rewards": []}
+    terminated = []
+    for i, episode in enumerate(episodes):
+        steps = len(episode.rewards)
+        if steps == 0:
+            raise InputError(f"dataset: episode {i} of {dataset_id!r} has no transitions")
+        if len(episode.actions) != steps or len(episode.observations) != steps + 1:
+            raise InputError(
+                f"dataset: episode {i} of {dataset_id!r} has {len(episode.observations)} observations and "
+                f"{len(episode.actions)} actions for {steps} rewards; allowed: {steps + 1} and {steps}"
+            )
+        parts["observations"].append(episode.observations[:-1])
+        parts["actions"].append(episode.actions.astype(np.float32, copy=False))
+        # differences are taken before rounding to float32
+        parts["rewards"].append(per_step(episode.rewards).astype(np.float32, copy=False))
+        terminated.append(episode.terminated)
+    if not terminated:
+        raise InputError(f"dataset: {dataset_id!r} has no episodes")
+    lengths = np.array([len(part) for part in parts["rewards"]], dtype=np.int64)
+    arrays = {name: np.concatenate(part) for name, part in parts.items()}
+    _require_finite(arrays, lengths, dataset_id)
+    starts = np.cumsum(lengths) - lengths
+    return {**arrays, "starts": starts, "lengths": lengths, "terminated": np.array(terminated, dtype=bool)}
+
+
+def _require_finite(arrays: dict[str, np.ndarray], lengths: np.ndarray, dataset_id: str) -> None:
+    for name, array in arrays.items():
+        finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+        if not finite.all():
+            episode = int(np.searchsorted(np.cumsum(lengths), np.argmin(finite), side="right"))
+            raise InputError(f"{name}: NaN or infinity in episode {episode} of {dataset_id!r}")
+
+
+def _reference(metadata: dict[str, Any], env_id: str) -> tuple[float, float] | None:
+    low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    if low is not None and high is not None:
+        return float(low), float(high)
+    try:
+        return reference_returns(env_id)
+    except InputError:
+        return None

@@ -1,0 +1,251 @@
+"""Evaluation: many episodes at once in the data set's own environment, scored with an interval.
+
+The score of a run is that of its **last** checkpoint, the mean over episodes, with a bootstrap interval. (The released
+code reports the best of all checkpoints and targets; see the book's page on paper and code.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from dmm.data.observations import FlatObservation, build_env, parse_env_spec
+from dmm.errors import InputError
+from dmm.training import Run, load_run
+
+TARGETS: dict[str, tuple[float, ...]] = {
+    "Hopper": (3600.0, 7200.0),
+    "HalfCheetah": (12000.0, 24000.0),
+    "Walker2d": (5000.0, 10000.0),
+    "AntMaze": (1.0,),
+    "PointMaze": (1.0,),
+    "FrankaKitchen": (4.0,),
+}
+"""Returns asked for by default; for MuJoCo the two smaller ones of the four that the released code tries."""
+CONFIDENCE = 0.95
+BOOTSTRAP_RESAMPLES = 10_000
+ENVIRONMENTS_AT_ONCE = 50
+
+
+class Actor(Protocol):
+    """What `rollout` needs; `dmm.policy.Policy` is one."""
+
+    def init_state(self, n: int, target: float) -> Any: ...
+
+    def act(self, state: Any, observation: Tensor, reward: Tensor | None = None) -> tuple[Tensor, Any]: ...
+
+
+class RandomActor:
+    """Actions drawn uniformly from the environment's bounds: the zero of most scores."""
+
+    def __init__(self, space: gym.spaces.Box, seed: int = 0):
+        self.low, self.high = torch.from_numpy(space.low), torch.from_numpy(space.high)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def init_state(self, n: int, target: float) -> None:
+        return None
+
+    def act(self, state: None, observation: Tensor, reward: Tensor | None = None) -> tuple[Tensor, None]:
+        unit = torch.rand(observation.shape[0], len(self.low), generator=self.generator)
+        return self.low + unit * (self.high - self.low), None
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Finished episodes, in the order of their seeds."""
+
+    returns: np.ndarray  # (episodes,)
+    lengths: np.ndarray  # (episodes,)
+    observations: list[np.ndarray] = field(repr=False)  # one (length + 1, s) per episode, the last observation included
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one target return led to."""
+
+    target: float
+    returns: np.ndarray  # (episodes,), undiscounted
+    lengths: np.ndarray  # (episodes,)
+    normalized_score: float | None  # None where no reference returns are known
+    ci95: tuple[float, float]  # of the normalised score, or of the mean return where there is none
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "target": self.target,
+            "mean_return": float(self.returns.mean()),
+            "returns": self.returns.tolist(),
+            "lengths": self.lengths.tolist(),
+            "normalized_score": self.normalized_score,
+            "ci95": list(self.ci95),
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one run's last checkpoint; the first target is the headline."""
+
+    dataset: str
+    model: str
+    seed: int
+    step: int
+    behaviour: float | None  # the data's own mean return, normalised
+    scores: tuple[Score, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `returns`, `normalized_score` and `ci95` are those of the first target, `scores` has all."""
+        first = self.scores[0].to_json()
+        return {
+            "dataset": self.dataset,
+            "model": self.model,
+            "seed": self.seed,
+            "step": self.step,
+            "episodes": len(first["returns"]),
+            "targets": [score.target for score in self.scores],
+            **{key: first[key] for key in ("returns", "mean_return", "normalized_score", "ci95")},
+            "behaviour": self.behaviour,
+            "scores": [score.to_json() for score in self.scores],
+        }
+
+
+def evaluate(
+    run: Run | str | Path,
+    *,
+    episodes: int = 100,
+    targets: Sequence[float] | None = None,
+    seed: int = 10_000,
+    progress: bool = True,
+) -> Evaluation:
+    """Roll out a run's last checkpoint and score it.
+
+    Args:
+        run: a run or its folder.
+        episodes: per target; episode `i` starts from environment seed `seed + i` whatever the target, so that targets
+            and models meet the same starts.
+        targets: returns asked for, in the environment's units; `default_targets` if not given.
+        seed: of the first episode.
+        progress: show a bar on stderr.
+
+    Raises:
+        InputError: no run there, an environment that cannot be rebuilt, or `episodes` below 1.
+    """
+    run = run if isinstance(run, Run) else load_run(run)
+    data = run.info["dataset"]
+    reference = tuple(data["reference"]) if data["reference"] else None
+    wanted = list(targets) if targets else default_targets(data["env_id"], data["max_return"])
+    scores = []
+    for target in wanted:
+        label = f"evaluate, target {target:g}"
+        done = rollout(
+            run.policy, lambda: make_env(data), episodes=episodes, target=target, seed=seed, progress=progress and label
+        )
+        scores.append(score(done, target, reference))
+    behaviour = None if reference is None else float(normalize(data["mean_return"], reference))
+    return Evaluation(data["id"], run.info["model"], run.info["training"]["seed"], run.step, behaviour, tuple(scores))
+
+
+def default_targets(env_id: str, best_return: float) -> list[float]:
+    """The paper's targets for the environment's family, else the best return in the data."""
+    return list(next((targets for family, targets in TARGETS.items() if family in env_id), (best_return,)))
+
+
+def make_env(data: dict[str, Any], **kwargs: Any) -> gym.Env:
+    """The environment that a run's data came from, as `run.json` describes it (its `dataset` part)."""
+    if not data["env_spec"] and not data["env_id"]:
+        raise InputError(f"run: data set {data['id']!r} does not say which environment it comes from")
+    spec = parse_env_spec(data["env_spec"]) if data["env_spec"] else data["env_id"]
+    return FlatObservation(build_env(spec, **kwargs), tuple(data["observation_keys"]))
+
+
+def rollout(
+    actor: Actor,
+    make: Callable[[], gym.Env],
+    *,
+    episodes: int,
+    target: float = 0.0,
+    seed: int = 0,
+    progress: bool | str = False,
+) -> Rollout:
+    """Run `episodes` to their end, up to `ENVIRONMENTS_AT_ONCE` side by side with one call of the actor per step.
+
+    Environments whose episode is over are not stepped again, so an episode's course depends on its own seed alone.
+
+    Raises:
+        InputError: `episodes` below 1.
+    """
+    if episodes < 1:
+        raise InputError(f"episodes: got {episodes}, allowed is at least 1")
+    envs = [make() for _ in range(min(episodes, ENVIRONMENTS_AT_ONCE))]
+    parts = []
+    label = progress if isinstance(progress, str) else "evaluate"
+    try:
+        with tqdm(total=episodes, disable=not progress, unit="episode", desc=label) as bar:
+            for first in range(0, episodes, len(envs)):
+                batch = envs[: episodes - first]
+                parts.append(_run_batch(actor, batch, target, seed + first, bar))
+    finally:
+        for env in envs:
+            env.close()
+    return Rollout(
+        np.concatenate([part.returns for part in parts]),
+        np.concatenate([part.lengths for part in parts]),
+        [observations for part in parts for observations in part.observations],
+    )
+
+
+def _run_batch(actor: Actor, envs: list[gym.Env], target: float, seed: int, bar: Any) -> Rollout:
+    n = len(envs)
+    observation = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
+    visited = [[row] for row in observation]
+    returns, reward = np.zeros(n), np.zeros(n)
+    state, running, first = actor.init_state(n, target), np.ones(n, dtype=bool), True
+    while running.any():
+        action, state = actor.act(state, torch.from_numpy(observation), None if first else torch.from_numpy(reward))
+        first, actions = False, action.numpy()
+        observation, reward = observation.copy(), np.zeros(n)
+        for i in np.flatnonzero(running):
+            observation[i], reward[i], terminated, truncated, _ = envs[i].step(actions[i])
+            visited[i].append(observation[i].copy())
+            running[i] = not (terminated or truncated)
+            bar.update(int(not running[i]))
+        returns += reward
+    return Rollout(returns, np.array([len(rows) - 1 for rows in visited]), [np.stack(rows) for rows in visited])
+
+
+def score(done: Rollout, target: float, reference: tuple[float, float] | None) -> Score:
+    """Normalised mean return and its interval."""
+    values = done.returns if reference is None else normalize(done.returns, reference)
+    mean = None if reference is None else float(values.mean())
+    return Score(target, done.returns, done.lengths, mean, bootstrap_interval(values))
+
+
+def normalize(returns: Any, reference: tuple[float, ...]) -> Any:
+    """`100 (return - random) / (expert - random)` for the reference returns of a data set."""
+    low, high = reference
+    return 100.0 * (returns - low) / (high - low)
+
+
+def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """The percentile bootstrap interval of the mean at 95 %, from `BOOTSTRAP_RESAMPLES` resamples: `(episodes,)` -> low, high.
+
+    It says how far the mean could move with other episodes of the same policy; what another training seed does is not in it.
+    """
+    if len(values) < 2 or np.ptp(values) == 0:
+        return float(values.mean()), float(values.mean())
+    result = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=BOOTSTRAP_RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)

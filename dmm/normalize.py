@@ -1,0 +1,37 @@
+"""D4RL's normalised score: 0 is a random policy's return, 100 an expert's."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dmm.errors import InputError
+
+REFERENCE_RETURNS: dict[str, tuple[float, float]] = {
+    "hopper": (-20.272305, 3234.3),
+    "halfcheetah": (-280.178953, 12135.0),
+    "walker2d": (1.629008, 4592.3),
+    "antmaze": (0.0, 1.0),
+    "kitchen": (0.0, 4.0),
+    "pointmaze": (0.0, 1.0),
+}
+"""(random, expert) return per environment family. Source: D4RL's `infos.py`; a point maze counts successes, as antmaze."""
+
+
+def reference_returns(env_id: str) -> tuple[float, float]:
+    """The (random, expert) returns for a Gymnasium id such as `Hopper-v5` or `PointMaze_UMaze-v3`.
+
+    Raises:
+        InputError: no constants are known for that environment.
+    """
+    key = env_id.split("/")[-1].lower().replace("frankakitchen", "kitchen")
+    for family, returns in REFERENCE_RETURNS.items():
+        if key.startswith(family):
+            return returns
+    known = ", ".join(sorted(REFERENCE_RETURNS))
+    raise InputError(f"env_id: no reference returns for {env_id!r}; known families: {known}")
+
+
+def normalized_score(returns: float | np.ndarray, env_id: str) -> float | np.ndarray:
+    """`100 (return - random) / (expert - random)` with D4RL's constants (paper appendix A, equation 4)."""
+    low, high = reference_returns(env_id)
+    return 100.0 * (returns - low) / (high - low)

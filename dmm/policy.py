@@ -1,0 +1,186 @@
+"""The interface that every sequence model of the package serves, and the frame that most of them share.
+
+`Policy` is what training, evaluation, tables and widgets know: `forward(windows)` predicts the actions of whole windows,
+`init_state(n, target)` and `act(state, observation, reward)` run `n` episodes at once. Observations, rewards and
+returns-to-go are raw on the outside; a policy normalises them itself, with moments that travel in its weights.
+
+`TokenPolicy` is the frame of Decision Transformer and its successors: one linear embedding per modality, tokens
+interleaved as return-to-go, state, action, a stack of blocks, and a head that reads the action off the state token.
+Axes: `b` batch, `k` time steps, `l = 3k` tokens, `d` channels, `s` state size, `a` action size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from dmm.data.windows import Windows
+from dmm.errors import InputError
+from dmm.mamba import init_linear
+
+Padding = Literal["zeros", "released"]
+RELEASED_ACTION_PADDING = -10.0
+"""What the released code (and Decision Transformer's) writes into the actions of padded steps while training."""
+
+
+class Policy(nn.Module):
+    """A model that acts on returns-to-go, states and actions of the last `context` time steps.
+
+    Args:
+        state_size: `s`.
+        action_size: `a`.
+        context: `k` time steps in a window.
+    """
+
+    state_mean: Tensor
+    state_std: Tensor
+
+    def __init__(self, state_size: int, action_size: int, context: int):
+        super().__init__()
+        self.state_size, self.action_size, self.context = state_size, action_size, context
+        self.register_buffer("state_mean", torch.zeros(state_size))
+        self.register_buffer("state_std", torch.ones(state_size))
+
+    def set_state_moments(self, mean: Tensor, std: Tensor) -> None:
+        """Store the moments `(s,)` by which states are z-scored; those of the training data."""
+        self.state_mean.copy_(mean)
+        self.state_std.copy_(std)
+
+    def forward(self, windows: Windows) -> Tensor:
+        """The predicted action at every step of every window: `(b, k, a)`."""
+        raise NotImplementedError
+
+    def init_state(self, n: int, target: Tensor | float) -> Windows:
+        """The memory of `n` episodes before their first observation.
+
+        Here it is the window of the last `context` steps, all padding, with `target` (a number or `(n,)`), the return
+        asked for, in its last place.
+        """
+        zeros = self.state_mean.new_zeros
+        state = Windows(
+            returns_to_go=zeros(n, self.context, 1),
+            states=zeros(n, self.context, self.state_size),
+            actions=zeros(n, self.context, self.action_size),
+            timesteps=torch.full((n, self.context), -1, device=self.state_mean.device),
+            mask=torch.zeros(n, self.context, dtype=torch.bool, device=self.state_mean.device),
+        )
+        state.returns_to_go[:, -1, 0] = torch.as_tensor(target, dtype=self.state_mean.dtype)
+        return state
+
+    @torch.no_grad()
+    def act(self, state: Windows, observation: Tensor, reward: Tensor | None = None) -> tuple[Tensor, Windows]:
+        """One time step of `n` episodes: observation `(n, s)` -> action `(n, a)`, new state.
+
+        Args:
+            state: from `init_state` or the previous call; not changed.
+            observation: `(n, s)`, raw.
+            reward: `(n,)`, what the previous action earned; None at the first step. It is taken off the return asked
+                for, as in Decision Transformer's evaluation.
+        """
+        last = state.returns_to_go[:, -1]
+        target = last if reward is None else last - reward[:, None].to(last)
+        unknown = observation.new_zeros(observation.shape[0], self.action_size)
+        now = Windows(
+            returns_to_go=_shift(state.returns_to_go, target),
+            states=_shift(state.states, observation),
+            actions=_shift(state.actions, unknown),
+            timesteps=_shift(state.timesteps, state.timesteps[:, -1] + 1),
+            mask=_shift(state.mask, torch.ones_like(state.mask[:, -1])),
+        )
+        action = self.forward(now)[:, -1]
+        now.actions[:, -1] = action
+        return action, now
+
+    def parameter_count(self) -> int:
+        """Trainable weights."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+
+def _shift(past: Tensor, new: Tensor) -> Tensor:
+    return torch.cat([past[:, 1:], new[:, None].to(past)], dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenPolicyConfig:
+    """What every model of the shared frame needs to know."""
+
+    state_size: int  # s
+    action_size: int  # a, continuous and within [-1, 1]
+    context: int = 8  # k time steps, 3k tokens
+    width: int = 64  # d channels
+    layers: int = 3
+    dropout: float = 0.1  # after the embedding
+    rtg_scale: float = 1000.0  # returns-to-go are divided by this
+    padding: Padding = "zeros"  # what stands in padded steps: zeros, or what the released code puts there (see `embed`)
+
+    def __post_init__(self) -> None:
+        for name in ("state_size", "action_size", "context", "width", "layers"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: got {getattr(self, name)}, allowed is at least 1")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout: got {self.dropout:g}, allowed is 0 <= dropout < 1")
+        if self.rtg_scale <= 0:
+            raise InputError(f"rtg_scale: got {self.rtg_scale:g}, allowed is a positive number")
+        check_choice("padding", self.padding, Padding)
+
+
+def check_choice(name: str, value: object, literal: object) -> None:
+    """Raise InputError unless `value` is one of the strings of a `Literal`."""
+    if value not in get_args(literal):
+        raise InputError(f"{name}: got {value!r}, allowed are {', '.join(map(str, get_args(literal)))}")
+
+
+class TokenPolicy(Policy):
+    """Embeddings, interleaving, blocks, norm and head: `Windows (b, k, ...) -> actions (b, k, a)`.
+
+    Sub-classes fill `self.blocks`, modules that map tokens `(b, 3k, d)` to `(b, 3k, d)` causally. There is neither a
+    position embedding nor an attention mask: causal blocks see the order, and padding comes first.
+
+    Source: the released DMM code, which takes this frame from Decision Convformer and Decision Transformer. Its embedding
+    is followed by LayerNorm and dropout; its head is a linear map of the state token through tanh.
+    """
+
+    def __init__(self, config: TokenPolicyConfig):
+        super().__init__(config.state_size, config.action_size, config.context)
+        self.config, d = config, config.width
+        self.embed_rtg = nn.Linear(1, d)
+        self.embed_state = nn.Linear(config.state_size, d)
+        self.embed_action = nn.Linear(config.action_size, d)
+        self.embed_norm = nn.LayerNorm(d)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList()
+        self.norm = nn.LayerNorm(d)
+        self.head = nn.Linear(d, config.action_size)
+        for layer in (self.embed_rtg, self.embed_state, self.embed_action, self.head):
+            init_linear(layer)
+
+    def embed(self, windows: Windows) -> Tensor:
+        """Tokens `(b, 3k, d)`: return-to-go, state and action of each time step in turn, before LayerNorm.
+
+        With `padding = "released"` and while training, padded steps hold the z-score of an all-zero state and actions
+        of -10, as in the released code; otherwise, and whenever the model is evaluated, they are zeros.
+        """
+        real = windows.mask[..., None]
+        rtg = windows.returns_to_go / self.config.rtg_scale * real
+        states, actions = (windows.states - self.state_mean) / self.state_std, windows.actions
+        if not (self.training and self.config.padding == "released"):
+            states, actions = states * real, actions * real
+        else:
+            actions = torch.where(real, actions, RELEASED_ACTION_PADDING)
+        tokens = torch.stack([self.embed_rtg(rtg), self.embed_state(states), self.embed_action(actions)], dim=2)
+        return tokens.flatten(1, 2)  # (b, k, 3, d) -> (b, 3k, d)
+
+    def forward(self, windows: Windows) -> Tensor:
+        x = self.dropout(self.embed_norm(self.embed(windows)))
+        for block in self.blocks:
+            x = block(x)
+        return torch.tanh(self.head(self.norm(x)[:, 1::3]))  # the state tokens (b, k, d) -> (b, k, a)
+
+
+def config_fields(config: type) -> dict[str, str]:
+    """Names and types of the fields of a config dataclass, for error messages and `--set`."""
+    return {field.name: str(field.type) for field in dataclasses.fields(config)}

@@ -1,0 +1,99 @@
+"""The models that `dmm train` takes, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dmm.baselines.mamba import MambaConfig, MambaPolicy
+from dmm.errors import InputError
+from dmm.model import DecisionMetaMamba, DMMConfig, Domain
+from dmm.policy import Policy
+
+
+@dataclass(frozen=True)
+class Model:
+    """How a name becomes a policy.
+
+    `make_config(state_size, action_size, env_id, **changes)` returns the config dataclass that `policy` is built from.
+    """
+
+    policy: Callable[[Any], Policy]
+    config: type
+    make_config: Callable[..., Any]
+    description: str
+
+
+def _dmm(state_size: int, action_size: int, env_id: str, **changes: Any) -> DMMConfig:
+    return DMMConfig(state_size=state_size, action_size=action_size, **changes)
+
+
+def _paper(state_size: int, action_size: int, env_id: str, **changes: Any) -> DMMConfig:
+    return DMMConfig.paper(state_size, action_size, **changes)
+
+
+def _released(state_size: int, action_size: int, env_id: str, **changes: Any) -> DMMConfig:
+    domains: dict[str, Domain] = {"AntMaze": "antmaze", "PointMaze": "antmaze", "FrankaKitchen": "kitchen"}
+    domain = next((domain for family, domain in domains.items() if family in env_id), "mujoco")
+    return DMMConfig.released(state_size, action_size, domain=domain, **changes)
+
+
+def _mamba(state_size: int, action_size: int, env_id: str, **changes: Any) -> MambaConfig:
+    return MambaConfig(state_size=state_size, action_size=action_size, **changes)
+
+
+MODELS: dict[str, Model] = {
+    "dmm": Model(DecisionMetaMamba, DMMConfig, _dmm, "Decision MetaMamba, this package's defaults"),
+    "dmm-paper": Model(DecisionMetaMamba, DMMConfig, _paper, "Decision MetaMamba as the paper's text has it"),
+    "dmm-released": Model(DecisionMetaMamba, DMMConfig, _released, "Decision MetaMamba as the authors' code runs it"),
+    "mamba": Model(MambaPolicy, MambaConfig, _mamba, "stock Mamba blocks in the same frame"),
+}
+
+
+def find_model(name: str) -> Model:
+    """The entry of a model name.
+
+    Raises:
+        InputError: no such model.
+    """
+    if name not in MODELS:
+        raise InputError(f"model: got {name!r}, allowed are {', '.join(MODELS)}")
+    return MODELS[name]
+
+
+def split_changes(changes: Mapping[str, Any], model: Model, training: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Sort `field=value` changes into those of the model's config and those of the training config.
+
+    Values may be text, as they come from a command line; they are read as the field's type.
+
+    Raises:
+        InputError: a field that neither has, or text that is not of the field's type.
+    """
+    fixed = {"state_size", "action_size", "steps", "seed"}  # given by the data or by arguments of their own
+    owners = {field.name: (config, field) for config in (model.config, training) for field in dataclasses.fields(config)}
+    allowed = sorted(set(owners) - fixed)
+    sorted_changes: dict[type, dict[str, Any]] = {model.config: {}, training: {}}
+    for name, value in changes.items():
+        if name not in allowed:
+            raise InputError(f"set: no field {name!r}, allowed are {', '.join(allowed)}")
+        owner, field = owners[name]
+        sorted_changes[owner][name] = _parse(name, value, type(field.default))
+    return sorted_changes[model.config], sorted_changes[training]
+
+
+def _parse(name: str, value: Any, kind: type) -> Any:
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if isinstance(value, str) and kind is bool:
+        if value.lower() not in words:
+            raise InputError(f"{name}: got {value!r}, allowed are true and false")
+        return words[value.lower()]
+    number = int | float if kind is float else kind
+    try:
+        parsed = kind(value) if isinstance(value, str) else value
+    except ValueError:
+        parsed = value
+    if not isinstance(parsed, number) or (isinstance(parsed, bool) and kind is not bool):
+        raise InputError(f"{name}: got {value!r}, allowed is {'an ' if kind is int else 'a '}{kind.__name__}")
+    return parsed

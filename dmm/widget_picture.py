@@ -1,0 +1,194 @@
+"""The still picture of a live figure: the same specification, drawn once by matplotlib for pages without scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from io import BytesIO
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Rectangle
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from dmm.plots import COLORS
+
+Spec = dict[str, Any]
+Known = Mapping[str, NDArray[Any]]
+
+_WIDTH = 7.2
+_DPI = 100
+_PIXELS_PER_INCH = 96
+_FORMATS = {"line": "-", "dashed": "--", "dots": "o"}
+
+
+def draw(spec: Spec, settings: Mapping[str, float | str], known: Known, readouts: Mapping[str, str]) -> bytes:
+    """A png of all panels at one setting, with the setting and the read-outs written below."""
+    rows = _rows(spec["panels"])
+    heights = [max(panel["height"] for panel in row) / _PIXELS_PER_INCH + 0.35 for row in rows]
+    lines = _sentence(spec, settings, readouts)
+    foot = 0.2 * len(lines) + 0.1
+    with mpl.rc_context(mpl.rcParamsDefault | {"font.size": 9, "axes.grid": False}):
+        figure = Figure(figsize=(_WIDTH, sum(heights) + foot), dpi=_DPI, facecolor="white", layout="constrained")
+        FigureCanvasAgg(figure)
+        grid = figure.add_gridspec(len(rows) + 1, 2, height_ratios=[*heights, foot])
+        for i, row in enumerate(rows):
+            for j, panel in enumerate(row):
+                axes = figure.add_subplot(grid[i, j] if len(row) == 2 else grid[i, :])
+                axes.set_title(panel["caption"], fontsize=9, loc="left")
+                _PAINTERS[panel["kind"]](axes, panel, known)
+        words = figure.add_subplot(grid[len(rows), :])
+        words.axis("off")
+        words.text(0, 1, "\n".join(lines), va="top", ha="left", fontsize=9)
+        target = BytesIO()
+        figure.savefig(target, format="png", metadata={"Software": None})
+    return target.getvalue()
+
+
+def _rows(panels: list[Spec]) -> list[list[Spec]]:
+    rows: list[list[Spec]] = []
+    for panel in panels:
+        joins = rows and len(rows[-1]) == 1 and panel["width"] == rows[-1][0]["width"] == "half"
+        rows[-1].append(panel) if joins else rows.append([panel])
+    return rows
+
+
+def _sentence(spec: Spec, settings: Mapping[str, float | str], readouts: Mapping[str, str]) -> list[str]:
+    texts = {c["label"]: c["texts"][c["values"].index(settings[c["name"]])] for c in spec["controls"]}
+    parts = [f"{label}: {text}" for label, text in texts.items()]
+    chosen = ["; ".join(parts)] if len(parts) <= 4 else ["; ".join(parts[i : i + 4]) for i in range(0, len(parts), 4)]
+    return chosen + (["; ".join(f"{label} {text}" for label, text in readouts.items())] if readouts else [])
+
+
+def _labelled(axes: Axes, panel: Spec) -> None:
+    axes.set_xlabel(panel["x_label"])
+    axes.set_ylabel(panel["y_label"])
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _lines(axes: Axes, panel: Spec, known: Known) -> None:
+    for entry in panel["y"]:
+        y = known[entry["data"]]
+        x = known[panel["x"]] if isinstance(panel["x"], str) else (panel["x"] or np.arange(len(y)))
+        color = COLORS[entry["color"]]
+        if entry["style"] == "steps":
+            axes.step(x, y, where="post", color=color, label=entry["name"])
+        else:
+            axes.plot(x, y, _FORMATS[entry["style"]], color=color, label=entry["name"], markersize=4)
+    for mark in panel["marks"]:
+        for axis, line in (("x", axes.axvline), ("y", axes.axhline)):
+            if mark[axis] is not None:
+                line(_number(mark[axis], known), color="#555555", linewidth=1, linestyle=":")
+    axes.set_xscale("log" if panel["log_x"] else "linear")
+    axes.set_yscale("log" if panel["log_y"] else "linear")
+    axes.set(xlim=panel["x_range"], ylim=panel["y_range"])
+    axes.grid(color="#DDDDDD", linewidth=0.6)
+    axes.legend(frameon=False, fontsize=8)
+    _labelled(axes, panel)
+
+
+def _number(value: Any, known: Known) -> float:
+    return float(known[value] if isinstance(value, str) else value)
+
+
+def _heatmap(axes: Axes, panel: Spec, known: Known) -> None:
+    matrix = known[panel["data"]].T if panel["transpose"] else known[panel["data"]]
+    colors = "RdBu_r" if panel["colors"] == "diverging" else "viridis"
+    low, high = panel["range"]
+    image = axes.imshow(matrix, cmap=colors, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
+    for names, setter in ((panel["x_ticks"], axes.set_xticks), (panel["y_ticks"], axes.set_yticks)):
+        if names is not None:
+            every = max(1, len(names) // 12)
+            setter(range(0, len(names), every), names[::every])
+        else:
+            axis = axes.xaxis if setter == axes.set_xticks else axes.yaxis
+            axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.figure.colorbar(image, ax=axes, label=panel["value_label"])
+    _labelled(axes, panel)
+
+
+def _plane(axes: Axes, panel: Spec, known: Known) -> None:
+    if panel["stable"] == "disc":
+        axes.add_patch(Circle((0, 0), 1, color="#E8F3EE"))
+    if panel["stable"] == "half-plane":
+        axes.axvspan(panel["x_range"][0], 0, color="#E8F3EE")
+    if panel["unit_circle"]:
+        axes.add_patch(Circle((0, 0), 1, fill=False, linestyle="--", color="#555555"))
+    for entry in panel["points"]:
+        points = known[entry["data"]]
+        axes.plot(points[:, 0], points[:, 1], "o", color=COLORS[entry["color"]], label=entry["name"])
+    axes.axhline(0, color="#555555", linewidth=0.6)
+    axes.axvline(0, color="#555555", linewidth=0.6)
+    axes.set(xlim=panel["x_range"], ylim=panel["y_range"], aspect="equal")
+    if len(panel["points"]) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    _labelled(axes, panel)
+
+
+def _bars(axes: Axes, panel: Spec, known: Known) -> None:
+    heights = known[panel["data"]]
+    axes.bar(panel["names"], heights, color=[COLORS[color] for color in panel["color"]])
+    if panel["intervals"]:
+        ends = known[panel["intervals"]]
+        for i, (low, high) in enumerate(ends):
+            axes.plot([i, i], [low, high], color="#1F2328", linewidth=1.5)
+    axes.axhline(0, color="#555555", linewidth=0.8)
+    axes.set_ylim(panel["y_range"])
+    _labelled(axes, panel)
+
+
+def _strip(axes: Axes, panel: Spec, known: Known) -> None:
+    tokens = len(panel["kinds"])
+    strength = known[panel["strength"]] if panel["strength"] else np.ones(tokens)
+    present = known[panel["present"]] if panel["present"] else np.ones(tokens)
+    labels = known[panel["labels"]] if isinstance(panel["labels"], str) else panel["labels"]
+    for i, color in enumerate(panel["color"]):
+        filled = {"facecolor": COLORS[color], "alpha": 0.15 + 0.85 * float(np.clip(strength[i], 0, 1))}
+        empty = {"facecolor": "none", "edgecolor": COLORS[color], "linestyle": ":"}
+        axes.add_patch(Rectangle((i + 0.04, 0), 0.92, 1, **(filled if present[i] > 0 else empty)))
+        if labels is not None:
+            strong = present[i] > 0 and strength[i] > 0.45
+            axes.text(i + 0.5, 0.5, _text(labels[i], panel["format"]), ha="center", va="center", fontsize=7,
+                      color="white" if strong else "black")  # fmt: skip
+    if panel["highlight"]:
+        first, end = known[panel["highlight"]]
+        axes.plot([first + 0.04, end - 0.04], [-0.2, -0.2], color="#1F2328", linewidth=3)
+    axes.set(xlim=(0, tokens), ylim=(-0.4, 1.05))
+    axes.axis("off")
+
+
+def _text(value: Any, form: str) -> str:
+    from dmm.widgets import format_value
+
+    return format_value(value if isinstance(value, str) else float(value), form)
+
+
+def _paths(axes: Axes, panel: Spec, known: Known) -> None:
+    for left, bottom, width, height in panel["walls"]:
+        axes.add_patch(Rectangle((left, bottom), width, height, color="#8B949E"))
+    for entry in panel["paths"]:
+        route, color = known[entry["data"]], COLORS[entry["color"]]
+        end = len(route) - 1 if panel["time"] is None else min(round(_number(panel["time"], known)), len(route) - 1)
+        axes.plot(route[:, 0], route[:, 1], color=color, alpha=0.3)
+        axes.plot(route[: end + 1, 0], route[: end + 1, 1], color=color, label=entry["name"])
+        axes.plot(*route[end], "o", color=color)
+    for name, (x, y) in panel["points"].items():
+        axes.plot(x, y, "*", color="#1F2328", markersize=9)
+        axes.annotate(name, (x, y), textcoords="offset points", xytext=(7, -3))
+    axes.set(xlim=panel["x_range"], ylim=panel["y_range"], aspect="equal")
+    axes.legend(frameon=False, fontsize=8)
+    _labelled(axes, panel)
+
+
+_PAINTERS: dict[str, Callable[[Axes, Spec, Known], None]] = {
+    "lines": _lines,
+    "heatmap": _heatmap,
+    "plane": _plane,
+    "bars": _bars,
+    "strip": _strip,
+    "paths": _paths,
+}

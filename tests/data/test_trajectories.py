@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import gymnasium as gym
+import h5py
+import minari
+import numpy as np
+import pytest
+
+from dmm.data.trajectories import Trajectories, load_trajectories, per_step_rewards, returns_to_go
+from dmm.errors import InputError
+
+BOX = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+
+
+def episode(steps: int, state_size: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Random observations `(steps + 1, s)` float64, actions `(steps, 2)` float32 and rewards `(steps,)`."""
+    rng = np.random.default_rng([seed, steps])
+    return (
+        rng.standard_normal((steps + 1, state_size)),
+        rng.uniform(-1, 1, (steps, 2)).astype(np.float32),
+        rng.standard_normal(steps),
+    )
+
+
+def goal_space(**more: gym.Space) -> gym.spaces.Dict:
+    vector = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    return gym.spaces.Dict({"observation": BOX, "achieved_goal": vector, "desired_goal": vector, **more})
+
+
+def goal_episode(steps: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    observations, actions, rewards = episode(steps)
+    return (
+        {"observation": observations, "achieved_goal": observations[:, :2], "desired_goal": -observations[:, :2]},
+        actions,
+        rewards,
+    )
+
+
+class TestReturnsToGo:
+    def test_equals_a_naive_loop(self) -> None:
+        rng = np.random.default_rng(0)
+        lengths = np.array([1, 5, 17, 2])
+        rewards = rng.standard_normal(lengths.sum()).astype(np.float32)
+        expected, row = [], 0
+        for length in lengths:
+            for t in range(length):
+                expected.append(sum(float(r) for r in rewards[row + t : row + length]))
+            row += length
+        result = returns_to_go(rewards, np.cumsum(lengths) - lengths, lengths)
+        assert result.dtype == np.float32
+        np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-6)
+
+    def test_long_sums_keep_float64_accuracy(self) -> None:
+        rewards = np.full(200_000, 0.1, dtype=np.float32)
+        total = returns_to_go(rewards, np.array([0]), np.array([len(rewards)]))[0]
+        assert total == pytest.approx(len(rewards) * float(np.float32(0.1)), rel=1e-7)
+
+    def test_a_huge_episode_does_not_disturb_the_next(self) -> None:
+        rewards = np.array([1e30, 1e-3, 2e-3], dtype=np.float32)
+        result = returns_to_go(rewards, np.array([0, 1]), np.array([1, 2]))
+        np.testing.assert_allclose(result[1:], [3e-3, 2e-3], rtol=1e-6)
+
+
+class TestPerStepRewards:
+    CUMULATIVE = np.array([1.0, 1.0, 2.0, 2.0, 4.0])
+
+    def test_paper_sets_the_first_reward_to_zero(self) -> None:
+        np.testing.assert_array_equal(per_step_rewards(self.CUMULATIVE), [0, 0, 1, 0, 2])
+
+    def test_released_code_keeps_the_first_reward(self) -> None:
+        np.testing.assert_array_equal(per_step_rewards(self.CUMULATIVE, keep_first=True), [1, 0, 1, 0, 2])
+
+    def test_with_the_first_reward_kept_the_running_sum_comes_back(self) -> None:
+        cumulative = np.cumsum(np.random.default_rng(0).integers(0, 2, 30)).astype(float)
+        np.testing.assert_array_equal(np.cumsum(per_step_rewards(cumulative, keep_first=True)), cumulative)
+
+    def test_one_step(self) -> None:
+        np.testing.assert_array_equal(per_step_rewards(np.array([3.0])), [0.0])
+        np.testing.assert_array_equal(per_step_rewards(np.array([3.0]), keep_first=True), [3.0])
+
+
+class TestTrajectories:
+    def test_counts_and_returns(self, trajectories: Trajectories) -> None:
+        assert (trajectories.episodes, trajectories.transitions) == (5, 28)
+        assert (trajectories.state_size, trajectories.action_size) == (3, 2)
+        expected = [part.sum(dtype=np.float64) for part in np.split(trajectories.rewards, trajectories.starts[1:])]
+        np.testing.assert_allclose(trajectories.returns(), expected, rtol=1e-12)
+        np.testing.assert_allclose(trajectories.returns_to_go()[trajectories.starts], expected, rtol=1e-5)
+
+    def test_state_moments(self, trajectories: Trajectories) -> None:
+        mean, std = trajectories.state_moments()
+        assert mean.dtype == std.dtype == np.float32
+        np.testing.assert_allclose(mean, [14.5, 14.75, 15.0], rtol=1e-6)
+        np.testing.assert_allclose(std, np.std(np.arange(28)) + 1e-6, rtol=1e-6)
+
+    def test_constant_states_still_have_a_positive_deviation(self, trajectories: Trajectories) -> None:
+        constant = dataclasses.replace(trajectories, observations=np.ones((28, 3), dtype=np.float32))
+        np.testing.assert_allclose(constant.state_moments()[1], 1e-6)
+
+    def test_fingerprint_follows_every_array(self, trajectories: Trajectories) -> None:
+        seen = {trajectories.fingerprint()}
+        for name in ("observations", "actions", "rewards"):
+            array = getattr(trajectories, name).copy()
+            array.flat[-1] += 1
+            seen.add(dataclasses.replace(trajectories, **{name: array}).fingerprint())
+        seen.add(dataclasses.replace(trajectories, terminated=~trajectories.terminated).fingerprint())
+        lengths = np.array([1, 7, 12, 3, 5])
+        seen.add(dataclasses.replace(trajectories, lengths=lengths, starts=np.cumsum(lengths) - lengths).fingerprint())
+        assert len(seen) == 6
+        assert dataclasses.replace(trajectories, dataset_id="another/name-v0").fingerprint() in seen
+
+    def test_arrays_must_fit_together(self, trajectories: Trajectories) -> None:
+        with pytest.raises(InputError, match="28 observations"):
+            dataclasses.replace(trajectories, rewards=trajectories.rewards[:-1])
+        with pytest.raises(InputError, match="starts"):
+            dataclasses.replace(trajectories, starts=trajectories.starts + 1)
+        lengths = np.array([8, 0, 12, 3, 5])
+        with pytest.raises(InputError, match="at least one transition"):
+            dataclasses.replace(trajectories, lengths=lengths, starts=np.cumsum(lengths) - lengths)
+
+
+class TestMakeEnv:
+    def test_from_the_id_when_no_specification_is_stored(self, trajectories: Trajectories) -> None:
+        hopper = dataclasses.replace(
+            trajectories, observations=np.zeros((28, 11), np.float32), actions=np.zeros((28, 3), np.float32)
+        )
+        env = hopper.make_env()
+        observation, _ = env.reset(seed=0)
+        assert observation.shape == (11,) and observation.dtype == np.float32
+        assert np.array_equal(observation, env.reset(seed=0)[0])
+        env.close()
+
+    def test_sizes_must_match(self, trajectories: Trajectories) -> None:
+        with pytest.raises(InputError, match=r"Hopper-v5.*\(11,\).*\(3,\)"):
+            trajectories.make_env()
+
+    @pytest.mark.parametrize("env_id", ["Nowhere-v0", "", "bad id"])
+    def test_unknown_environment(self, trajectories: Trajectories, env_id: str) -> None:
+        with pytest.raises(InputError, match="environment"):
+            dataclasses.replace(trajectories, env_id=env_id).make_env()
+
+    @pytest.mark.parametrize(
+        "spec", ["{}", "no json", '{"id": "Gone-v0", "entry_point": "gone.module:Env", "kwargs": {}}']
+    )
+    def test_specification_that_cannot_be_rebuilt(self, trajectories: Trajectories, spec: str) -> None:
+        with pytest.raises(InputError, match="environment"):
+            dataclasses.replace(trajectories, env_spec=spec).make_env()
+
+
+class TestLoad:
+    def test_box_observations(self, make_dataset) -> None:
+        episodes = [episode(4), episode(7)]
+        make_dataset("test/box-v0", episodes, BOX, env=None)
+        loaded = load_trajectories("test/box-v0")
+        np.testing.assert_array_equal(loaded.lengths, [4, 7])
+        np.testing.assert_array_equal(loaded.starts, [0, 4])
+        np.testing.assert_array_equal(loaded.terminated, [True, False])
+        for index, name in enumerate(("observations", "actions", "rewards")):
+            expected = np.concatenate([part[index][: len(part[2])] for part in episodes]).astype(np.float32)
+            np.testing.assert_array_equal(getattr(loaded, name), expected)
+            assert getattr(loaded, name).dtype == np.float32
+        assert loaded.observation_keys == () and loaded.env_id == "" and loaded.reference is None
+        with pytest.raises(InputError, match="does not say which environment"):
+            loaded.make_env()
+
+    def test_equals_what_minari_itself_reads(self, make_dataset) -> None:
+        make_dataset("test/box-v0", [episode(steps) for steps in range(1, 13)], BOX)  # more than 10: order of names
+        loaded = load_trajectories("test/box-v0")
+        read = list(minari.load_dataset("test/box-v0"))
+        np.testing.assert_array_equal(loaded.lengths, [len(part) for part in read])
+        np.testing.assert_array_equal(loaded.actions, np.concatenate([part.actions for part in read]))
+        np.testing.assert_array_equal(loaded.terminated, [part.terminations[-1] for part in read])
+
+    def test_goal_dictionary_is_concatenated_in_order(self, make_dataset) -> None:
+        make_dataset("test/goal-v0", [goal_episode(3)], goal_space())
+        loaded = load_trajectories("test/goal-v0")
+        assert loaded.observation_keys == ("observation", "achieved_goal", "desired_goal")
+        expected = goal_episode(3)[0]
+        parts = [expected[key][:-1] for key in loaded.observation_keys]
+        np.testing.assert_array_equal(loaded.observations, np.concatenate(parts, axis=1).astype(np.float32))
+
+    def test_entries_that_are_no_vectors_are_left_out(self, make_dataset) -> None:
+        observations, actions, rewards = goal_episode(3)
+        observations["achieved_goal"] = observations["observation"].reshape(4, 3, 1)
+        space = goal_space(achieved_goal=gym.spaces.Box(-np.inf, np.inf, (3, 1), np.float64))
+        make_dataset("test/goal-v0", [(observations, actions, rewards)], space)
+        assert load_trajectories("test/goal-v0").observation_keys == ("observation", "desired_goal")
+
+    def test_reference_returns_come_from_the_data_set_or_the_environment(self, make_dataset) -> None:
+        hopper = [(np.zeros((3, 11)), np.zeros((2, 3), np.float32), np.ones(2))]
+        spaces = gym.spaces.Box(-np.inf, np.inf, (11,), np.float64), gym.spaces.Box(-1, 1, (3,), np.float32)
+        make_dataset("test/own-v0", hopper, *spaces, env="Hopper-v5", ref_min_score=-5.0, ref_max_score=7.0)
+        make_dataset("test/none-v0", hopper, *spaces, env="Hopper-v5")
+        assert load_trajectories("test/own-v0").reference == (-5.0, 7.0)
+        assert load_trajectories("test/none-v0").reference == (-20.272305, 3234.3)
+
+    def test_environment_is_rebuilt_from_the_stored_specification(self, make_dataset) -> None:
+        hopper = [(np.zeros((3, 11)), np.zeros((2, 3), np.float32), np.ones(2))]
+        made = gym.make("Hopper-v5", max_episode_steps=17, reset_noise_scale=0.0)
+        make_dataset("test/hopper-v0", hopper, made.observation_space, made.action_space, env=made)
+        env = load_trajectories("test/hopper-v0").make_env()
+        assert env.spec is not None and env.spec.max_episode_steps == 17
+        np.testing.assert_array_equal(env.reset(seed=0)[0], env.reset(seed=1)[0])  # no noise at the start
+
+    def test_environment_meant_for_evaluation_is_preferred(self, make_dataset) -> None:
+        hopper = [(np.zeros((3, 11)), np.zeros((2, 3), np.float32), np.ones(2))]
+        made, other = gym.make("Hopper-v5", max_episode_steps=17), gym.make("Hopper-v5", max_episode_steps=23)
+        make_dataset("test/hopper-v0", hopper, made.observation_space, made.action_space, env=made, eval_env=other)
+        env = load_trajectories("test/hopper-v0").make_env()
+        assert env.spec is not None and env.spec.max_episode_steps == 23
+
+    def test_cumulative_rewards_become_differences_per_episode(self, make_dataset) -> None:
+        make_dataset(
+            "test/sum-v0", [(*episode(3)[:2], np.array([1.0, 1, 3])), (*episode(2)[:2], np.array([2.0, 4]))], BOX
+        )
+        np.testing.assert_array_equal(load_trajectories("test/sum-v0").rewards, [1, 1, 3, 2, 4])
+        loaded = load_trajectories("test/sum-v0", rewards="cumulative")
+        np.testing.assert_array_equal(loaded.rewards, [0, 0, 2, 0, 2])
+        with pytest.raises(InputError, match="rewards: got 'sum'; allowed: 'per-step', 'cumulative'"):
+            load_trajectories("test/sum-v0", rewards="sum")  # type: ignore[arg-type]
+
+    def test_a_million_transitions_load_in_seconds(self, make_dataset) -> None:
+        observations, actions, rewards = episode(1000, state_size=11)
+        space = gym.spaces.Box(-np.inf, np.inf, (11,), np.float64)
+        make_dataset("test/big-v0", [(observations, actions, rewards)] * 200, space)
+        begin = time.perf_counter()
+        assert load_trajectories("test/big-v0").transitions == 200_000
+        assert (time.perf_counter() - begin) * 5 < 10  # a fifth of a million; a busy machine is given double time
+
+
+class TestRefused:
+    def test_images(self, make_dataset) -> None:
+        images = np.zeros((3, 40, 40, 3), dtype=np.uint8)
+        make_dataset("test/image-v0", [(images, *episode(2)[1:])], gym.spaces.Box(0, 255, (40, 40, 3), np.uint8))
+        with pytest.raises(InputError, match=r"images of shape \(40, 40, 3\)"):
+            load_trajectories("test/image-v0")
+
+    def test_discrete_actions_and_observations(self, make_dataset) -> None:
+        observations, actions, rewards = episode(2)
+        make_dataset("test/act-v0", [(observations, np.array([0, 1]), rewards)], BOX, gym.spaces.Discrete(2))
+        make_dataset("test/obs-v0", [(np.array([0, 1, 0]), actions, rewards)], gym.spaces.Discrete(2))
+        with pytest.raises(InputError, match="actions: Discrete"):
+            load_trajectories("test/act-v0")
+        with pytest.raises(InputError, match="observations: Discrete"):
+            load_trajectories("test/obs-v0")
+
+    @pytest.mark.parametrize("name", ["observations", "actions", "rewards"])
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_values_that_are_not_finite_are_named_with_their_episode(self, make_dataset, name: str, bad: float) -> None:
+        episodes = [episode(2), episode(3), episode(4)]
+        episodes[1][("observations", "actions", "rewards").index(name)][1] = bad
+        make_dataset("test/nan-v0", episodes, BOX)
+        with pytest.raises(InputError, match=f"{name}: NaN or infinity in episode 1 of 'test/nan-v0'"):
+            load_trajectories("test/nan-v0")
+
+    def test_empty_episode(self, make_dataset, datasets_path) -> None:
+        make_dataset("test/empty-v0", [episode(2), episode(3)], BOX)
+        with h5py.File(datasets_path / "test/empty-v0/data/main_data.hdf5", "a") as file:
+            for name, array in file["episode_1"].items():
+                array.resize(1 if name == "observations" else 0, axis=0)
+        with pytest.raises(InputError, match="episode 1 of 'test/empty-v0' has no transitions"):
+            load_trajectories("test/empty-v0")
+
+    def test_missing_last_observation(self, make_dataset, datasets_path) -> None:
+        make_dataset("test/short-v0", [episode(3)], BOX)
+        with h5py.File(datasets_path / "test/short-v0/data/main_data.hdf5", "a") as file:
+            file["episode_0/observations"].resize(3, axis=0)
+        with pytest.raises(
+            InputError, match="episode 0 of 'test/short-v0' has 3 observations and 3 actions for 3 rewards"
+        ):
+            load_trajectories("test/short-v0")
+
+    def test_no_episodes(self, make_dataset) -> None:
+        make_dataset("test/none-v0", [], BOX)
+        with pytest.raises(InputError, match="no episodes|cannot be read"):
+            load_trajectories("test/none-v0")
