@@ -4,19 +4,40 @@ From the ground up: `dmm.ssm` and `dmm.scan` (state space models), `dmm.mamba` a
 (the policy), `dmm.data` (trajectories, windows, data sets made on this machine), `dmm.training` and `dmm.evaluation`.
 """
 
-from dmm.data.collect import collect
-from dmm.data.trajectories import Trajectories, load_trajectories
-from dmm.data.windows import Windows, WindowSampler
-from dmm.errors import InputError, RunError
-from dmm.evaluation import evaluate
-from dmm.mamba import MambaBlock
-from dmm.mixers import DenseSequenceMixer, DepthwiseConv
-from dmm.model import DecisionMetaMamba, DMMConfig
-from dmm.policy import Policy
-from dmm.scan import scan_backends, selective_scan, selective_step
-from dmm.training import TrainConfig, load_run, train
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dmm.data.collect import collect
+    from dmm.data.trajectories import Trajectories, load_trajectories
+    from dmm.data.windows import Windows, WindowSampler
+    from dmm.errors import InputError, RunError
+    from dmm.evaluation import evaluate
+    from dmm.mamba import MambaBlock
+    from dmm.mixers import DenseSequenceMixer, DepthwiseConv
+    from dmm.model import DecisionMetaMamba, DMMConfig
+    from dmm.policy import Policy
+    from dmm.scan import scan_backends, selective_scan, selective_step
+    from dmm.training import TrainConfig, load_run, train
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "dmm.data.collect": ("collect",),
+    "dmm.data.trajectories": ("Trajectories", "load_trajectories"),
+    "dmm.data.windows": ("WindowSampler", "Windows"),
+    "dmm.errors": ("InputError", "RunError"),
+    "dmm.evaluation": ("evaluate",),
+    "dmm.mamba": ("MambaBlock",),
+    "dmm.mixers": ("DenseSequenceMixer", "DepthwiseConv"),
+    "dmm.model": ("DMMConfig", "DecisionMetaMamba"),
+    "dmm.policy": ("Policy",),
+    "dmm.scan": ("scan_backends", "selective_scan", "selective_step"),
+    "dmm.training": ("TrainConfig", "load_run", "train"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "DMMConfig",
@@ -40,3 +61,16 @@ __all__ = [
     "selective_step",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `dmm --help` and a worker that only simulates need no torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'dmm' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

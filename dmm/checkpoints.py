@@ -41,13 +41,18 @@ def write_checkpoint(
     seconds: float,
 ) -> None:
     """Save a training run's state after `step` updates and `seconds` of work."""
-    tensors = {f"policy.{name}": tensor.detach() for name, tensor in policy_tensors(policy).items()}
-    tensors |= {f"generator.{name}": state for name, state in generators.items()}
+    extra = {f"generator.{name}": state for name, state in generators.items()}
     for name, parameter in policy.named_parameters():
         for moment, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{moment}.{name}"] = value
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(tensors, metadata={"step": str(step), "seconds": repr(seconds)}))
+            extra[f"optimizer.{moment}.{name}"] = value
+    write_atomically(path, pack_weights(policy, step, seconds, extra))
+
+
+def pack_weights(policy: Policy, step: int, seconds: float = 0.0, extra: dict[str, Tensor] | None = None) -> bytes:
+    """A policy's weights and buffers, and what else is given, as the content of a safetensors file."""
+    tensors = {f"policy.{name}": tensor for name, tensor in policy_tensors(policy).items()} | (extra or {})
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return save(plain, metadata={"step": str(step), "seconds": repr(seconds)})
 
 
 def read_checkpoint(path: Path, policy: Policy, optimizer: torch.optim.Optimizer | None = None) -> Checkpoint:
@@ -61,7 +66,7 @@ def read_checkpoint(path: Path, policy: Policy, optimizer: torch.optim.Optimizer
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except FileNotFoundError:
-        raise InputError(f"checkpoint: {path} does not exist; the run has not saved anything yet") from None
+        raise InputError(f"checkpoint: {path} does not exist; the run has not saved that yet") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"checkpoint: {path} is damaged or truncated ({error})") from error
     if "step" not in metadata:
@@ -70,13 +75,15 @@ def read_checkpoint(path: Path, policy: Policy, optimizer: torch.optim.Optimizer
     if optimizer is not None:
         _load_moments(policy, optimizer, tensors)
     generators = {name.removeprefix("generator."): t for name, t in tensors.items() if name.startswith("generator.")}
-    return Checkpoint(int(metadata["step"]), float(metadata["seconds"]), generators)
+    return Checkpoint(int(metadata["step"]), float(metadata.get("seconds", 0)), generators)
 
 
 def _load(path: Path, policy: Policy, tensors: dict[str, Tensor]) -> None:
     own = policy_tensors(policy)
     there = {name.removeprefix("policy."): t for name, t in tensors.items() if name.startswith("policy.")}
-    wrong = sorted(n for n in own.keys() | there.keys() if n not in own or n not in there or own[n].shape != there[n].shape)
+    wrong = sorted(
+        n for n in own.keys() | there.keys() if n not in own or n not in there or own[n].shape != there[n].shape
+    )
     if wrong:
         raise InputError(f"checkpoint: {path} is of another policy, {len(wrong)} weights do not fit, first {wrong[0]}")
     with torch.no_grad():

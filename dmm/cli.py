@@ -52,10 +52,16 @@ def datasets(as_json: AsJson = False) -> None:
 @app.command()
 def collect(
     name: Annotated[str, typer.Argument(help="A data set that `dmm datasets` lists.")],
-    transitions: Annotated[int | None, typer.Option(help="At least this many; the recipe's own number if left out.")] = None,
+    transitions: Annotated[
+        int | None, typer.Option(help="At least this many; the recipe's own number if left out.")
+    ] = None,
     seed: Seed = 0,
-    workers: Annotated[int | None, typer.Option(help="Processes; all cores if left out. The data do not depend on it.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a data set of that name made with other settings.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; all cores if left out. The data do not depend on it.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a data set of that name made with other settings.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a data set on this machine, as an ordinary Minari data set."""
@@ -86,12 +92,17 @@ def train(
     model: Annotated[str, typer.Option(help="A model that `dmm models` lists.")] = "dmm",
     steps: Annotated[int, typer.Option(help="Updates.")] = 100_000,
     seed: Seed = 0,
-    seeds: Annotated[int, typer.Option(help="Train this many, with seeds SEED, SEED + 1, ..., one after the other.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(help="Train this many, with seeds SEED, SEED + 1, ..., one after the other.")
+    ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/<dataset>/<model>-seed<seed> if left out.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; runs/<dataset>/<model>-seed<seed> if left out.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's checkpoint.")] = False,
     changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the model or the training.")
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the model or the training."),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; half the cores, at most 4, if left out.")] = None,
     as_json: AsJson = False,
@@ -141,13 +152,16 @@ def evaluate(
 
     _set_threads(threads)
     result = measure(run, episodes=episodes, targets=target, seed=seed).to_json()
-    lines = [f"{result['model']} on {result['dataset']}, step {result['step']:,}, {result['episodes']} episodes per target"]
+    lines = [
+        f"{result['model']} on {result['dataset']}, step {result['step']:,}, {result['episodes']} episodes per target"
+    ]
     for row in result["scores"]:
         known = row["normalized_score"] is not None
         score = f"normalised score {row['normalized_score']:.1f}" if known else "no reference returns"
         low, high = row["ci95"]
         lines.append(
-            f"target {row['target']:g}: mean return {row['mean_return']:.4g}, {score}, 95 % interval {low:.1f} to {high:.1f}"
+            f"target {row['target']:g}: mean return {row['mean_return']:.4g}, {score}, "
+            f"95 % interval {low:.1f} to {high:.1f}"
         )
     if result["behaviour"] is not None:
         lines.append(f"the data's own behaviour: normalised score {result['behaviour']:.1f}")

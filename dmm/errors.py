@@ -8,4 +8,4 @@ class InputError(ValueError):
 
 
 class RunError(RuntimeError):
-    """The input was fine and the run failed all the same, for example on a non-finite loss. The command exits with 1."""
+    """The input was fine and the run failed all the same, as on a non-finite loss. The command exits with 1."""

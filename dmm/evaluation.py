@@ -45,18 +45,17 @@ class Actor(Protocol):
 
 
 class RandomActor:
-    """Actions drawn uniformly from the environment's bounds: the zero of most scores."""
+    """Actions drawn uniformly from [-1, 1]: the zero of most scores."""
 
-    def __init__(self, space: gym.spaces.Box, seed: int = 0):
-        self.low, self.high = torch.from_numpy(space.low), torch.from_numpy(space.high)
+    def __init__(self, action_size: int, seed: int = 0):
+        self.action_size = action_size
         self.generator = torch.Generator().manual_seed(seed)
 
     def init_state(self, n: int, target: float) -> None:
         return None
 
     def act(self, state: None, observation: Tensor, reward: Tensor | None = None) -> tuple[Tensor, None]:
-        unit = torch.rand(observation.shape[0], len(self.low), generator=self.generator)
-        return self.low + unit * (self.high - self.low), None
+        return torch.rand(len(observation), self.action_size, generator=self.generator) * 2 - 1, None
 
 
 @dataclass(frozen=True)
@@ -234,9 +233,10 @@ def normalize(returns: Any, reference: tuple[float, ...]) -> Any:
 
 
 def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """The percentile bootstrap interval of the mean at 95 %, from `BOOTSTRAP_RESAMPLES` resamples: `(episodes,)` -> low, high.
+    """The percentile bootstrap interval of the mean at 95 %: `(episodes,)` -> low, high.
 
-    It says how far the mean could move with other episodes of the same policy; what another training seed does is not in it.
+    It says how far the mean could move with other episodes of the same policy; what another training seed would do is
+    not in it.
     """
     if len(values) < 2 or np.ptp(values) == 0:
         return float(values.mean()), float(values.mean())

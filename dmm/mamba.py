@@ -105,7 +105,8 @@ class MambaBlock(nn.Module):
         conv = state.conv
         if self.conv1d is not None:
             window = torch.cat([state.conv, x[..., None]], dim=-1)  # (b, e, width)
-            x, conv = (window * self.conv1d.weight[:, 0]).sum(-1) + self.conv1d.bias, window[..., 1:]
+            x = torch.einsum("b e w, e w -> b e", window, self.conv1d.weight[:, 0]) + self.conv1d.bias  # type: ignore[operator]
+            conv = window[..., 1:]
         x = F.silu(x)
         delta, B, C = self._select(x)
         A, bias = -torch.exp(self.A_log), self.dt_proj.bias

@@ -30,7 +30,9 @@ class DMMConfig(TokenPolicyConfig):
     window: int = 6  # w tokens that the DSM sees: two time steps
     expand: int = 1  # inner channels of Mamba per channel; Mamba has 2, the released code 1
     ssm_state: int = 16  # n
-    residual: Residual = "raw"  # what the residual adds to: the normalised input (paper, eq. 3) or the raw stream (code)
+    residual: Residual = (
+        "raw"  # what the residual adds to: the normalised input (paper, eq. 3) or the raw stream (code)
+    )
     share_norms: bool = False  # one pair of LayerNorms for all layers (code)
     share_dsm: bool = False  # one DSM for all layers (code for AntMaze and Kitchen)
     train_dsm: bool = True  # False: the DSM stays at its random start, as in the code for AntMaze and Kitchen
@@ -41,13 +43,15 @@ class DMMConfig(TokenPolicyConfig):
         super().__post_init__()
         tokens = 3 * self.context
         if not 1 <= self.window <= tokens:
-            raise InputError(f"window: got {self.window}, allowed is 1 to {tokens}, the tokens of context {self.context}")
+            raise InputError(
+                f"window: got {self.window}, allowed is 1 to {tokens}, the tokens of context {self.context}"
+            )
         check_choice("residual", self.residual, Residual)
         check_choice("step_init", self.step_init, StepInit)
 
     @classmethod
     def paper(cls, state_size: int, action_size: int, **changes: Any) -> DMMConfig:
-        """What the paper's text describes: equation 3, an affine DSM of its own in each layer, Mamba's expansion of 2."""
+        """What the paper's text describes: equation 3, an affine DSM in each layer, Mamba's expansion of 2."""
         text: dict[str, Any] = {"residual": "normalized", "dsm_bias": True, "expand": 2}
         return cls(state_size=state_size, action_size=action_size, **(text | changes))
 

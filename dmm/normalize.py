@@ -14,7 +14,7 @@ REFERENCE_RETURNS: dict[str, tuple[float, float]] = {
     "kitchen": (0.0, 4.0),
     "pointmaze": (0.0, 1.0),
 }
-"""(random, expert) return per environment family. Source: D4RL's `infos.py`; a point maze counts successes, as antmaze."""
+"""(random, expert) return per environment family. Source: D4RL's `infos.py`; a point maze counts successes."""
 
 
 def reference_returns(env_id: str) -> tuple[float, float]:

@@ -1,8 +1,8 @@
 """The interface that every sequence model of the package serves, and the frame that most of them share.
 
-`Policy` is what training, evaluation, tables and widgets know: `forward(windows)` predicts the actions of whole windows,
-`init_state(n, target)` and `act(state, observation, reward)` run `n` episodes at once. Observations, rewards and
-returns-to-go are raw on the outside; a policy normalises them itself, with moments that travel in its weights.
+`Policy` is what training, evaluation, tables and widgets know: `forward(windows)` predicts the actions of whole
+windows, `init_state(n, target)` and `act(state, observation, reward)` run `n` episodes at once. Observations, rewards
+and returns-to-go are raw on the outside; a policy normalises them itself, with moments that travel in its weights.
 
 `TokenPolicy` is the frame of Decision Transformer and its successors: one linear embedding per modality, tokens
 interleaved as return-to-go, state, action, a stack of blocks, and a head that reads the action off the state token.
@@ -140,8 +140,8 @@ class TokenPolicy(Policy):
     Sub-classes fill `self.blocks`, modules that map tokens `(b, 3k, d)` to `(b, 3k, d)` causally. There is neither a
     position embedding nor an attention mask: causal blocks see the order, and padding comes first.
 
-    Source: the released DMM code, which takes this frame from Decision Convformer and Decision Transformer. Its embedding
-    is followed by LayerNorm and dropout; its head is a linear map of the state token through tanh.
+    Source: the released DMM code, which takes this frame from Decision Convformer and Decision Transformer. Its
+    embedding is followed by LayerNorm and dropout; its head is a linear map of the state token through tanh.
     """
 
     def __init__(self, config: TokenPolicyConfig):

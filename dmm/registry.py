@@ -36,7 +36,7 @@ def _paper(state_size: int, action_size: int, env_id: str, **changes: Any) -> DM
 
 def _released(state_size: int, action_size: int, env_id: str, **changes: Any) -> DMMConfig:
     domains: dict[str, Domain] = {"AntMaze": "antmaze", "PointMaze": "antmaze", "FrankaKitchen": "kitchen"}
-    domain = next((domain for family, domain in domains.items() if family in env_id), "mujoco")
+    domain: Domain = next((domain for family, domain in domains.items() if family in env_id), "mujoco")
     return DMMConfig.released(state_size, action_size, domain=domain, **changes)
 
 
@@ -72,7 +72,9 @@ def split_changes(changes: Mapping[str, Any], model: Model, training: type) -> t
         InputError: a field that neither has, or text that is not of the field's type.
     """
     fixed = {"state_size", "action_size", "steps", "seed"}  # given by the data or by arguments of their own
-    owners = {field.name: (config, field) for config in (model.config, training) for field in dataclasses.fields(config)}
+    owners = {
+        field.name: (config, field) for config in (model.config, training) for field in dataclasses.fields(config)
+    }
     allowed = sorted(set(owners) - fixed)
     sorted_changes: dict[type, dict[str, Any]] = {model.config: {}, training: {}}
     for name, value in changes.items():

@@ -3,9 +3,9 @@ r"""The selective scan: a diagonal state space model whose step size, input and 
     h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,    y_t = C_t h_t + D u_t,    out_t = y_t silu(z_t)
 
 `A` is discretized by zero-order hold and `B` by Euler, as in Mamba (Gu & Dao 2024, section 3.5 and
-`mamba_ssm.ops.selective_scan_interface.selective_scan_ref`). Axes: `b` batch, `l` tokens, `e` inner channels, `n` state.
-Departures from the official function: axes are ordered `(b, l, e)` instead of `(b, e, l)`, `A` is real, `B` and `C`
-always depend on the token, and an initial state may be given.
+`mamba_ssm.ops.selective_scan_interface.selective_scan_ref`). Axes: `b` batch, `l` tokens, `e` inner channels, `n`
+state. Departures from the official function: axes are ordered `(b, l, e)` instead of `(b, e, l)`, `A` is real, `B` and
+`C` always depend on the token, and an initial state may be given.
 """
 
 from __future__ import annotations
@@ -174,10 +174,10 @@ _SCANS = {"sequential": _scan_sequential, "parallel": _scan_parallel}
 class _SequentialScan(torch.autograd.Function):
     """One token after the other, with the adjoint recurrence as gradient.
 
-    Decay and drive of one token fill `(b, n, e)`, which stays in the processor's cache (channels last, so that the inner
-    loops are long); only the states are kept for the backward pass, one tensor `(l, b, n, e)`. With `g_t = dL/dh_t` the
-    adjoint is `g_t = C_t dL/dy_t + exp(delta_{t+1} A) g_{t+1}`, and every gradient is a product of `g_t` with something
-    at hand.
+    Decay and drive of one token fill `(b, n, e)`, which stays in the processor's cache (channels last, so that the
+    inner loops are long); only the states are kept for the backward pass, one tensor `(l, b, n, e)`. With
+    `g_t = dL/dh_t` the adjoint is `g_t = C_t dL/dy_t + exp(delta_{t+1} A) g_{t+1}`, and every gradient is a product of
+    `g_t` with something at hand.
     """
 
     @staticmethod

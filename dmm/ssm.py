@@ -26,7 +26,7 @@ def discretize(A: Tensor, B: Tensor, delta: Tensor | float, method: Method = "zo
     | method | `A_bar` | `B_bar` |
     |---|---|---|
     | `zoh` | `exp(delta A)` | `A^{-1} (exp(delta A) - I) B`, the input held constant within a step |
-    | `bilinear` | `(I - delta A/2)^{-1} (I + delta A/2)` | `(I - delta A/2)^{-1} delta B` (Tustin, the trapezoid rule) |
+    | `bilinear` | `(I - delta A/2)^{-1} (I + delta A/2)` | `(I - delta A/2)^{-1} delta B` (the trapezoid rule) |
     | `euler` | `I + delta A` | `delta B` (forward Euler) |
 
     Zero-order hold needs no inverse here: it is read off one matrix exponential of the augmented system, and for a
@@ -155,7 +155,9 @@ def convolve(kernel: Tensor, u: Tensor) -> Tensor:
     if kernel.shape != u.shape:
         raise InputError(f"kernel: got shape {tuple(kernel.shape)}, allowed is that of u, {tuple(u.shape)}")
     size = 2 * u.shape[-1]
-    return torch.fft.irfft(torch.fft.rfft(kernel, n=size) * torch.fft.rfft(u, n=size), n=size)[..., : u.shape[-1]]
+    spectrum = torch.fft.rfft(kernel, n=size) * torch.fft.rfft(u, n=size)
+    wrapped: Tensor = torch.fft.irfft(spectrum, n=size)
+    return wrapped[: u.shape[-1]]
 
 
 def s4d_real(n: int, dtype: torch.dtype = torch.float32) -> Tensor:

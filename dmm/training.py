@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from dmm.checkpoints import read_checkpoint, write_atomically, write_checkpoint
+from dmm.checkpoints import pack_weights, read_checkpoint, write_atomically, write_checkpoint
 from dmm.data.trajectories import Trajectories, load_trajectories
 from dmm.data.windows import Windows, WindowSampler
 from dmm.errors import InputError, RunError
@@ -33,7 +33,7 @@ from dmm.policy import Policy
 from dmm.registry import find_model, split_changes
 
 SPARSE_RETURN = 100.0
-"""Data whose returns stay below this get `rtg_scale` 1 by default, others 1000: what the released code does by domain."""
+"""Data whose returns stay below this get `rtg_scale` 1 by default, others 1000, as the released code has by domain."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,7 @@ class TrainConfig:
     clip: float = 0.25  # largest norm of the gradient
     log_every: int = 100  # updates averaged in one row of the log
     checkpoint_every: int = 200  # updates between checkpoints, what a kill can cost; a multiple of log_every
+    keep_every: int = 0  # updates between weights that are kept beside the last; 0 keeps the last alone
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
@@ -59,6 +60,8 @@ class TrainConfig:
                 raise InputError(f"{name}: got {getattr(self, name):g}, allowed is a positive number")
         if not 0 <= self.warmup <= 1:
             raise InputError(f"warmup: got {self.warmup:g}, allowed is a part of the run, 0 to 1")
+        if self.keep_every < 0:
+            raise InputError(f"keep_every: got {self.keep_every}, allowed is 0 (keep none) or more")
         if self.checkpoint_every % self.log_every:
             raise InputError(
                 f"checkpoint_every: got {self.checkpoint_every}, allowed are multiples of log_every ({self.log_every})"
@@ -137,8 +140,12 @@ def train(
     return Run(path, policy.eval(), info, loop.step)
 
 
-def load_run(path: str | Path) -> Run:
-    """Read a run's folder, its last checkpoint included, onto the CPU.
+def load_run(path: str | Path, step: int | None = None) -> Run:
+    """Read a run's folder onto the CPU, with the weights of its last checkpoint.
+
+    Args:
+        path: the folder.
+        step: take the weights that `keep_every` kept after this many updates instead.
 
     Raises:
         InputError: no run there, or one that is damaged.
@@ -150,8 +157,13 @@ def load_run(path: str | Path) -> Run:
         policy = entry.policy(entry.config(**info["config"]))
     except TypeError as error:
         raise InputError(f"run: {path / 'run.json'} does not fit this version of the package ({error})") from error
-    step = read_checkpoint(path / "checkpoint.safetensors", policy).step
-    return Run(path, policy.eval(), info, step)
+    name = "checkpoint.safetensors" if step is None else kept_name(step)
+    return Run(path, policy.eval(), info, read_checkpoint(path / name, policy).step)
+
+
+def kept_name(step: int) -> str:
+    """The file that holds the weights kept after `step` updates."""
+    return f"weights-{step:07d}.safetensors"
 
 
 def default_rtg_scale(trajectories: Trajectories) -> float:
@@ -197,7 +209,11 @@ def describe_run(trajectories: Trajectories, model: str, config: Any, training: 
             "mean_return": float(returns.mean()),
             "max_return": float(returns.max()),
         },
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "gymnasium": gymnasium.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "gymnasium": gymnasium.__version__,
+        },
     }
 
 
@@ -225,7 +241,9 @@ def _claim(path: Path, info: dict[str, Any], resume: bool, loop: _Loop) -> None:
     """Make the folder this run's own: create it, or load its checkpoint if it holds the same run."""
     if (path / "run.json").exists():
         if not resume:
-            raise InputError(f"out: {path} already holds a run; --resume goes on with it, another --out leaves it alone")
+            raise InputError(
+                f"out: {path} already holds a run; --resume goes on with it, another --out leaves it alone"
+            )
         _require_same_run(path, _read_info(path), info)
         if (path / "checkpoint.safetensors").exists():
             loop.restore()
@@ -240,16 +258,16 @@ def _claim(path: Path, info: dict[str, Any], resume: bool, loop: _Loop) -> None:
 def _require_same_run(path: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
     asked = json.loads(json.dumps(asked))
     if there["dataset"]["fingerprint"] != asked["dataset"]["fingerprint"]:
-        raise InputError(
-            f"resume: the checkpoint in {path} is of data set {there['dataset']['id']!r} "
-            f"({there['dataset']['fingerprint']}), asked for is {asked['dataset']['id']!r} ({asked['dataset']['fingerprint']})"
-        )
+        old, new = ("{id!r} ({fingerprint})".format(**info["dataset"]) for info in (there, asked))
+        raise InputError(f"resume: the checkpoint in {path} is of data set {old}, asked for is {new}")
     for part in ("model", "config", "training"):
         if there[part] != asked[part]:
             differing = f"{there[part]!r} there, {asked[part]!r} asked for"
             if isinstance(asked[part], dict):
                 names = sorted(k for k in asked[part] if there[part].get(k) != asked[part][k])
-                differing = ", ".join(f"{k} is {there[part].get(k)!r} there, {asked[part][k]!r} asked for" for k in names)
+                differing = ", ".join(
+                    f"{k} is {there[part].get(k)!r} there, {asked[part][k]!r} asked for" for k in names
+                )
             raise InputError(f"resume: {path} holds another run ({part}: {differing})")
 
 
@@ -283,6 +301,8 @@ class _Loop:
                     self._log(total)
                     bar.set_postfix(loss=f"{self.rows[-1][1]:.4f}")
                     total.zero_()
+                if config.keep_every and self.step % config.keep_every == 0:
+                    write_atomically(self.path / kept_name(self.step), pack_weights(self.policy, self.step))
                 if self.step % config.checkpoint_every == 0 or self.step == config.steps:
                     self.save()
 
@@ -304,7 +324,9 @@ class _Loop:
         count = self.step % self.config.log_every or self.config.log_every
         loss = float(total) / count
         if not np.isfinite(loss):
-            kept = self.step - self.step % self.config.checkpoint_every if self.step > self.config.checkpoint_every else 0
+            kept = (
+                self.step - self.step % self.config.checkpoint_every if self.step > self.config.checkpoint_every else 0
+            )
             raise RunError(
                 f"loss: {loss} between steps {self.step - count + 1} and {self.step}; the checkpoint of step "
                 f"{kept} is kept; a lower learning_rate (now {self.config.learning_rate:g}) is the first thing to try"

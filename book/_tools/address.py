@@ -1,7 +1,7 @@
 """Tell every file the repository's public address.
 
-`_config.yml` holds it once (`repository.url`). The files in FILES repeat it, because they are read where nothing can look
-it up: README, package metadata, citation, the notebooks' Colab links and set-up cells.
+`_config.yml` holds it once (`repository.url`). The files in FILES repeat it, because they are read where nothing can
+look it up: README, package metadata, citation, the notebooks' Colab links and set-up cells.
 
     python book/_tools/address.py https://github.com/you/your-name-for-it    rewrites them all
     python book/_tools/address.py --check                                      prints the lines that disagree, exits 1
@@ -22,6 +22,9 @@ FILES = (
     "book/_tools/setup_cell.py",
     "notebooks/**/*.ipynb",
 )
+
+# The authors' own release has the same name under their account.
+OTHERS = {"too-z"}
 
 _CONFIG_LINE = re.compile(r"^(repository:\n\s+url:\s*)(\S+)", re.MULTILINE)
 _ADDRESS = re.compile(r"https://github\.com/([\w.-]+)/([\w.-]+)")
@@ -52,7 +55,7 @@ def disagreements(root: Path = ROOT) -> list[str]:
     for path in dependants(root):
         text = path.read_text("utf8")
         for match in own.finditer(text):
-            if match.groups() != (owner, name):
+            if match.group(1) not in OTHERS and match.groups() != (owner, name):
                 wrong.append(f"{path.relative_to(root)}: {match.group(0)}")
         for match in pages.finditer(text):
             if match.groups() != (owner.lower(), name):

@@ -503,6 +503,8 @@ function makeControl(control, current, change) {
   const input = element("input", "dmm-slider", { id, type: "range", min: 0, max: control.values.length - 1, step: 1, name: control.name });
   const output = element("output", "dmm-value", {});
   output.htmlFor = id;
+  // The slider itself announces its value.
+  output.setAttribute("aria-live", "off");
   const show = (value) => {
     const at = control.values.indexOf(value);
     input.value = at;

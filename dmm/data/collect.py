@@ -198,7 +198,8 @@ def _version(package: str) -> str:
 
 def _read_metadata(folder: Path) -> dict[str, Any]:
     try:
-        return MinariStorage.read_raw_metadata(folder / "data")
+        metadata: dict[str, Any] = MinariStorage.read_raw_metadata(folder / "data")
+        return metadata
     except (OSError, ValueError):
         return {}
 

@@ -48,7 +48,7 @@ def dataset_folder(minari_id: str) -> Path:
     except (ValueError, TypeError) as error:
         raise InputError(f"dataset: {minari_id!r} is not a Minari id; allowed: NAMESPACE/NAME-vVERSION") from error
     try:
-        return get_dataset_path(minari_id)
+        return Path(get_dataset_path(minari_id))
     except OSError as error:
         raise InputError(f"dataset: the folder of Minari data sets cannot be used ({error})") from error
 
@@ -126,7 +126,7 @@ def _download(minari_id: str) -> None:
         from huggingface_hub import constants
     except ImportError as error:
         raise InputError('download: needs huggingface_hub; install it with `pip install "minari[hf]"`') from error
-    if not reachable(constants.ENDPOINT):
+    if not reachable(constants.ENDPOINT, NETWORK_TIMEOUT):
         raise InputError(f"download: {constants.ENDPOINT} does not answer, so {minari_id!r} cannot be fetched")
     try:
         minari.download_dataset(minari_id)
@@ -135,7 +135,7 @@ def _download(minari_id: str) -> None:
         raise InputError(f"download: {minari_id!r} cannot be fetched ({type(error).__name__}: {reason})") from error
 
 
-def reachable(url: str, timeout: float = NETWORK_TIMEOUT) -> bool:
+def reachable(url: str, timeout: float) -> bool:
     """Whether a server answers at `url` within `timeout` seconds, whatever it answers."""
     answers: list[bool] = []
 

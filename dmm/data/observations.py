@@ -19,7 +19,7 @@ GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 """Entries of a goal dictionary, in the order in which they are concatenated."""
 
 
-def choose_keys(space: gym.Space, wanted: tuple[str, ...] | None = None) -> tuple[str, ...]:
+def choose_keys(space: gym.Space[Any], wanted: tuple[str, ...] | None = None) -> tuple[str, ...]:
     """The entries of `space` that make the state vector: `()` for a 1-D Box, else keys of the goal dictionary.
 
     `wanted` fixes keys and order; by default they are those of `GOAL_KEYS` that exist and are 1-D boxes.
@@ -122,11 +122,11 @@ def _bounds(space: Any, side: str) -> Any:
     return getattr(space, side)
 
 
-def _is_vector(space: gym.Space) -> bool:
+def _is_vector(space: gym.Space[Any]) -> bool:
     return isinstance(space, gym.spaces.Box) and len(space.shape) == 1
 
 
-def _require_vector(name: str, space: gym.Space) -> None:
+def _require_vector(name: str, space: gym.Space[Any]) -> None:
     if _is_vector(space):
         return
     if isinstance(space, gym.spaces.Box):

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from multiprocessing.connection import wait
+from multiprocessing.synchronize import Event
 from typing import Any
 
 import gymnasium as gym
@@ -86,7 +87,8 @@ def record(recipe: Recipe, seed: int, workers: int) -> Generator[RecordedEpisode
 
 def _record_in_parallel(recipe: Recipe, seed: int, workers: int) -> Iterator[RecordedEpisode]:
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(recipe, seed))
+    stop = context.Event()
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(recipe, seed, stop))
     pending: deque[Future[list[RecordedEpisode]]] = deque()
     chunks = count(0, CHUNK)
     try:
@@ -98,21 +100,24 @@ def _record_in_parallel(recipe: Recipe, seed: int, workers: int) -> Iterator[Rec
             pending.append(pool.submit(_record_chunk, next(chunks)))
             yield from episodes
     finally:
+        stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 _recorder: Recorder  # of a worker process
+_stop: Event  # set when the caller has enough: chunks under way are then cut short
 
 
-def _start_worker(recipe: Recipe, seed: int) -> None:
-    global _recorder
+def _start_worker(recipe: Recipe, seed: int, stop: Event) -> None:
+    global _recorder, _stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then stops the workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    _stop = stop
     _recorder = Recorder(recipe, seed)
 
 
 def _record_chunk(first: int) -> list[RecordedEpisode]:
-    return [_recorder.episode(number) for number in range(first, first + CHUNK)]
+    return [_recorder.episode(number) for number in range(first, first + CHUNK) if not _stop.is_set()]
 
 
 def _end_with_parent() -> None:

@@ -65,11 +65,11 @@ class Trajectories:
 
     @property
     def state_size(self) -> int:
-        return self.observations.shape[1]
+        return int(self.observations.shape[1])
 
     @property
     def action_size(self) -> int:
-        return self.actions.shape[1]
+        return int(self.actions.shape[1])
 
     def returns(self) -> np.ndarray:
         """Undiscounted return of each episode: `(E,)` float64."""

@@ -34,7 +34,8 @@ class GaussianPolicy:
         x = _clip((observation.astype(np.float32) - p["mean"]) / p["scale"], p["clip"])
         x = np.tanh(x @ p["w0"].T + p["b0"])
         x = np.tanh(x @ p["w1"].T + p["b1"])
-        return x @ p["w2"].T + p["b2"]
+        result: np.ndarray = x @ p["w2"].T + p["b2"]
+        return result
 
     def sample(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """A clipped action drawn with `rng`: `(..., s) -> (..., a)` float32."""
@@ -45,4 +46,5 @@ class GaussianPolicy:
 
 def _clip(values: np.ndarray, bound: np.ndarray | np.float32) -> np.ndarray:
     """`np.clip(values, -bound, bound)`, which spends most of its time on its arguments when arrays are this small."""
-    return np.minimum(np.maximum(values, -bound), bound)
+    clipped: np.ndarray = np.minimum(np.maximum(values, -bound), bound)
+    return clipped

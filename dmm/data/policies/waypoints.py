@@ -49,7 +49,8 @@ class MazeWalker:
             self.path = self._plan(position, rng)
         action = self.gain * (self.path[0] - position) - self.damping * velocity
         action += self.noise * rng.standard_normal(2)
-        return np.clip(action, -1.0, 1.0).astype(np.float32)
+        clipped: np.ndarray = np.clip(action, -1.0, 1.0).astype(np.float32)
+        return clipped
 
     def _plan(self, position: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
         """Waypoints all the way to the goal, or one random cell next to this one."""

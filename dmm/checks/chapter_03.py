@@ -1,0 +1,129 @@
+"""Checks for chapter 3: the selective scan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dmm.checks import as_array, call, close, passed, require
+from dmm.scan import selective_scan
+
+Array = NDArray[np.float64]
+
+
+def check_kept(answer: Callable[..., Any]) -> None:
+    """`answer(delta (l,), A (n,))` must give `exp(A_n sum_{r > t} delta_r)`, shape `(l, n)`."""
+    delta, A = np.array([0.1, 0.7, 0.0, 0.4, 1.1]), np.array([-1.0, -2.0, -0.5])
+    result = call(answer, *(torch.tensor(numbers, dtype=torch.get_default_dtype()) for numbers in (delta, A)))
+    require(tuple(getattr(result, "shape", ())) != (3, 5), "the axes are swapped: tokens first, states second")
+    kept = as_array(result, (5, 3), "kept")
+    later = delta.sum() - delta.cumsum()
+    expected = np.exp(later[:, None] * A)
+    _match(
+        kept,
+        expected,
+        {
+            "off by one: a token's own delta lets it in, it does not fade it; only later tokens do": np.exp(
+                (later + delta)[:, None] * A
+            ),
+            "that is the fading before the token: sum the deltas of the tokens after it": np.exp(
+                (delta.cumsum() - delta)[:, None] * A
+            ),
+            "that is the fading up to the token: sum the deltas of the tokens after it": np.exp(
+                delta.cumsum()[:, None] * A
+            ),
+            "this is only the decay of one token: multiply over all later ones": np.exp(delta[:, None] * A),
+            "the exponential is missing": later[:, None] * A,
+            "the sign is wrong: A is negative, shares lie between 0 and 1": 1 / expected,
+        },
+        "kept is not exp(A sum of later deltas)",
+    )
+    passed("the last token is kept whole, and each earlier one as far as the later ones let it.")
+
+
+def check_chunks(answer: Callable[..., Any]) -> None:
+    """`answer(u, delta, A, B, C, chunk)` must equal the scan over the whole sequence, `(b, l, e)`."""
+    b, length, e, n, chunk = 2, 10, 3, 4, 4
+    generator = torch.Generator().manual_seed(0)
+    u, B, C = (torch.randn(b, length, size, generator=generator) for size in (e, n, n))
+    delta, A = torch.rand(b, length, e, generator=generator), -1 - torch.rand(e, n, generator=generator)
+    result = call(answer, u, delta, A, B, C, chunk)
+    shape = tuple(getattr(result, "shape", ()))
+    require(shape != (b, 8, e), "the last chunk is missing: the length need not be a multiple of the chunk")
+    require(shape != (b, chunk, e), "only one chunk came back: collect all of them and join them along axis 1")
+    y = as_array(result, (b, length, e), "y")
+    parts = [[x[:, first : first + chunk] for x in (u, delta, B, C)] for first in range(0, length, chunk)]
+    restarted = torch.cat([_scan(u_, d_, A, B_, C_) for u_, d_, B_, C_ in parts], 1)
+    hint = "the state restarts at zero in each chunk: pass the last state on as initial_state"
+    _match(
+        y,
+        _scan(u, delta, A, B, C).double().numpy(),
+        {hint: restarted.double().numpy()},
+        _first_difference(y, _scan(u, delta, A, B, C).double().numpy(), chunk),
+    )
+    passed("chunks of any size give the output of the whole sequence.")
+
+
+def check_adjoint(answer: Callable[..., Any]) -> None:
+    """`answer(a (b, l, n), dh (b, l, n))` must give `g_t = dh_t + a_{t+1} g_{t+1}`."""
+    generator = torch.Generator().manual_seed(0)
+    a, dh = torch.rand(2, 6, 3, generator=generator), torch.randn(2, 6, 3, generator=generator)
+    g = as_array(call(answer, a, dh), (2, 6, 3), "g")
+    forward, backward = a.double().numpy(), dh.double().numpy()
+    expected = _reversed(forward, backward, shift=1)
+    _match(
+        g,
+        expected,
+        {
+            "off by one: g_t is multiplied by a of the next token, a_(t+1), not a_t": _reversed(
+                forward, backward, shift=0
+            ),
+            "that runs from the first token to the last; gradients flow from the last to the first": _forward(
+                forward, backward
+            ),
+            "the result is in reverse order: flip it back": expected[:, ::-1],
+            "g is dh itself: nothing flowed back from later tokens": backward,
+            "off by one: a is shifted by one token too many": _reversed(forward, backward, shift=2),
+        },
+        "g_t is not dh_t + a_(t+1) g_(t+1)",
+    )
+    passed("the gradient of a scan is a scan in reverse time.")
+
+
+def _match(got: Array, expected: Array, mistakes: Mapping[str, Array], otherwise: str) -> None:
+    """Says which known mistake `got` is, or `otherwise`, unless it equals `expected`."""
+    if close(got, expected, 1e-4):
+        return
+    for hint, wrong in mistakes.items():
+        require(not close(got, wrong, 1e-4), hint)
+    require(False, otherwise)
+
+
+def _scan(u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
+    y = selective_scan(u, delta, A, B, C)
+    assert isinstance(y, torch.Tensor)
+    return y
+
+
+def _first_difference(got: Array, expected: Array, chunk: int) -> str:
+    wrong = np.flatnonzero(np.abs(got - expected).max((0, 2)) > 1e-4)
+    token = int(wrong[0]) if len(wrong) else 0
+    return f"y differs first at token {token}, which is token {token % chunk} of chunk {token // chunk}"
+
+
+def _forward(a: Array, x: Array) -> Array:
+    g, rows = np.zeros_like(x[:, 0]), []
+    for t in range(x.shape[1]):
+        g = x[:, t] + a[:, t] * g
+        rows.append(g)
+    return np.stack(rows, 1)
+
+
+def _reversed(a: Array, x: Array, shift: int) -> Array:
+    """`g_t = x_t + a_{t+shift} g_{t+1}`, from the last token to the first; `a` is 0 beyond the end."""
+    later = np.concatenate([a[:, shift:], np.zeros_like(a[:, :shift])], 1)
+    return _forward(later[:, ::-1], x[:, ::-1])[:, ::-1]

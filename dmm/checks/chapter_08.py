@@ -1,0 +1,78 @@
+"""Checks for the exercises of chapter 8: the loss, the learning rate, the interval of a score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from dmm.checks import as_array, call, close, passed, require
+from dmm.data.windows import Windows
+from dmm.training import action_loss
+
+LossFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Any]
+
+
+def masked_loss(answer: LossFunction) -> None:
+    """Exercise 8.1: `answer(predicted (b, k, a), actions (b, k, a), mask (b, k))` is the mean over real steps."""
+    generator = torch.Generator().manual_seed(8)
+    predicted, actions = (torch.randn(4, 5, 2, generator=generator) for _ in range(2))
+    mask = torch.arange(5) >= torch.tensor([0, 1, 3, 4])[:, None]  # left padding
+    got = float(as_array(call(answer, predicted, actions, mask), (), "masked_loss(...)"))
+    squared = (predicted - actions).square()
+    real = squared[mask]
+    padded_too = "the mean runs over padded steps too: keep only the entries where mask is True"
+    require(not close(got, squared.mean()), padded_too)
+    require(
+        not close(got, (squared * mask[..., None]).mean()),
+        "the sum is right, but it is divided by all steps: " + padded_too,
+    )
+    require(
+        not close(got, real.sum() / mask.sum()), "divide by the number of action entries, not by the number of steps"
+    )
+    require(not close(got, squared[~mask].mean()), "the mask is upside down: True marks a real step")
+    require(
+        not close(got, (predicted - actions)[mask].abs().mean()), "square the difference; this is the absolute error"
+    )
+    windows = Windows(actions[..., :1], actions, actions, torch.zeros(4, 5, dtype=torch.int64), mask)
+    require(close(got, action_loss(predicted, windows)), f"expected {float(real.mean()):.4f}, got {got:.4f}")
+    passed("the loss sees real steps only")
+
+
+def warmup_rate(answer: Callable[[int, int, float], float]) -> None:
+    """Exercise 8.2: `answer(step, warmup, peak)` for the update after `step` finished ones."""
+    warmup, peak = 10, 1e-3
+    got = np.array([float(as_array(call(answer, step, warmup, peak), (), "warmup_rate(...)")) for step in range(30)])
+    expected = peak * np.minimum(1.0, (np.arange(30) + 1) / warmup)
+    require(got[0] > 0, "the first update has learning rate 0 and is wasted: count from step + 1")
+    require(
+        not close(got, peak * (np.arange(30) + 1) / warmup, 1e-9),
+        "it goes on rising after the warm-up: cap it at the peak",
+    )
+    require(not close(got, np.full(30, peak), 1e-9), "it is constant: let it rise over the first `warmup` updates")
+    require(
+        close(got, expected, 1e-9), f"at steps 0, 4, 9, 20 expected {expected[[0, 4, 9, 20]]}, got {got[[0, 4, 9, 20]]}"
+    )
+    passed("linear up to the peak, constant from there")
+
+
+def interval(answer: Callable[[np.ndarray, np.random.Generator], tuple[float, float]]) -> None:
+    """Exercise 8.3: `answer(values, rng)` is the 95 % percentile bootstrap interval of the mean."""
+    values = np.random.default_rng(3).normal(50.0, 20.0, size=100)
+    low, high = as_array(call(answer, values, np.random.default_rng(0)), (2,), "interval(...)")
+    half = 1.96 * values.std() / np.sqrt(len(values))
+    require(low < high, "the lower end must come first")
+    require(
+        high - low < 30,
+        "this is the spread of single episodes: resample, take the mean of each resample, then quantiles",
+    )
+    require(high - low > 1e-6, "no spread at all: draw with replacement, as many episodes as there are")
+    ninety = 1.645 / 1.96 * half
+    require(abs((high - low) / 2 - ninety) > 0.04 * half, "this is the 90 % interval: cut off 2.5 % on each side")
+    right = abs(low - (values.mean() - half)) < 0.15 * half and abs(high - (values.mean() + half)) < 0.15 * half
+    require(
+        right, f"expected about {values.mean() - half:.1f} to {values.mean() + half:.1f}, got {low:.1f} to {high:.1f}"
+    )
+    passed("the interval of the mean")

@@ -1,0 +1,90 @@
+"""The built site in a real browser; pages and live figures are found in the table of contents and the built files."""
+
+from __future__ import annotations
+
+import html as entities
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[2]
+HTML = ROOT / "_build" / "html"
+FIGURE = re.compile(
+    r'<figure class="dmm-widget" data-widget="([^"]+)">.*?<script type="application/json">(.*?)</script>', re.S
+)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def built_pages() -> list[str]:
+    """The site's pages, as the table of contents names them."""
+    files = re.findall(r"^\s*(?:-\s*)?(?:file|root):\s*(\S+)", (ROOT / "_toc.yml").read_text("utf8"), re.MULTILINE)
+    return [f"{name}.html" for name in files]
+
+
+def built_figures() -> list[tuple[str, int, dict[str, Any]]]:
+    """Page, position on it and specification of every live figure."""
+    found = []
+    for page in built_pages():
+        text = (HTML / page).read_text("utf8") if (HTML / page).exists() else ""
+        for index, match in enumerate(FIGURE.finditer(text)):
+            found.append((page, index, json.loads(match.group(2))))
+            assert entities.unescape(match.group(1)) == found[-1][2]["name"]
+    return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "page_path" in metafunc.fixturenames:
+        metafunc.parametrize("page_path", built_pages())
+    if "figure" in metafunc.fixturenames:
+        figures = built_figures()
+        metafunc.parametrize("figure", figures, ids=[f"{page}-{index}" for page, index, _ in figures])
+
+
+def _chromium() -> str:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = os.environ.get("DMM_CHROMIUM") or next((path for name in names if (path := shutil.which(name))), None)
+    if not found:
+        pytest.fail("no Chromium found: install Debian's chromium, or name a browser in DMM_CHROMIUM")
+    return found
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if not (HTML / "index.html").exists():
+        pytest.fail("the site is not built: run `make site` first")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=_chromium(), args=FLAGS)
+        yield started
+        started.close()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def site() -> Iterator[str]:
+    """Address of a local server over the built pages."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(HTML)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()

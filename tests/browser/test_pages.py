@@ -1,0 +1,57 @@
+"""Every page opens cleanly: no errors, nothing fetched from elsewhere, no sideways scrolling on a phone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+HTML = Path(__file__).resolve().parents[2] / "_build" / "html"
+
+
+def _watched(browser: Browser, width: int = 1200) -> tuple[Page, list[str], list[str]]:
+    page = browser.new_context(viewport={"width": width, "height": 900}).new_page()
+    errors: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    return page, errors, requests
+
+
+@pytest.mark.parametrize("scheme", ["http", "file"])
+def test_page_opens_without_errors_and_asks_no_other_host(
+    browser: Browser, site: str, page_path: str, scheme: str
+) -> None:
+    base = site if scheme == "http" else f"{HTML.as_uri()}/"
+    page, errors, requests = _watched(browser)
+    page.goto(base + page_path, wait_until="load")
+    page.wait_for_function("document.querySelectorAll('figure.dmm-widget:not(.dmm-live)').length === 0")
+    if page.locator(".math").count():
+        page.wait_for_selector("mjx-container", state="attached")
+    page.wait_for_timeout(300)
+    page.context.close()
+    assert errors == []
+    assert [url for url in requests if not url.startswith((base, "data:", "blob:"))] == []
+
+
+def test_phone_page_does_not_scroll_sideways(browser: Browser, site: str, page_path: str) -> None:
+    page, errors, _ = _watched(browser, width=390)
+    page.goto(site + page_path, wait_until="load")
+    page.wait_for_timeout(300)
+    too_wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    wide = page.evaluate(
+        "[...document.querySelectorAll('.dmm-explorer')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+    )
+    page.context.close()
+    assert (too_wide, wide, errors) == (0, 0, [])
+
+
+def test_the_start_page_leads_to_the_book(browser: Browser, site: str) -> None:
+    page, errors, _ = _watched(browser)
+    page.goto(site, wait_until="load")
+    page.wait_for_url("**/book/intro.html")
+    assert page.locator("h1").first.inner_text().startswith("Decision MetaMamba")
+    page.context.close()
+    assert errors == []

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+
+from dmm.checks import CheckFailed, chapter_08
+
+
+def masked(predicted, actions, mask):
+    return (predicted - actions)[mask].square().mean()
+
+
+def rate(step, warmup, peak):
+    return peak * min(1.0, (step + 1) / warmup)
+
+
+def bootstrap(values, rng, tail=2.5):
+    means = rng.choice(values, size=(4000, len(values))).mean(axis=1)
+    return tuple(np.percentile(means, [tail, 100 - tail]))
+
+
+@pytest.mark.parametrize(
+    ("check", "answer"),
+    [(chapter_08.masked_loss, masked), (chapter_08.warmup_rate, rate), (chapter_08.interval, bootstrap)],
+)
+def test_right_answers_pass(check, answer, capsys):
+    check(answer)
+    assert capsys.readouterr().out.startswith("Correct")
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        (lambda p, a, m: (p - a).square().mean(), "padded steps"),
+        (lambda p, a, m: ((p - a).square() * m[..., None]).mean(), "divided by all steps"),
+        (lambda p, a, m: (p - a)[m].square().sum() / m.sum(), "number of action entries"),
+        (lambda p, a, m: (p - a)[~m].square().mean(), "upside down"),
+        (lambda p, a, m: (p - a)[m].abs().mean(), "absolute error"),
+        (lambda p, a, m: None, "returned nothing"),
+    ],
+)
+def test_wrong_losses_are_told_why(answer, hint):
+    with pytest.raises(CheckFailed, match=hint):
+        chapter_08.masked_loss(answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        (lambda step, warmup, peak: peak * min(1.0, step / warmup), "first update"),
+        (lambda step, warmup, peak: peak * (step + 1) / warmup, "goes on rising"),
+        (lambda step, warmup, peak: peak, "constant"),
+        (lambda step, warmup, peak: peak * min(1.0, (step + 2) / warmup), "expected"),
+    ],
+)
+def test_wrong_rates_are_told_why(answer, hint):
+    with pytest.raises(CheckFailed, match=hint):
+        chapter_08.warmup_rate(answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        (lambda values, rng: tuple(np.percentile(values, [2.5, 97.5])), "single episodes"),
+        (lambda values, rng: bootstrap(values, rng, tail=5), "90 %"),
+        (lambda values, rng: bootstrap(values, rng)[::-1], "lower end"),
+        (lambda values, rng: (values.mean(), values.mean() + 1e-9), "no spread"),
+    ],
+)
+def test_wrong_intervals_are_told_why(answer, hint):
+    with pytest.raises(CheckFailed, match=hint):
+        chapter_08.interval(answer)

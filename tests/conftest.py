@@ -1,0 +1,66 @@
+"""One torch thread for every test, the repository on the path, and a data set so small that a run takes a second."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, too
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+from dmm.data.trajectories import Trajectories
+
+ROOT = Path(__file__).parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))  # so that tests can import `tests.peers`
+
+# Machines that share their cores are slow without being wrong, and a failure must come back on the next run.
+settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
+settings.load_profile("repeatable")
+torch.set_num_threads(1)
+
+MakeTrajectories = Callable[..., Trajectories]
+
+
+def tiny_trajectories(
+    seed: int = 0,
+    lengths: tuple[int, ...] = (3, 9, 1, 12, 7),
+    state_size: int = 4,
+    action_size: int = 2,
+    env_id: str = "",
+    scale: float = 1.0,
+) -> Trajectories:
+    """Episodes whose action is a fixed linear function of the state, so that a policy can learn it within seconds."""
+    rng, n = np.random.default_rng(seed), sum(lengths)
+    states = rng.normal(size=(n, state_size)).astype(np.float32)
+    mix = np.linspace(-1, 1, state_size * action_size).reshape(state_size, action_size)
+    ends = np.cumsum(np.array(lengths, dtype=np.int64))
+    return Trajectories(
+        observations=3 + 2 * states,
+        actions=np.tanh(states @ mix).astype(np.float32),
+        rewards=(scale * rng.uniform(size=n)).astype(np.float32),
+        starts=ends - np.array(lengths),
+        lengths=np.array(lengths, dtype=np.int64),
+        terminated=np.array([length % 2 == 0 for length in lengths]),
+        dataset_id="tiny/linear-v0",
+        env_id=env_id,
+        reference=(0.0, 10.0),
+    )
+
+
+@pytest.fixture(scope="session")
+def make_trajectories() -> MakeTrajectories:
+    """Makes synthetic `Trajectories`: `make_trajectories(seed=0, lengths=(...), state_size=4, action_size=2, ...)`."""
+    return tiny_trajectories
+
+
+@pytest.fixture(scope="session")
+def trajectories() -> Trajectories:
+    """Five episodes of 1 to 12 steps, `s = 4`, `a = 2`."""
+    return tiny_trajectories()

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from dmm.data.policies import GaussianPolicy
+from dmm.data.recipes import POLICY_FOLDER
+
+
+def arrays(s: int = 5, h: int = 16, a: int = 2) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    made = {
+        "mean": rng.standard_normal(s),
+        "scale": rng.uniform(0.5, 2, s),
+        "clip": np.array(1.5),
+        "log_std": np.array([-1.0, -0.2])[:a],
+        "w0": rng.standard_normal((h, s)),
+        "b0": rng.standard_normal(h),
+        "w1": rng.standard_normal((h, h)) / 4,
+        "b1": rng.standard_normal(h),
+        "w2": rng.standard_normal((a, h)) / 10,
+        "b2": rng.standard_normal(a) / 10,
+    }
+    return {name: value.astype(np.float32) for name, value in made.items()}
+
+
+def test_mean_equals_the_torch_network() -> None:
+    p = arrays()
+    layers = [torch.nn.Linear(5, 16), torch.nn.Tanh(), torch.nn.Linear(16, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2)]
+    network = torch.nn.Sequential(*layers)
+    for i, layer in enumerate(layers[::2]):
+        layer.weight.data, layer.bias.data = torch.from_numpy(p[f"w{i}"]), torch.from_numpy(p[f"b{i}"])  # type: ignore[assignment]
+    observations = np.random.default_rng(1).standard_normal((40, 5)) * 3
+    inputs = torch.from_numpy((observations - p["mean"]) / p["scale"]).float().clamp(-1.5, 1.5)
+    expected = network(inputs).detach().numpy()
+    policy = GaussianPolicy(p)
+    np.testing.assert_allclose(policy.mean(observations), expected, atol=2e-6)
+    np.testing.assert_allclose([policy.mean(row) for row in observations], expected, atol=2e-6)
+
+
+def test_samples_are_clipped_and_have_the_gaussians_moments() -> None:
+    policy = GaussianPolicy(arrays())
+    observation = np.zeros(5)
+    mean = policy.mean(observation)
+    rng = np.random.default_rng(2)
+    actions = np.array([policy.sample(observation, rng) for _ in range(20_000)])
+    assert actions.dtype == np.float32 and np.abs(actions).max() <= 1
+    expected = np.clip(mean + np.exp([-1.0, -0.2]) * np.random.default_rng(3).standard_normal((200_000, 2)), -1, 1)
+    np.testing.assert_allclose(actions.mean(axis=0), expected.mean(axis=0), atol=0.03)
+    np.testing.assert_allclose(actions.std(axis=0), expected.std(axis=0), atol=0.02)
+    np.testing.assert_array_equal(
+        policy.sample(observation, np.random.default_rng(4)), policy.sample(observation, np.random.default_rng(4))
+    )
+
+
+def test_npz_round_trip_and_pickled_objects_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "plain.npz", **arrays())  # type: ignore[arg-type]
+    np.testing.assert_array_equal(
+        GaussianPolicy.load(tmp_path / "plain.npz").mean(np.ones(5)), GaussianPolicy(arrays()).mean(np.ones(5))
+    )
+    np.savez(tmp_path / "pickled.npz", **{**arrays(), "w0": np.array([{"an": "object"}], dtype=object)})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        GaussianPolicy.load(tmp_path / "pickled.npz")
+
+
+def test_kept_hopper_policy_fits_the_environment() -> None:
+    policy = GaussianPolicy.load(POLICY_FOLDER / "hopper-medium.npz")
+    env = gym.make("Hopper-v5")
+    assert env.action_space.contains(policy.sample(env.reset(seed=0)[0], np.random.default_rng(0)))
+    assert all(array.dtype == np.float32 and np.isfinite(array).all() for array in policy.arrays.values())
+    env.close()

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import minari
+import numpy as np
+import pytest
+
+from dmm.data import minari_files
+from dmm.data.minari_files import dataset_folder, local_ids, open_dataset, read_episodes
+from dmm.data.trajectories import load_trajectories
+from dmm.errors import InputError
+
+BOX = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+EPISODE = (np.zeros((3, 3)), np.zeros((2, 2), np.float32), np.zeros(2))
+
+
+def test_unknown_id_names_the_near_ones(make_dataset) -> None:
+    make_dataset("mine/walker-good-v0", [EPISODE], BOX)
+    with pytest.raises(InputError) as caught:
+        load_trajectories("mine/walker-god-v0")
+    assert "mine/walker-good-v0" in str(caught.value) and "download not asked for" in str(caught.value)
+
+
+def test_unknown_id_like_nothing_else_lists_the_recipes(datasets_path: Path) -> None:
+    with pytest.raises(InputError, match="dmm/hopper/medium-v0, dmm/pointmaze/umaze-v0"):
+        load_trajectories("zzzz-v0")
+
+
+@pytest.mark.parametrize("download", [False, True])
+def test_recipe_that_was_not_made_yet_says_how(datasets_path: Path, download: bool) -> None:
+    with pytest.raises(InputError, match="`dmm collect dmm/hopper/medium-v0`"):
+        load_trajectories("dmm/hopper/medium-v0", download=download)
+
+
+@pytest.mark.parametrize("minari_id", ["", "no version", "hopper/medium", "../../etc/passwd-v0", "/abs/path-v0"])
+def test_malformed_id(datasets_path: Path, minari_id: str) -> None:
+    with pytest.raises(InputError, match="not a Minari id"):
+        load_trajectories(minari_id)
+
+
+def test_place_of_data_sets_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "file" / "below"))
+    with pytest.raises(InputError, match="folder of Minari data sets"):
+        dataset_folder("mine/any-v0")
+
+
+def test_local_ids(make_dataset) -> None:
+    assert local_ids() == []
+    make_dataset("mine/b-v0", [EPISODE], BOX)
+    make_dataset("mine/a-v1", [EPISODE], BOX)
+    assert local_ids() == ["mine/a-v1", "mine/b-v0"]
+
+
+def test_damaged_files(make_dataset, datasets_path: Path) -> None:
+    make_dataset("mine/broken-v0", [EPISODE], BOX)
+    data = datasets_path / "mine/broken-v0/data"
+    (data / "main_data.hdf5").write_bytes(b"not hdf5")
+    with pytest.raises(InputError, match=r"'mine/broken-v0'.* cannot be read"):
+        load_trajectories("mine/broken-v0")
+    (data / "metadata.json").unlink()
+    with pytest.raises(InputError, match=r"'mine/broken-v0'.* cannot be read"):
+        load_trajectories("mine/broken-v0")
+
+
+def test_only_hdf5_is_read(make_dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_dataset("mine/set-v0", [EPISODE], BOX)
+    dataset = open_dataset("mine/set-v0")
+    monkeypatch.setattr(type(dataset.storage), "FORMAT", "arrow")
+    with pytest.raises(InputError, match="stored as arrow; allowed: hdf5"):
+        next(read_episodes(dataset, ()))
+
+
+class TestDownload:
+    def test_no_network_is_told_within_seconds(self, datasets_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from huggingface_hub import constants
+
+        def hang(*args: object, **kwargs: object) -> None:
+            time.sleep(60)
+
+        monkeypatch.setattr(constants, "ENDPOINT", "https://huggingface.invalid")
+        monkeypatch.setattr(socket, "getaddrinfo", hang)  # a resolver that never answers
+        monkeypatch.setattr(minari_files, "NETWORK_TIMEOUT", 0.2)
+        begin = time.perf_counter()
+        with pytest.raises(InputError, match=r"https://huggingface\.invalid does not answer"):
+            load_trajectories("mujoco/hopper/medium-v0", download=True)
+        assert time.perf_counter() - begin < 5
+
+    def test_refused_connection(self, datasets_path: Path) -> None:
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            port = closed.getsockname()[1]
+        assert not minari_files.reachable(f"http://127.0.0.1:{port}", 2)
+
+    @pytest.mark.parametrize("status", ["200 OK", "403 Forbidden"])
+    def test_any_answer_counts_as_reachable(self, status: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+
+            def answer() -> None:
+                connection, _ = server.accept()
+                connection.recv(4096)
+                connection.sendall(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
+                connection.close()
+
+            thread = threading.Thread(target=answer)
+            thread.start()
+            assert minari_files.reachable(f"http://127.0.0.1:{server.getsockname()[1]}", 5)
+            thread.join()
+
+    def test_fetches_with_minari_and_then_loads(self, make_dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = []
+
+        def fetch(minari_id: str) -> None:
+            asked.append(minari_id)
+            make_dataset(minari_id, [EPISODE], BOX)
+
+        monkeypatch.setattr(minari_files, "reachable", lambda url, timeout: True)
+        monkeypatch.setattr(minari, "download_dataset", fetch)
+        assert load_trajectories("mujoco/test/medium-v0", download=True).transitions == 2
+        assert load_trajectories("mujoco/test/medium-v0", download=True).transitions == 2
+        assert asked == ["mujoco/test/medium-v0"]  # once: the second time it is on this machine
+
+    def test_what_the_server_refuses_is_one_line(self, datasets_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(minari_id: str) -> None:
+            raise ValueError("Couldn't find any version\nfor it")
+
+        monkeypatch.setattr(minari_files, "reachable", lambda url, timeout: True)
+        monkeypatch.setattr(minari, "download_dataset", refuse)
+        with pytest.raises(InputError) as caught:
+            load_trajectories("mujoco/test/medium-v0", download=True)
+        assert "mujoco/test/medium-v0" in str(caught.value) and "Couldn't find any version" in str(caught.value)
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import dmm
+from dmm.checkpoints import policy_tensors, read_checkpoint, write_atomically, write_checkpoint
+from dmm.data.trajectories import Trajectories
+from dmm.data.windows import WindowSampler
+from dmm.errors import InputError
+from dmm.model import DecisionMetaMamba, DMMConfig
+from dmm.training import action_loss
+
+Pair = tuple[DecisionMetaMamba, torch.optim.AdamW]
+GENERATORS = {"sampler": torch.Generator().manual_seed(7).get_state(), "torch": torch.Generator().get_state()}
+
+
+def make(seed: int, **changes: Any) -> Pair:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        sizes: dict[str, Any] = {"state_size": 4, "action_size": 2, "context": 3, "width": 8, "layers": 2}
+        policy = DecisionMetaMamba(DMMConfig(**(sizes | changes)))
+    return policy, torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=0.01)
+
+
+@pytest.fixture
+def train_two_steps(trajectories: Trajectories) -> Callable[[Pair], None]:
+    def train(pair: Pair) -> None:
+        policy, optimizer = pair
+        sampler = WindowSampler(trajectories, 3, generator=torch.Generator().manual_seed(0))
+        for _ in range(2):
+            windows = sampler.sample(4)
+            optimizer.zero_grad()
+            action_loss(policy.eval()(windows), windows).backward()
+            optimizer.step()
+
+    return train
+
+
+@pytest.fixture
+def saved(tmp_path: Path, train_two_steps: Callable[[Pair], None]) -> tuple[Path, Pair]:
+    """A checkpoint and what is in it."""
+    pair, path = make(0), tmp_path / "checkpoint.safetensors"
+    pair[0].set_state_moments(torch.arange(4.0), torch.full((4,), 2.0))
+    train_two_steps(pair)
+    write_checkpoint(path, *pair, GENERATORS, step=2, seconds=1.25)
+    return path, pair
+
+
+def assert_same_tensors(ours: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == other.keys()
+    assert [name for name in other if not torch.equal(ours[name], other[name])] == []
+
+
+class TestRoundTrip:
+    def test_weights_and_moments_of_states_come_back(self, saved: tuple[Path, Pair]) -> None:
+        path, (policy, _) = saved
+        other, _ = make(1)
+        read_checkpoint(path, other)
+        assert_same_tensors(other.state_dict(), policy.state_dict())
+        assert other.state_mean.tolist() == [0, 1, 2, 3]
+
+    def test_step_seconds_and_generators_come_back(self, saved: tuple[Path, Pair]) -> None:
+        checkpoint = read_checkpoint(saved[0], make(1)[0])
+        assert (checkpoint.step, checkpoint.seconds) == (2, 1.25)
+        assert_same_tensors(checkpoint.generators, GENERATORS)
+
+    def test_training_goes_on_as_if_nothing_had_happened(
+        self, saved: tuple[Path, Pair], train_two_steps: Callable[[Pair], None]
+    ) -> None:
+        path, pair = saved
+        other = make(1)
+        read_checkpoint(path, *other)
+        for either in (pair, other):
+            train_two_steps(either)
+        assert_same_tensors(other[0].state_dict(), pair[0].state_dict())
+
+    def test_without_an_optimizer_the_weights_suffice(self, saved: tuple[Path, Pair]) -> None:
+        read_checkpoint(saved[0], make(1)[0], None)
+
+    def test_untrained_policy_has_no_moments_and_loads(self, tmp_path: Path) -> None:
+        path = tmp_path / "start.safetensors"
+        write_checkpoint(path, *make(0), GENERATORS, step=0, seconds=0.0)
+        assert not any(name.startswith("optimizer.") for name in load_file(path))
+        pair = make(1)
+        assert read_checkpoint(path, *pair).step == 0 and not pair[1].state
+
+    def test_a_weight_that_layers_share_is_stored_once(self, tmp_path: Path) -> None:
+        path, shared = tmp_path / "shared.safetensors", {"share_norms": True, "share_dsm": True}
+        policy, optimizer = make(0, **shared)
+        write_checkpoint(path, policy, optimizer, GENERATORS, step=1, seconds=0.0)
+        stored = {name.removeprefix("policy."): t for name, t in load_file(path).items() if name.startswith("policy.")}
+        assert sum(t.numel() for t in stored.values()) == sum(p.numel() for p in policy.parameters()) + 4 + 4
+        assert "blocks.0.local_mixer.linear.weight" in stored and "blocks.1.local_mixer.linear.weight" not in stored
+        other, _ = make(1, **shared)
+        read_checkpoint(path, other)
+        assert_same_tensors(other.state_dict(), policy.state_dict())
+        assert other.blocks[0].local_mixer is other.blocks[1].local_mixer
+
+    def test_frozen_weights_are_stored_without_moments(
+        self, tmp_path: Path, train_two_steps: Callable[[Pair], None]
+    ) -> None:
+        path, pair = tmp_path / "frozen.safetensors", make(0, train_dsm=False)
+        train_two_steps(pair)
+        write_checkpoint(path, *pair, GENERATORS, step=1, seconds=0.0)
+        stored, name = load_file(path), "blocks.0.local_mixer.linear.weight"
+        assert f"policy.{name}" in stored and f"optimizer.exp_avg.{name}" not in stored
+        other = make(1, train_dsm=False)
+        read_checkpoint(path, *other)
+        assert_same_tensors(other[0].state_dict(), pair[0].state_dict())
+
+    def test_names_cover_every_parameter_and_buffer(self) -> None:
+        policy, _ = make(0)
+        assert set(policy_tensors(policy)) == set(policy.state_dict())
+
+
+class TestDamage:
+    def test_missing_file_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"^checkpoint: .*none.safetensors does not exist"):
+            read_checkpoint(tmp_path / "none.safetensors", make(0)[0])
+
+    @pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.999])
+    def test_truncated_file_is_named(self, saved: tuple[Path, Pair], kept: float) -> None:
+        path, _ = saved
+        content = path.read_bytes()
+        path.write_bytes(content[: int(kept * len(content))])
+        with pytest.raises(InputError, match=r"^checkpoint: .* is damaged or truncated"):
+            read_checkpoint(path, make(0)[0])
+
+    def test_file_of_another_kind_is_named(self, tmp_path: Path) -> None:
+        path = tmp_path / "weights.pt"
+        torch.save({"weight": torch.zeros(3)}, path)
+        with pytest.raises(InputError, match=r"^checkpoint: .* is damaged or truncated"):
+            read_checkpoint(path, make(0)[0])
+
+    def test_folder_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"^checkpoint: "):
+            read_checkpoint(tmp_path, make(0)[0])
+
+    @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+    def test_foreign_safetensors_file_is_named(self, tmp_path: Path, metadata: Any) -> None:
+        path, (policy, _) = tmp_path / "foreign.safetensors", make(0)
+        save_file({f"policy.{name}": t.clone() for name, t in policy.state_dict().items()}, path, metadata)
+        with pytest.raises(InputError, match=r"^checkpoint: .* was not written by this package"):
+            read_checkpoint(path, make(0)[0])
+
+    @pytest.mark.parametrize(
+        ("changes", "weight"),
+        [({"width": 16}, "blocks.0.global_mixer.A_log"), ({"layers": 3}, "blocks.2."), ({"layers": 1}, "blocks.1.")],
+    )
+    def test_another_policy_is_refused_and_left_as_it_was(
+        self, saved: tuple[Path, Pair], changes: dict[str, int], weight: str
+    ) -> None:
+        other, _ = make(1, **changes)
+        before = {name: t.clone() for name, t in other.state_dict().items()}
+        with pytest.raises(
+            InputError, match=rf"is of another policy, \d+ weights do not fit, first {weight}"
+        ) as caught:
+            read_checkpoint(saved[0], other)
+        assert "\n" not in str(caught.value)
+        assert_same_tensors(other.state_dict(), before)
+
+
+class TestAtomicWrite:
+    def test_replaces_the_content(self, tmp_path: Path) -> None:
+        path = tmp_path / "file"
+        write_atomically(path, b"old")
+        write_atomically(path, b"new")
+        assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
+
+    @pytest.mark.parametrize("step", ["fsync", "replace"])
+    def test_keeps_the_old_content_when_it_fails(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    ) -> None:
+        path = tmp_path / "file"
+        write_atomically(path, b"old")
+
+        def full(*arguments: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, step, full)
+        with pytest.raises(OSError, match="No space left"):
+            write_atomically(path, b"new")
+        assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+class TestNothingIsPickled:
+    def test_file_is_plain_safetensors(self, saved: tuple[Path, Pair]) -> None:
+        with safe_open(saved[0], framework="pt") as file:
+            assert file.metadata() == {"step": "2", "seconds": "1.25"}
+
+    def test_package_calls_nothing_that_unpickles(self) -> None:
+        unsafe = re.compile(
+            r"\b(import|from)\s+(c?pickle|cloudpickle|dill|joblib|shelve|marshal)\b"
+            r"|\btorch\.(load|save)\(|allow_pickle\s*=\s*True|\bread_pickle\(|weights_only\s*=\s*False"
+        )
+        files = sorted(Path(dmm.__path__[0]).rglob("*.py"))
+        assert len(files) > 10
+        assert [str(file) for file in files if unsafe.search(file.read_text())] == []

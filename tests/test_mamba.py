@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dmm.errors import InputError
+from dmm.mamba import STEP_RANGE, MambaBlock, init_linear
+from dmm.scan import scan_backends
+from tests.peers import official_block, official_step, transformers_mixer
+
+SIZES = [
+    {"d": 16, "state_size": 16, "expand": 2, "conv_width": 4},
+    {"d": 20, "state_size": 5, "expand": 1, "conv_width": 3},
+    {"d": 4, "state_size": 1, "expand": 3, "conv_width": 2},
+]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def official(sizes: dict[str, int]) -> nn.Module:
+    """mamba-ssm's block of the same sizes, its `D` moved off the ones that it starts with."""
+    block = official_block(sizes["d"], d_state=sizes["state_size"], expand=sizes["expand"], d_conv=sizes["conv_width"])
+    with torch.no_grad():
+        block.D.copy_(torch.randn_like(block.D))
+    return block
+
+
+def ours_with_weights_of(block: nn.Module, sizes: dict[str, int], **more: Any) -> MambaBlock:
+    ours = MambaBlock(**sizes, **more)
+    ours.load_state_dict(block.state_dict(), strict=True)
+    return ours
+
+
+def gradients(block: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Of a fixed projection of the output, with respect to the input and every weight."""
+    x, names = x.clone().requires_grad_(), [name for name, _ in block.named_parameters()]
+    y = block(x)
+    loss = (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum()
+    return dict(zip(["x", *names], torch.autograd.grad(loss, [x, *block.parameters()]), strict=True))
+
+
+def by_steps(block: MambaBlock, x: Tensor) -> Tensor:
+    state, outputs = block.init_state(len(x)), []
+    for token in x.unbind(1):
+        y, state = block.step(token, state)
+        outputs.append(y)
+    return torch.stack(outputs, 1)
+
+
+class TestPeers:
+    @pytest.mark.parametrize("sizes", SIZES, ids=str)
+    @pytest.mark.parametrize("length", [1, 3, 70])
+    def test_equals_mamba_ssm_with_its_weights(self, sizes: dict[str, int], length: int) -> None:
+        theirs, x = official(sizes), torch.randn(2, length, sizes["d"])
+        torch.testing.assert_close(ours_with_weights_of(theirs, sizes)(x), theirs(x), rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.parametrize("sizes", SIZES, ids=str)
+    def test_mamba_ssm_takes_our_weights(self, sizes: dict[str, int]) -> None:
+        ours, theirs, x = MambaBlock(**sizes), official(sizes), torch.randn(2, 9, sizes["d"])
+        theirs.load_state_dict(ours.state_dict(), strict=True)
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.parametrize("sizes", SIZES, ids=str)
+    @pytest.mark.parametrize("backend", ["sequential", "parallel"])
+    def test_gradients_equal_those_of_mamba_ssm(self, sizes: dict[str, int], backend: str) -> None:
+        assert backend in scan_backends()
+        theirs, x = official(sizes), torch.randn(2, 9, sizes["d"])
+        expected = gradients(theirs, x)
+        for name, gradient in gradients(ours_with_weights_of(theirs, sizes, backend=backend), x).items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+    @pytest.mark.parametrize("sizes", SIZES, ids=str)
+    def test_steps_equal_those_of_mamba_ssm(self, sizes: dict[str, int]) -> None:
+        theirs, x = official(sizes), torch.randn(2, 9, sizes["d"])
+        steps = by_steps(ours_with_weights_of(theirs, sizes), x)
+        torch.testing.assert_close(steps, official_step(theirs, x), rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.parametrize("sizes", SIZES, ids=str)
+    def test_equals_transformers_with_the_same_weights(self, sizes: dict[str, int]) -> None:
+        theirs, x = transformers_mixer(**sizes), torch.randn(2, 9, sizes["d"])
+        ours = ours_with_weights_of(theirs, sizes)
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
+        expected = gradients(theirs, x)
+        for name, gradient in gradients(ours, x).items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+CONV_WIDTHS = [4, 1, None]
+
+
+def block_with(conv_width: int | None) -> MambaBlock:
+    return MambaBlock(12, state_size=3, expand=2, conv_width=conv_width).double()
+
+
+def tokens(length: int = 9) -> Tensor:
+    return torch.randn(2, length, 12, dtype=torch.float64)
+
+
+class TestBlock:
+    @pytest.mark.parametrize("conv_width", CONV_WIDTHS)
+    def test_steps_equal_forward(self, conv_width: int | None) -> None:
+        block, x = block_with(conv_width), tokens()
+        torch.testing.assert_close(by_steps(block, x), block(x))
+
+    @pytest.mark.parametrize("conv_width", CONV_WIDTHS)
+    def test_a_step_leaves_the_old_state_alone(self, conv_width: int | None) -> None:
+        block, x = block_with(conv_width), tokens()
+        _, state = block.step(x[:, 0], block.init_state(2))
+        before = [part.clone() for part in state]
+        block.step(x[:, 1], state)
+        assert all(torch.equal(part, old) for part, old in zip(state, before, strict=True))
+
+    @pytest.mark.parametrize("conv_width", CONV_WIDTHS)
+    @pytest.mark.parametrize("t", [0, 4, 8])
+    def test_a_token_changes_no_output_before_it(self, conv_width: int | None, t: int) -> None:
+        block, x = block_with(conv_width), tokens()
+        changed = x.clone()
+        changed[:, t] += 1
+        difference = (block(changed) - block(x)).abs().amax(dim=(0, 2))
+        assert bool((difference[:t] == 0).all())
+        assert bool((difference[t:] > 0).all())
+
+    def test_episodes_of_a_batch_do_not_mix(self) -> None:
+        block, x = block_with(4), tokens()
+        torch.testing.assert_close(block(x)[1:], block(x[1:]))
+
+    def test_without_convolution_equals_a_convolution_that_passes_its_input(self) -> None:
+        whole, modified, x = block_with(4), block_with(None), tokens()
+        with torch.no_grad():
+            whole.conv1d.weight.zero_()[:, 0, -1] = 1  # type: ignore[union-attr]
+            whole.conv1d.bias.zero_()  # type: ignore[union-attr]
+        missing = modified.load_state_dict(whole.state_dict(), strict=False)
+        assert missing.missing_keys == [] and set(missing.unexpected_keys) == {"conv1d.weight", "conv1d.bias"}
+        torch.testing.assert_close(modified(x), whole(x))
+
+    def test_modified_block_equals_its_formula(self) -> None:
+        # paper, section 3.3, with every intermediate written out
+        block, x = MambaBlock(32, state_size=4, expand=1, conv_width=None).double(), torch.randn(1, 5, 32).double()
+        u, z = F.silu(x @ block.in_proj.weight[:32].T), x @ block.in_proj.weight[32:].T
+        low, B, C = (u @ block.x_proj.weight.T).split([2, 4, 4], -1)
+        delta = F.softplus(low @ block.dt_proj.weight.T + block.dt_proj.bias)
+        h, rows = torch.zeros(32, 4).double(), []
+        for t in range(5):
+            h = torch.exp(-delta[0, t, :, None] * block.A_log.exp()) * h + (delta * u)[0, t, :, None] * B[0, t]
+            rows.append((h @ C[0, t] + block.D * u[0, t]) * F.silu(z[0, t]))
+        torch.testing.assert_close(block(x)[0], torch.stack(rows) @ block.out_proj.weight.T)
+
+    def test_parts_without_bias(self) -> None:
+        biased = {name for name, _ in MambaBlock(8).named_parameters() if name.endswith("bias")}
+        assert biased == {"conv1d.bias", "dt_proj.bias"}
+
+
+class TestInitialisation:
+    @pytest.mark.parametrize("d", [8, 16, 17, 64])
+    def test_rank_of_the_step_size_is_a_sixteenth(self, d: int) -> None:
+        assert MambaBlock(d).rank == math.ceil(d / 16)
+
+    def test_step_sizes_are_log_uniform(self) -> None:
+        steps = F.softplus(MambaBlock(2000).dt_proj.bias.detach())  # 4,000 of them
+        low, high = STEP_RANGE
+        assert low * 0.999 <= steps.min().item() and steps.max().item() <= high * 1.001
+        position = (steps.log() - math.log(low)) / (math.log(high) - math.log(low))
+        quantiles = torch.linspace(0.1, 0.9, 9)
+        torch.testing.assert_close(torch.quantile(position, quantiles), quantiles, rtol=0, atol=0.03)
+
+    def test_weight_of_the_step_size_is_uniform_by_rank(self) -> None:
+        weight = MambaBlock(1024).dt_proj.weight.detach()  # rank 64
+        assert weight.abs().max().item() <= 1 / 8
+        assert weight.std().item() == pytest.approx(1 / 8 / math.sqrt(3), rel=0.02)
+
+    def test_wiped_step_sizes_are_all_the_same(self) -> None:
+        layer = MambaBlock(1024, step_init="wiped").dt_proj
+        torch.testing.assert_close(F.softplus(layer.bias.detach()), torch.full((2048,), 0.6931472))
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.02)
+
+    def test_decay_starts_as_s4d_real_and_skip_as_one(self) -> None:
+        block = MambaBlock(4, state_size=3)
+        torch.testing.assert_close(-torch.exp(block.A_log.detach()), -torch.tensor([[1.0, 2.0, 3.0]]).expand(8, 3))
+        assert torch.equal(block.D.detach(), torch.ones(8))
+
+    def test_init_linear_is_the_generic_start(self) -> None:
+        layer = nn.Linear(300, 300)
+        init_linear(layer)
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.02) and not layer.bias.any()
+
+
+class TestErrors:
+    @pytest.mark.parametrize("name", ["d", "state_size", "expand", "conv_width"])
+    @pytest.mark.parametrize("value", [0, -1])
+    def test_size_below_one_is_named(self, name: str, value: int) -> None:
+        sizes: dict[str, Any] = {"d": 8, "state_size": 4, "expand": 2, "conv_width": 4}
+        with pytest.raises(InputError, match=f"^{name}: got {value}, allowed is at least 1"):
+            MambaBlock(**(sizes | {name: value}))
+
+    def test_unknown_step_init_is_named(self) -> None:
+        with pytest.raises(InputError, match=r"^step_init: got 'hippo', allowed are mamba, wiped"):
+            MambaBlock(8, step_init="hippo")  # type: ignore[arg-type]
+
+    def test_unknown_backend_is_named(self) -> None:
+        with pytest.raises(InputError, match=r"^backend: got 'fast'"):
+            MambaBlock(8, backend="fast")(torch.zeros(1, 2, 8))

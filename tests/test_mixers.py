@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmm.errors import InputError
+from dmm.mixers import DenseSequenceMixer, DepthwiseConv
+
+MIXERS = [DenseSequenceMixer, DepthwiseConv]
+D = 5
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def tokens(length: int = 9, d: int = D) -> Tensor:
+    return torch.randn(2, length, d, dtype=torch.float64, requires_grad=True)
+
+
+def assert_same_with_gradients(ours: Tensor, other: Tensor, inputs: list[Tensor]) -> None:
+    torch.testing.assert_close(ours, other)
+    weight = torch.randn_like(ours)
+    pairs = (torch.autograd.grad((y * weight).sum(), inputs, retain_graph=True) for y in (ours, other))
+    for gradient, expected in zip(*pairs, strict=True):
+        torch.testing.assert_close(gradient, expected)
+
+
+class TestDenseSequenceMixer:
+    @pytest.mark.parametrize("window", [1, 2, 6])
+    @pytest.mark.parametrize("bias", [True, False])
+    @pytest.mark.parametrize("length", [1, 4, 20])
+    def test_equals_a_dense_causal_convolution(self, window: int, bias: bool, length: int) -> None:
+        mixer, x = DenseSequenceMixer(D, window, bias).double(), tokens(length)
+        padded = F.pad(x.mT, (window - 1, 0))
+        conv = F.conv1d(padded, mixer.conv1d_weight(), mixer.linear.bias).mT
+        assert_same_with_gradients(mixer(x), conv, [x, *mixer.parameters()])
+
+    def test_window_is_flattened_oldest_token_first(self) -> None:
+        # two channels, two tokens: y_t = W [x_{t-1}; x_t]
+        mixer = DenseSequenceMixer(2, 2)
+        mixer.linear.weight.data = torch.tensor([[1.0, 10.0, 100.0, 1000.0], [0.0, 0.0, 0.0, 1.0]])
+        y = mixer(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]))
+        # t = 0: the window is (0, 0, 1, 2); t = 1: it is (1, 2, 3, 4)
+        assert y.tolist() == [[[2100.0, 2.0], [4321.0, 4.0]]]
+
+    def test_kernel_of_the_convolution_by_hand(self) -> None:
+        mixer = DenseSequenceMixer(2, 3)
+        mixer.linear.weight.data = torch.arange(12.0).view(2, 6)
+        assert mixer.conv1d_weight().shape == (2, 2, 3)
+        # out channel 1, in channel 0, oldest to newest
+        assert mixer.conv1d_weight()[1, 0].tolist() == [6.0, 8.0, 10.0]
+
+    def test_window_of_one_is_a_linear_layer(self) -> None:
+        mixer, x = DenseSequenceMixer(D, 1, bias=True).double(), tokens()
+        torch.testing.assert_close(mixer(x), mixer.linear(x))
+
+    @pytest.mark.parametrize(("bias", "count"), [(False, 6 * 64 * 64), (True, 6 * 64 * 64 + 64)])
+    def test_parameter_count(self, bias: bool, count: int) -> None:
+        assert sum(p.numel() for p in DenseSequenceMixer(64, 6, bias).parameters()) == count
+
+    def test_has_no_bias_by_default(self) -> None:
+        assert DenseSequenceMixer(D, 2).linear.bias is None
+
+
+class TestDepthwiseConv:
+    @pytest.mark.parametrize("window", [1, 2, 6])
+    @pytest.mark.parametrize("bias", [True, False])
+    @pytest.mark.parametrize("length", [1, 4, 20])
+    def test_equals_torchs_grouped_convolution(self, window: int, bias: bool, length: int) -> None:
+        mixer, x = DepthwiseConv(D, window, bias).double(), tokens(length)
+        padded = F.pad(x.mT, (window - 1, 0))
+        conv = F.conv1d(padded, mixer.conv1d.weight, mixer.conv1d.bias, groups=D).mT
+        assert_same_with_gradients(mixer(x), conv, [x, *mixer.parameters()])
+
+    def test_channels_do_not_mix(self) -> None:
+        mixer, x = DepthwiseConv(D, 4).double(), tokens()
+        changed = x.detach().clone()
+        changed[..., 2] += 1
+        difference = (mixer(changed) - mixer(x)).abs().amax(dim=(0, 1))
+        assert difference.nonzero().flatten().tolist() == [2]
+
+    def test_is_the_special_case_of_the_dense_mixer_with_diagonal_taps(self) -> None:
+        depthwise, dense, x = DepthwiseConv(D, 3, bias=False).double(), DenseSequenceMixer(D, 3).double(), tokens()
+        taps = torch.diag_embed(depthwise.conv1d.weight[:, 0].T)  # (w, d, d)
+        dense.linear.weight.data = torch.cat(list(taps), dim=1)
+        torch.testing.assert_close(dense(x), depthwise(x))
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+class TestEveryMixer:
+    @pytest.mark.parametrize("window", [1, 2, 6])
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_steps_equal_forward(self, mixer: Any, window: int, bias: bool) -> None:
+        layer, x = mixer(D, window, bias).double(), tokens()
+        state, outputs = layer.init_state(2), []
+        assert state.shape == (2, window - 1, D) and state.dtype == torch.float64
+        for token in x.unbind(1):
+            y, state = layer.step(token, state)
+            outputs.append(y)
+        torch.testing.assert_close(torch.stack(outputs, 1), layer(x))
+
+    @pytest.mark.parametrize("window", [1, 3, 6])
+    @pytest.mark.parametrize("t", [0, 2, 8])
+    def test_a_token_reaches_as_far_as_the_window_and_not_back(self, mixer: Any, window: int, t: int) -> None:
+        layer, x = mixer(D, window).double(), tokens()
+        changed = x.detach().clone()
+        changed[:, t] += 1
+        difference = (layer(changed) - layer(x)).abs().amax(dim=(0, 2))
+        assert difference.nonzero().flatten().tolist() == list(range(t, min(t + window, 9)))
+
+    def test_tokens_before_the_first_count_as_zero(self, mixer: Any) -> None:
+        layer, x = mixer(D, 4).double(), tokens()
+        torch.testing.assert_close(layer(F.pad(x, (0, 0, 3, 0)))[:, 3:], layer(x))
+
+    @pytest.mark.parametrize(("name", "d", "window"), [("d", 0, 2), ("window", 3, 0), ("window", 3, -1)])
+    def test_size_below_one_is_named(self, mixer: Any, name: str, d: int, window: int) -> None:
+        with pytest.raises(InputError, match=f"^{name}: got .*, allowed is at least 1"):
+            mixer(d, window)
+
+    @pytest.mark.parametrize("shape", [(2, 9), (2, 9, D + 1), (1, 2, 9, D)])
+    def test_input_of_another_shape_is_named(self, mixer: Any, shape: tuple[int, ...]) -> None:
+        with pytest.raises(InputError, match=rf"^x: got shape .*, allowed is \(b, l, {D}\)"):
+            mixer(D, 2)(torch.zeros(shape))

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmm.errors import InputError
+from dmm.scan import selective_scan
+from dmm.widgets import (
+    Bars,
+    Explorer,
+    Heatmap,
+    Line,
+    Lines,
+    Mark,
+    Paths,
+    Plane,
+    Readout,
+    ScanSource,
+    Select,
+    Slider,
+    Strip,
+    Table,
+    data_names,
+    format_value,
+    steps,
+)
+
+TOKENS = 5
+ARRAY = np.arange(2 * 3 * 4, dtype=float).reshape(2, 3, 4) / 7
+
+
+def explorer(**changes: Any) -> Explorer:
+    arguments: dict[str, Any] = {
+        "title": "A <test> figure",
+        "alt": 'Two lines, "up" & down',
+        "controls": [Select("method", "Method", ["zoh", "euler"]), Slider("delta", "Step", [0.1, 0.2, 0.5], start=0.2)],
+        "data": {
+            "response": Table(ARRAY, by=("method", "delta")),
+            "first": Table(ARRAY[..., 0], by=("method", "delta")),
+            "verdict": Table(["fine", "</script>"], by=("method",)),
+        },
+        "panels": [Lines(y={"response": "response"}, marks=[Mark(x="delta", label="here")])],
+        "readouts": [
+            Readout("First", "first", ".2f"),
+            Readout("Verdict", "verdict", "s"),
+            Readout("Step", "delta", ".1g"),
+        ],
+        "presets": {"Large steps": {"delta": 0.5}},
+    }
+    return Explorer(**(arguments | changes))
+
+
+def scan_explorer() -> Explorer:
+    sliders = [Slider(f"delta_{t}", f"delta {t}", steps(0, 2, 0.25), start=0.5) for t in range(TOKENS)]
+    source = ScanSource(
+        u="u", delta=[f"delta_{t}" for t in range(TOKENS)], A=[-1.0, -3.0], B=np.ones((TOKENS, 2)), C=[1.0, 0.5]
+    )
+    return Explorer(
+        "Scan",
+        "A heat map",
+        controls=[Select("input", "Input", ["impulse", "constant"]), *sliders],
+        data={"u": Table([[1, 0, 0, 0, 0], [1, 2, 3, 4, 5]], by=("input",)), "scan": source},
+        panels=[Heatmap(data="scan.states", transpose=True), Lines(y={"y": "scan.y"})],
+    )
+
+
+def test_a_setting_picks_its_part_of_the_table() -> None:
+    drawn = explorer().at(method="euler", delta=0.5)
+    np.testing.assert_allclose(drawn["response"], ARRAY[1, 2], rtol=1e-4)
+    assert drawn["delta"] == 0.5
+    np.testing.assert_array_equal(explorer().at()["response"], explorer().at(method="zoh", delta=0.2)["response"])
+
+
+def test_readouts_are_text_in_the_asked_format() -> None:
+    assert explorer().readouts_at(method="euler", delta=0.5) == {"First": "2.86", "Verdict": "</script>", "Step": "0.5"}
+
+
+def test_presets_are_full_settings() -> None:
+    assert explorer().spec["presets"] == {"Large steps": {"method": "zoh", "delta": 0.5}}
+
+
+def test_html_holds_picture_alt_text_and_a_specification_that_cannot_break_out() -> None:
+    text = explorer().html()
+    assert 'alt="Two lines, &quot;up&quot; &amp; down"' in text
+    assert "<figcaption>A &lt;test&gt; figure</figcaption>" in text
+    assert 'src="data:image/png;base64,iVBOR' in text
+    payload = re.search(r'<script type="application/json">(.*)</script></figure>$', text)
+    assert payload is not None and "<" not in payload.group(1)
+    assert json.loads(payload.group(1)) == explorer().spec
+
+
+def test_jupyter_gets_the_live_view_and_static_pages_the_html() -> None:
+    content, _ = explorer()._repr_mimebundle_() or ({}, {})
+    assert {"application/vnd.jupyter.widget-view+json", "text/html", "text/plain"} <= set(content)
+    assert content["text/plain"] == "Explorer('A <test> figure')"
+
+
+def test_state_can_be_read_and_set_from_python() -> None:
+    figure = explorer()
+    assert figure.state == {"method": "zoh", "delta": 0.2}
+    figure.state = {"method": "euler"}
+    assert figure.state == {"method": "euler", "delta": 0.2}
+    with pytest.raises(InputError, match="delta"):
+        figure.state = {"delta": 0.3}
+
+
+def test_scales_are_fixed_over_all_settings() -> None:
+    low, high = explorer().spec["panels"][0]["y_range"]
+    assert low < ARRAY.min() and high > ARRAY.max()
+    diverging = explorer(
+        panels=[Heatmap(data="square", colors="diverging")], data={"square": Table([[-3.0, 1.0]])}, readouts=[]
+    )
+    assert diverging.spec["panels"][0]["range"] == [-3.0, 3.0]
+
+
+def test_gaps_complex_numbers_and_rounding() -> None:
+    figure = explorer(
+        data={"poles": Table([1 + 2j, -0.123456789]), "gap": Table([1.0, np.nan, np.inf])},
+        panels=[Plane(points={"poles": "poles"}), Lines(y={"gap": "gap"})],
+        readouts=[],
+    )
+    assert figure.spec["data"]["gap"]["values"] == [1, None, None]
+    np.testing.assert_allclose(figure.at()["poles"], [[1, 2], [-0.12346, 0]])
+    assert np.isnan(figure.at()["gap"][1:]).all()
+    assert figure.picture().startswith(b"\x89PNG")
+
+
+def test_every_panel_draws_and_names_its_data() -> None:
+    data = {
+        "matrix": Table(np.eye(3)),
+        "bars": Table([1.0, -2.0]),
+        "ends": Table([[0.5, 1.5], [-3.0, -1.0]]),
+        "window": Table([0, 2]),
+        "some": Table([0.2, 0.9, 1.0]),
+        "labels": Table(["a", "b", "c"]),
+        "route": Table([[0, 0], [0.5, 0.5], [1, 0.2]]),
+        "when": Table(1),
+        "x": Table([1.0, 10.0, 100.0]),
+    }
+    kinds = ["rtg", "state", "action"]
+    panels = [
+        Heatmap(data="matrix", x_ticks=kinds),
+        Bars(data="bars", names=["a", "b"], intervals="ends", width="half"),
+        Plane(points={"p": "ends"}, stable="half-plane"),
+        Strip(kinds=kinds, labels="labels", strength="some", present="some", highlight="window"),
+        Paths(paths={"r": "route"}, walls=[(0, 0, 1, 0.1)], points={"goal": (1, 1)}, time="when"),
+        Lines(y={"s": Line("some", style="steps"), "d": Line("some", style="dots", color="rtg")}, x="x", log_x=True),
+    ]
+    figure = explorer(data=data, panels=panels, readouts=[])
+    assert figure.picture().startswith(b"\x89PNG")
+    drawn = [set(data_names(panel)) for panel in figure.spec["panels"]]
+    assert drawn == [
+        {"matrix"},
+        {"bars", "ends"},
+        {"ends"},
+        {"labels", "some", "window"},
+        {"route", "when"},
+        {"some", "x"},
+    ]
+
+
+@given(st.lists(st.sampled_from(steps(0, 2, 0.25)), min_size=TOKENS, max_size=TOKENS))
+def test_the_live_scan_is_the_package_s_scan(delta: list[float]) -> None:
+    drawn = SCAN.at(input="constant", **{f"delta_{t}": value for t, value in enumerate(delta)})
+    u, step = torch.tensor([1.0, 2, 3, 4, 5]).double(), torch.tensor(delta).double()
+    B, C = torch.ones(1, TOKENS, 2).double(), torch.tensor([1.0, 0.5]).double().expand(1, TOKENS, 2)
+    A = torch.tensor([[-1.0, -3.0]]).double()
+    y, last = selective_scan(u.view(1, -1, 1), step.view(1, -1, 1), A, B, C, return_last_state=True)
+    np.testing.assert_allclose(drawn["scan.y"], y.flatten().numpy(), atol=1e-6)
+    np.testing.assert_allclose(drawn["scan.states"][-1], last.flatten().numpy(), atol=1e-6)
+    np.testing.assert_allclose(drawn["scan.contributions"].sum(0), drawn["scan.states"][-1], atol=1e-12)
+    np.testing.assert_allclose(drawn["scan.attribution"].sum(), drawn["scan.y"][-1], atol=1e-12)
+
+
+SCAN = scan_explorer()
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "text"),
+    [(1.005, ".1f", "1.0"), (1e-7, ".2g", "1e-07"), (0.25, ".0%", "25%"), (2.6, "d", "3"), (float("nan"), ".1f", "–")],
+)
+def test_formats(value: float, form: str, text: str) -> None:
+    assert format_value(value, form) == text
+
+
+def test_steps_have_no_rounding_dust() -> None:
+    assert steps(0, 0.3, 0.1) == [0.0, 0.1, 0.2, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"alt": " "}, "alt"),
+        ({"data": {"response": Table(ARRAY, by=("delta",))}}, "response"),
+        ({"data": {"response": Table(ARRAY, by=("size",))}}, "size"),
+        ({"panels": [Lines(y={"x": "nothing"})]}, "nothing"),
+        ({"readouts": [Readout("All", "response")]}, "response"),
+        ({"readouts": [Readout("First", "first", "{}")]}, "format"),
+        ({"presets": {"p": {"delta": 7.0}}}, "delta"),
+        ({"presets": {"p": {"gamma": 7.0}}}, "gamma"),
+        ({"controls": [Slider("delta", "Step", [0.1])]}, "delta"),
+        ({"controls": [Slider("first", "Step", [0.1, 0.2])], "data": {"first": Table(1.0)}}, "first"),
+        ({"data": {"response": Table(np.random.default_rng(0).random(60_000))}, "readouts": []}, "300,000"),
+    ],
+)
+def test_bad_figures_are_refused_in_one_line(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(InputError, match=named) as caught:
+        explorer(**change)
+    assert "\n" not in str(caught.value)
+
+
+def test_steps_refuses_an_empty_range() -> None:
+    with pytest.raises(InputError, match="high"):
+        steps(1, 0, 0.1)
