@@ -27,6 +27,7 @@ app = typer.Typer(
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; half the cores, at most 4, if left out.")]
 
 
 @app.command()
@@ -104,19 +105,27 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the model or the training."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; half the cores, at most 4, if left out.")] = None,
+    threads: Threads = None,
+    rewards: Annotated[
+        str, typer.Option(help="What the data set stores: per-step, or cumulative as in Kitchen.")
+    ] = "per-step",
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch the data set if it is not on this machine.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a policy; the run's folder holds weights (safetensors), configuration (JSON) and log (CSV)."""
+    from dmm.data.trajectories import load_trajectories
     from dmm.training import train as fit
 
     if seeds < 1:
         raise InputError(f"seeds: got {seeds}, allowed is at least 1")
     _set_threads(threads)
     fields, rows = _parse_changes(changes or []), []
+    data = load_trajectories(dataset, rewards=rewards, download=download)  # type: ignore[arg-type]
     for each in range(seed, seed + seeds):
         folder = out if out is None or seeds == 1 else out / f"seed{each}"
-        run = fit(dataset, model, steps=steps, seed=each, out=folder, device=device, resume=resume, changes=fields)
+        run = fit(data, model, steps=steps, seed=each, out=folder, device=device, resume=resume, changes=fields)
         log = run.log
         rows.append(
             {
@@ -144,7 +153,7 @@ def evaluate(
     episodes: Annotated[int, typer.Option(help="Episodes per target.")] = 100,
     target: Annotated[list[float] | None, typer.Option(help="Return asked for; may be given several times.")] = None,
     seed: Annotated[int, typer.Option(help="Environment seed of the first episode.")] = 10_000,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; half the cores, at most 4, if left out.")] = None,
+    threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Roll out a run's last checkpoint: return and normalised score with a 95 % interval."""

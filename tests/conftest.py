@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, too
 
+import gymnasium as gym
+import minari
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from minari.data_collector import EpisodeBuffer
 
 from dmm.data.trajectories import Trajectories
 
@@ -26,6 +31,7 @@ settings.load_profile("repeatable")
 torch.set_num_threads(1)
 
 MakeTrajectories = Callable[..., Trajectories]
+MakeDataset = Callable[..., None]
 
 
 def tiny_trajectories(
@@ -64,3 +70,47 @@ def make_trajectories() -> MakeTrajectories:
 def trajectories() -> Trajectories:
     """Five episodes of 1 to 12 steps, `s = 4`, `a = 2`."""
     return tiny_trajectories()
+
+
+@pytest.fixture
+def datasets_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty place for Minari data sets."""
+    path = tmp_path / "datasets"
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(path))
+    return path
+
+
+@pytest.fixture
+def make_dataset(datasets_path: Path) -> MakeDataset:
+    """Writes a tiny data set with Minari's own function: one `(observations, actions, rewards)` per episode."""
+
+    def make(
+        minari_id: str,
+        episodes: list[tuple[Any, Any, Any]],
+        observation_space: gym.Space,
+        action_space: Any = None,
+        **more: Any,
+    ) -> None:
+        buffers = []
+        for observations, actions, rewards in episodes:
+            terminations = np.zeros(len(rewards), dtype=bool)
+            terminations[-1] = len(rewards) % 2 == 0  # episodes of even length end by themselves
+            truncations = np.zeros_like(terminations)
+            truncations[-1] = not terminations[-1]
+            buffers.append(
+                EpisodeBuffer(
+                    observations=observations,
+                    actions=actions,
+                    rewards=rewards,
+                    terminations=terminations,  # type: ignore[arg-type]
+                    truncations=truncations,  # type: ignore[arg-type]
+                )
+            )
+        action_space = action_space or gym.spaces.Box(-1, 1, (2,), np.float32)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            minari.create_dataset_from_buffers(
+                minari_id, buffers, observation_space=observation_space, action_space=action_space, **more
+            )
+
+    return make

@@ -1,0 +1,233 @@
+"""The `dmm` command as a user meets it: exit codes, one line per error, JSON that parses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from dmm.cli import main
+
+STEPS = ("--steps", "4", "--set", "batch_size=4", "--set", "width=8", "--set", "layers=1")
+
+
+@pytest.fixture
+def dmm(capsys, monkeypatch, tmp_path):
+    """Runs the command in an empty folder: exit code, stdout, and the lines of stderr that are no progress bar."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return (
+            stopped.value.code,
+            out,
+            [line for line in err.replace("\r", "\n").splitlines() if line and "it/s" not in line],
+        )
+
+    return run
+
+
+@pytest.fixture
+def refused(dmm):
+    """Expects exit code 2 and one line on stderr, which it returns."""
+
+    def run(*arguments):
+        code, out, lines = dmm(*arguments)
+        assert (code, out) == (2, ""), (code, out, lines)
+        assert len(lines) == 1 and lines[0].startswith("dmm: error: "), lines
+        return lines[0]
+
+    return run
+
+
+def episode(length=6, size=3, reward=1.0):
+    rng = np.random.default_rng(length)
+    return rng.normal(size=(length + 1, size)), rng.uniform(-1, 1, size=(length, 2)), np.full(length, reward)
+
+
+@pytest.fixture
+def linear(make_dataset):
+    """A small, well-formed data set of vectors that names no environment."""
+    box = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    make_dataset("tiny/linear-v0", [episode(6), episode(9), episode(12)], box)
+    return "tiny/linear-v0"
+
+
+@pytest.fixture
+def maze(datasets_path, dmm):
+    """A short point maze set, made by the command."""
+    assert dmm("collect", "dmm/pointmaze/umaze-v0", "--transitions", 600, "--workers", 1)[0] == 0
+    return "dmm/pointmaze/umaze-v0"
+
+
+def test_no_argument_prints_the_help(dmm):
+    code, out, lines = dmm()
+    assert code == 0 and lines == []
+    for command in ("datasets", "collect", "models", "train", "evaluate"):
+        assert command in out
+
+
+@pytest.mark.parametrize("command", ["datasets", "collect", "models", "train", "evaluate"])
+def test_every_command_has_help_and_json(dmm, command):
+    code, out, _ = dmm(command, "--help")
+    assert code == 0 and "--json" in out
+
+
+def test_the_installed_command_is_the_same_program():
+    shown = subprocess.run([Path(sys.executable).parent / "dmm", "models"], capture_output=True, text=True, check=True)
+    assert "stock Mamba" in shown.stdout
+
+
+def test_datasets_says_what_is_here(dmm, maze):
+    listed = json.loads(dmm("datasets", "--json")[1])["datasets"]
+    here = {row["name"]: row["installed"] for row in listed}
+    assert here["dmm/pointmaze/umaze-v0"]["transitions"] >= 600
+    assert here["dmm/hopper/medium-v0"] is None
+
+
+def test_models_lists_what_train_takes(dmm):
+    names = [row["name"] for row in json.loads(dmm("models", "--json")[1])["models"]]
+    assert {"dmm", "dmm-paper", "dmm-released", "mamba"} <= set(names)
+
+
+def test_collect_train_evaluate(dmm, maze):
+    code, out, _ = dmm("train", maze, *STEPS, "--out", "run", "--json")
+    trained = json.loads(out)
+    assert code == 0 and (trained["steps"], trained["model"], trained["run"]) == (4, "dmm", "run")
+    code, out, _ = dmm("evaluate", "run", "--episodes", 3, "--target", 1, "--target", 0, "--json")
+    result = json.loads(out)
+    assert code == 0
+    assert {"dataset", "model", "seed", "targets", "returns", "normalized_score", "ci95"} <= set(result)
+    assert result["targets"] == [1.0, 0.0] and len(result["returns"]) == 3
+    assert result["normalized_score"] == pytest.approx(100 * np.mean(result["returns"]))
+    assert result["ci95"][0] <= result["normalized_score"] <= result["ci95"][1]
+    code, out, _ = dmm("evaluate", "run", "--episodes", 2)
+    assert code == 0 and "95 % interval" in out and "behaviour" in out
+
+
+def test_every_model_trains(dmm, linear):
+    for model in ("dmm", "dmm-paper", "dmm-released", "mamba"):
+        assert dmm("train", linear, "--model", model, *STEPS, "--out", f"run-{model}")[0] == 0
+
+
+def test_seeds_are_trained_one_after_the_other(dmm, linear):
+    runs = json.loads(dmm("train", linear, *STEPS, "--seed", 5, "--seeds", 2, "--out", "runs", "--json")[1])["runs"]
+    assert [(row["seed"], row["run"]) for row in runs] == [(5, "runs/seed5"), (6, "runs/seed6")]
+
+
+def test_the_default_folder_names_data_model_and_seed(dmm, linear, tmp_path):
+    dmm("train", linear, *STEPS, "--seed", 7)
+    assert (tmp_path / "runs" / "tiny_linear-v0" / "dmm-seed7" / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("bogus",), "bogus"),
+        (("train",), "dataset"),
+        (("train", "x", "--steps", "many"), "--steps"),
+        (("collect", "dmm/nowhere-v0"), "dmm/hopper/medium-v0"),
+        (("collect", "dmm/pointmaze/umaze-v0", "--transitions", "0"), "transitions"),
+        (("collect", "dmm/pointmaze/umaze-v0", "--workers", "0"), "workers"),
+        (("train", "dmm/pointmaze/umaze-v0"), "dmm collect dmm/pointmaze/umaze-v0"),
+        (("evaluate", "nowhere"), "nowhere"),
+    ],
+)
+def test_wrong_words(refused, datasets_path, arguments, said):
+    assert said in refused(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--model", "lstm"), "lstm"),
+        (("--set", "depth=3"), "depth"),
+        (("--set", "window"), "FIELD=VALUE"),
+        (("--set", "window=six"), "window"),
+        (("--set", "window=25"), "24, the tokens of context 8"),
+        (("--set", "padding=none"), "padding"),
+        (("--set", "dropout=1"), "dropout"),
+        (("--set", "state_size=3"), "state_size"),
+        (("--steps", "0"), "steps"),
+        (("--seeds", "0"), "seeds"),
+        (("--threads", "0"), "threads"),
+        (("--device", "abacus"), "abacus"),
+        (("--rewards", "doubled"), "rewards"),
+    ],
+)
+def test_wrong_training_options(refused, linear, options, said):
+    assert said in refused("train", linear, "--out", "run", *options)
+
+
+def test_image_observations(refused, make_dataset):
+    picture = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+    images = (np.zeros((4, 8, 8, 3), np.uint8), np.zeros((3, 2)), np.ones(3))
+    make_dataset("tiny/images-v0", [images], picture)
+    assert "images" in refused("train", "tiny/images-v0")
+
+
+def test_nan_rewards(refused, make_dataset):
+    box = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    make_dataset("tiny/nan-v0", [episode(4), episode(5, reward=np.nan)], box)
+    assert "NaN" in refused("train", "tiny/nan-v0") and "episode 1" in refused("train", "tiny/nan-v0")
+
+
+def test_actions_out_of_range(refused, make_dataset):
+    box, wide = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64), gym.spaces.Box(-5, 5, (2,), np.float32)
+    states, actions, rewards = episode(5)
+    make_dataset("tiny/wide-v0", [(states, 4 * actions, rewards)], box, wide)
+    assert "actions" in refused("train", "tiny/wide-v0")
+
+
+def test_a_folder_that_cannot_be_written(refused, linear, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    assert "cannot be written" in refused("train", linear, *STEPS, "--out", "file/run")
+
+
+def test_a_folder_that_holds_a_run(refused, dmm, linear):
+    dmm("train", linear, *STEPS, "--out", "run")
+    assert "--resume" in refused("train", linear, *STEPS, "--out", "run")
+    assert "steps" in refused("train", linear, *STEPS[2:], "--steps", "5", "--out", "run", "--resume")
+
+
+def test_a_checkpoint_of_another_data_set(refused, dmm, linear, make_dataset):
+    dmm("train", linear, *STEPS, "--out", "run")
+    box = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    make_dataset("tiny/other-v0", [episode(7)], box)
+    assert "tiny/linear-v0" in refused("train", "tiny/other-v0", *STEPS, "--out", "run", "--resume")
+
+
+def test_a_truncated_checkpoint(refused, dmm, linear, tmp_path):
+    dmm("train", linear, *STEPS, "--out", "run")
+    file = tmp_path / "run" / "checkpoint.safetensors"
+    os.truncate(file, file.stat().st_size // 2)
+    assert "truncated" in refused("evaluate", "run")
+    assert "truncated" in refused("train", linear, *STEPS, "--out", "run", "--resume")
+
+
+def test_a_run_whose_environment_is_unknown(refused, dmm, linear):
+    dmm("train", linear, *STEPS, "--out", "run")
+    assert "environment" in refused("evaluate", "run", "--episodes", 1)
+
+
+def test_a_loss_that_is_not_finite_fails_the_run(dmm, linear):
+    changes = ("--set", "learning_rate=1e30", "--set", "warmup=0", "--set", "clip=1e30")
+    code, _, lines = dmm("train", linear, *STEPS, *changes, "--steps", "40", "--out", "run")
+    assert code == 1 and lines[-1].startswith("dmm: error: loss: ")
+
+
+def test_no_network_when_one_is_needed(refused, datasets_path, monkeypatch):
+    import socket
+
+    def unreachable(*arguments, **options):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(socket, "create_connection", unreachable)
+    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
+    assert "does not answer" in refused("train", "mujoco/hopper/medium-v0", "--download")

@@ -1,0 +1,348 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dmm import evaluation
+from dmm.errors import InputError
+from dmm.evaluation import (
+    TARGETS,
+    RandomActor,
+    Rollout,
+    bootstrap_interval,
+    default_targets,
+    evaluate,
+    make_env,
+    normalize,
+    rollout,
+    score,
+)
+from dmm.model import DecisionMetaMamba, DMMConfig
+from dmm.training import Run, load_run, train
+from tests.conftest import MakeTrajectories
+
+ENV_ID = "TinyCounting-v0"
+
+
+class Counting(gym.Env):
+    """Started from seed `s`, it lasts `1 + s % 4` steps and pays `s + action[0]` at each; it may not be stepped again.
+
+    Episodes of even seeds terminate, those of odd seeds are truncated. It sees `(s, t, s - t)`.
+    """
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    closed = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        assert seed is not None, "an evaluation that does not say its seed cannot be repeated"
+        super().reset(seed=seed)
+        self.start, self.t, self.running = seed, 0, True
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        assert self.running, "stepped after its end"
+        assert isinstance(action, np.ndarray) and action.shape == (2,)
+        self.t += 1
+        over = self.t == 1 + self.start % 4
+        self.running = not over
+        even = self.start % 2 == 0
+        return self._observation(), self.start + float(action[0]), over and even, over and not even, {}
+
+    def close(self) -> None:
+        Counting.closed += 1
+
+    def _observation(self) -> np.ndarray:
+        return np.array([self.start, self.t, self.start - self.t], dtype=np.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> Iterator[None]:
+    gym.register(ENV_ID, entry_point=Counting)
+    yield
+    del gym.registry[ENV_ID]
+
+
+class Fixed:
+    """Always the same action, and a memory of what it was called with."""
+
+    def __init__(self, action: float = 0.5):
+        self.action, self.started, self.calls = action, [], []
+
+    def init_state(self, n: int, target: float) -> int:
+        self.started.append((n, target))
+        return 0
+
+    def act(self, state: int, observation: Tensor, reward: Tensor | None = None) -> tuple[Tensor, int]:
+        self.calls.append((state, observation.clone(), None if reward is None else reward.clone()))
+        return torch.full((len(observation), 2), self.action), state + 1
+
+
+def known_returns(seeds: range, action: float = 0.5) -> list[float]:
+    return [(1 + seed % 4) * (seed + action) for seed in seeds]
+
+
+class TestRollout:
+    @pytest.mark.parametrize("episodes", [1, 4, 7])
+    @pytest.mark.parametrize("seed", [0, 3])
+    def test_returns_are_in_the_order_of_the_seeds(self, episodes: int, seed: int) -> None:
+        done = rollout(Fixed(), Counting, episodes=episodes, seed=seed)
+        seeds = range(seed, seed + episodes)
+        assert done.returns.tolist() == known_returns(seeds)
+        assert done.lengths.tolist() == [1 + s % 4 for s in seeds]
+
+    @pytest.mark.parametrize("at_once", [1, 2, 3, 50])
+    def test_how_many_run_at_once_does_not_matter(self, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+        monkeypatch.setattr(evaluation, "ENVIRONMENTS_AT_ONCE", at_once)
+        actor = Fixed()
+        done = rollout(actor, Counting, episodes=7)
+        assert done.returns.tolist() == known_returns(range(7))
+        assert max(n for n, _ in actor.started) == min(at_once, 7) and sum(n for n, _ in actor.started) == 7
+
+    def test_course_of_an_episode_depends_on_its_own_seed_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            policy = DecisionMetaMamba(DMMConfig(state_size=3, action_size=2, width=8, layers=1, context=3)).eval()
+            torch.nn.init.normal_(policy.head.weight)
+        together = rollout(policy, Counting, episodes=6, target=5.0, seed=2)
+        monkeypatch.setattr(evaluation, "ENVIRONMENTS_AT_ONCE", 4)
+        in_parts = rollout(policy, Counting, episodes=6, target=5.0, seed=2)
+        np.testing.assert_allclose(in_parts.returns, together.returns, rtol=1e-6)
+        for i in range(6):
+            alone = rollout(policy, Counting, episodes=1, target=5.0, seed=2 + i)
+            np.testing.assert_allclose(alone.returns[0], together.returns[i], rtol=1e-6)
+
+    def test_actor_gets_target_observations_and_rewards(self) -> None:
+        actor = Fixed()
+        rollout(actor, Counting, episodes=2, target=9.0, seed=2)  # seed 2: three steps, seed 3: four
+        assert actor.started == [(2, 9.0)]
+        states, observations, rewards = zip(*actor.calls, strict=True)
+        assert states == (0, 1, 2, 3)
+        assert observations[0].tolist() == [[2, 0, 2], [3, 0, 3]] and observations[2].tolist() == [[2, 2, 0], [3, 2, 1]]
+        assert rewards[0] is None and [reward.tolist() for reward in rewards[1:3]] == [[2.5, 3.5], [2.5, 3.5]]
+
+    def test_finished_episode_earns_nothing_more(self) -> None:
+        actor = Fixed()
+        rollout(actor, Counting, episodes=4)
+        last = actor.calls[-1][2]
+        assert last.tolist() == [0.0, 0.0, 2.5, 3.5]  # seed 0 is over after one step, seed 1 after two
+
+    def test_keeps_every_observation_the_last_included(self) -> None:
+        done = rollout(Fixed(), Counting, episodes=3, seed=4)
+        assert [rows.shape for rows in done.observations] == [(2, 3), (3, 3), (4, 3)]
+        assert done.observations[2].tolist() == [[6, 0, 6], [6, 1, 5], [6, 2, 4], [6, 3, 3]]
+
+    def test_environments_are_closed_even_when_the_actor_fails(self) -> None:
+        class Failing(Fixed):
+            def act(self, *_: Any) -> Any:
+                raise RuntimeError("no idea")
+
+        Counting.closed = 0
+        rollout(Fixed(), Counting, episodes=3)
+        assert Counting.closed == 3
+        with pytest.raises(RuntimeError, match="no idea"):
+            rollout(Failing(), Counting, episodes=3)
+        assert Counting.closed == 6
+
+    @pytest.mark.parametrize("episodes", [0, -1])
+    def test_no_episodes_are_refused(self, episodes: int) -> None:
+        with pytest.raises(InputError, match=f"^episodes: got {episodes}, allowed is at least 1"):
+            rollout(Fixed(), Counting, episodes=episodes)
+
+    def test_progress_counts_episodes_on_stderr(self, capsys: pytest.CaptureFixture[str]) -> None:
+        rollout(Fixed(), Counting, episodes=5, progress="tiny")
+        captured = capsys.readouterr()
+        assert captured.out == "" and "tiny: 100%" in captured.err and "5/5" in captured.err
+
+
+class TestRandomActor:
+    def draw(self, seed: int, n: int = 2000) -> np.ndarray:
+        actor = RandomActor(2, seed)
+        action, _ = actor.act(actor.init_state(n, 0.0), torch.zeros(n, 3))
+        return action.numpy()
+
+    def test_fills_the_bounds_evenly(self) -> None:
+        actions = self.draw(0)
+        assert all(Counting.action_space.contains(action) for action in actions)
+        np.testing.assert_allclose(actions.mean(0), [0, 0], atol=0.03)
+        np.testing.assert_allclose(actions.std(0), np.full(2, 2 / np.sqrt(12)), rtol=0.03)
+
+    def test_follows_its_seed(self) -> None:
+        assert np.array_equal(self.draw(1), self.draw(1)) and not np.array_equal(self.draw(1), self.draw(2))
+
+    def test_draws_anew_at_each_step(self) -> None:
+        actor = RandomActor(2)
+        first, second = (actor.act(None, torch.zeros(1, 3))[0] for _ in range(2))
+        assert not torch.equal(first, second)
+
+    def test_plays_in_an_environment(self) -> None:
+        done = rollout(RandomActor(2), Counting, episodes=3, seed=1)
+        spread = np.abs(done.returns - np.array(known_returns(range(1, 4), action=0.0)))
+        assert bool((spread > 0).all()) and bool((spread <= done.lengths).all())
+
+
+class TestInterval:
+    def test_equals_the_normal_approximation_for_many_episodes(self) -> None:
+        values = np.random.default_rng(0).normal(50, 10, size=400)
+        low, high = bootstrap_interval(values)
+        half = 1.959964 * values.std() / np.sqrt(400)  # the bootstrap's variance has no correction n - 1
+        assert (low + high) / 2 == pytest.approx(values.mean(), abs=0.03)
+        assert (high - low) / 2 == pytest.approx(half, rel=0.03)
+
+    def test_of_two_outcomes_equals_the_binomial(self) -> None:
+        # 30 of 100 episodes succeed: the mean of a resample is Binomial(100, 0.3) / 100, whose quantiles are 21 and 39
+        low, high = bootstrap_interval(np.repeat([1.0, 0.0], [30, 70]))
+        assert low == pytest.approx(0.21, abs=0.011) and high == pytest.approx(0.39, abs=0.011)
+
+    def test_is_the_same_each_time(self) -> None:
+        values = np.random.default_rng(2).normal(size=10)
+        assert bootstrap_interval(values) == bootstrap_interval(values)
+        assert bootstrap_interval(values) != bootstrap_interval(values, seed=1)
+
+    def test_leaves_numpys_generator_alone(self) -> None:
+        before = np.random.get_state()[1].tobytes()
+        bootstrap_interval(np.arange(10.0))
+        assert np.random.get_state()[1].tobytes() == before
+
+    @pytest.mark.parametrize("values", [[3.0], [3.0, 3.0], [3.0] * 50])
+    def test_of_equal_values_is_a_point(self, values: list[float]) -> None:
+        assert bootstrap_interval(np.array(values)) == (3.0, 3.0)
+
+    def test_of_two_values_spans_them(self) -> None:
+        assert bootstrap_interval(np.array([1.0, 3.0])) == (1.0, 3.0)
+
+    def test_moves_and_scales_with_the_values(self) -> None:
+        values = np.random.default_rng(1).exponential(size=30)
+        np.testing.assert_allclose(bootstrap_interval(5 + 2 * values), 5 + 2 * np.array(bootstrap_interval(values)))
+
+
+def finished(*returns: float) -> Rollout:
+    return Rollout(np.array(returns), np.ones(len(returns), dtype=int), [])
+
+
+class TestScore:
+    def test_is_normalised_by_the_reference_returns(self) -> None:
+        result = score(finished(10.0, 30.0), target=7.0, reference=(10.0, 50.0))
+        assert result.normalized_score == 25.0 and result.ci95 == (0.0, 50.0)
+        assert result.target == 7.0 and result.returns.tolist() == [10.0, 30.0]
+
+    def test_without_reference_returns_the_interval_is_of_the_return(self) -> None:
+        result = score(finished(10.0, 30.0), target=7.0, reference=None)
+        assert result.normalized_score is None and result.ci95 == (10.0, 30.0)
+
+    def test_one_episode_has_an_interval_of_no_width(self) -> None:
+        assert score(finished(30.0), target=7.0, reference=(10.0, 50.0)).ci95 == (50.0, 50.0)
+
+    def test_normalize_maps_random_to_0_and_expert_to_100(self) -> None:
+        assert normalize(np.array([2.0, 4.0, 8.0]), (2.0, 4.0)).tolist() == [0.0, 100.0, 300.0]
+
+
+@pytest.fixture(scope="module")
+def make_run(tmp_path_factory: pytest.TempPathFactory, make_trajectories: MakeTrajectories) -> Callable[..., Run]:
+    def make(env_id: str = ENV_ID) -> Run:
+        data = make_trajectories(state_size=3, env_id=env_id)
+        changes = {"width": 8, "layers": 1, "context": 3, "batch_size": 4}
+        out = tmp_path_factory.mktemp("run") / "run"
+        return train(data, steps=2, seed=4, out=out, changes=changes, device="cpu", progress=False)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def run(make_run: Callable[..., Run]) -> Run:
+    return make_run()
+
+
+def small(run: Any, **more: Any) -> Any:
+    return evaluate(run, **({"episodes": 5, "targets": [3.0, 9.0], "progress": False} | more))
+
+
+class TestEvaluate:
+    def test_json_has_the_promised_keys(self, run: Run) -> None:
+        result = json.loads(json.dumps(small(run).to_json()))
+        assert set(result) >= {"dataset", "model", "seed", "targets", "returns", "normalized_score", "ci95"}
+        assert (result["dataset"], result["model"], result["seed"]) == ("tiny/linear-v0", "dmm", 4)
+        assert (result["step"], result["episodes"], result["targets"]) == (2, 5, [3.0, 9.0])
+
+    def test_headline_is_the_first_target(self, run: Run) -> None:
+        result = small(run).to_json()
+        first, second = result["scores"]
+        assert (first["target"], second["target"]) == (3.0, 9.0)
+        for key in ("returns", "mean_return", "normalized_score", "ci95"):
+            assert result[key] == first[key]
+        assert result["mean_return"] == pytest.approx(np.mean(first["returns"]))
+        assert result["ci95"][0] <= result["normalized_score"] <= result["ci95"][1]
+
+    def test_score_follows_from_the_returns(self, run: Run) -> None:
+        # the tiny data set's reference returns are 0 and 10
+        result = small(run).to_json()
+        assert result["normalized_score"] == pytest.approx(10 * np.mean(result["returns"]))
+        assert result["behaviour"] == pytest.approx(10 * run.info["dataset"]["mean_return"])
+
+    def test_returns_are_those_of_a_rollout_from_the_same_seeds(self, run: Run) -> None:
+        result = small(run, seed=7, targets=[3.0])
+        by_hand = rollout(run.policy, Counting, episodes=5, target=3.0, seed=7)
+        assert result.scores[0].returns.tolist() == by_hand.returns.tolist()
+        assert result.scores[0].lengths.tolist() == [4, 1, 2, 3, 4]
+
+    def test_every_target_meets_the_same_starts(self, run: Run) -> None:
+        first, second = small(run).scores
+        assert first.lengths.tolist() == second.lengths.tolist()
+
+    def test_is_the_same_for_a_run_its_folder_and_again(self, run: Run) -> None:
+        results = [small(which).to_json() for which in (run, run.path, str(run.path), load_run(run.path))]
+        assert all(result == results[0] for result in results[1:])
+
+    def test_does_not_train_the_policy(self, run: Run) -> None:
+        before = {name: weight.clone() for name, weight in run.policy.state_dict().items()}
+        small(run)
+        assert all(torch.equal(weight, before[name]) for name, weight in run.policy.state_dict().items())
+
+    def test_default_target_of_an_unknown_environment_is_the_best_return_of_the_data(self, run: Run) -> None:
+        assert small(run, targets=None).to_json()["targets"] == [run.info["dataset"]["max_return"]]
+
+    @pytest.mark.parametrize("family", TARGETS)
+    def test_default_targets_of_the_papers_environments(self, family: str) -> None:
+        assert default_targets(f"{family}_UMaze-v5", best_return=1.5) == list(TARGETS[family])
+
+    def test_environment_sees_flat_float32_vectors(self, run: Run) -> None:
+        env = make_env(run.info["dataset"])
+        observation, _ = env.reset(seed=3)
+        assert observation.dtype == np.float32 and observation.tolist() == [3, 0, 3]
+
+    def test_data_without_an_environment_is_named(self, make_run: Callable[..., Run]) -> None:
+        with pytest.raises(InputError, match=r"^run: data set 'tiny/linear-v0' does not say which environment"):
+            small(make_run(env_id=""))
+
+    def test_environment_that_is_not_there_is_named(self, make_run: Callable[..., Run]) -> None:
+        with pytest.raises(InputError, match=r"^environment: 'Nowhere-v0' cannot be made here"):
+            small(make_run(env_id="Nowhere-v0"))
+
+    def test_environment_of_other_sizes_is_named(self, make_trajectories: MakeTrajectories, tmp_path: Path) -> None:
+        changes = {"width": 8, "layers": 1, "context": 3, "batch_size": 4}
+        data = make_trajectories(state_size=5, env_id=ENV_ID)  # the environment shows 3 numbers
+        run = train(data, steps=1, out=tmp_path, changes=changes, device="cpu", progress=False)
+        with pytest.raises(InputError, match=r"^environment: "):
+            small(run)
+
+    @pytest.mark.parametrize("episodes", [0, -3])
+    def test_no_episodes_are_refused(self, run: Run, episodes: int) -> None:
+        with pytest.raises(InputError, match=f"^episodes: got {episodes}, allowed is at least 1"):
+            small(run, episodes=episodes)
+
+    def test_missing_run_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"^run: no run at"):
+            small(tmp_path / "nowhere")
+
+    def test_progress_goes_to_stderr(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+        small(run, progress=True)
+        captured = capsys.readouterr()
+        assert captured.out == "" and "evaluate, target 3: 100%" in captured.err and "target 9" in captured.err
