@@ -481,7 +481,8 @@ def format_value(value: float | str | None, form: str) -> str:
         return "–"
     if isinstance(value, str):
         return value
-    return f"{round(value)}" if form == "d" else f"{value:{form}}"
+    text = f"{round(value)}" if form == "d" else f"{value:{form}}"
+    return text.removeprefix("-") if re.fullmatch(r"-[0.]+%?", text) else text
 
 
 # Reading a specification: what the script in the page does, done here

@@ -184,7 +184,14 @@ SCAN = scan_explorer()
 
 @pytest.mark.parametrize(
     ("value", "form", "text"),
-    [(1.005, ".1f", "1.0"), (1e-7, ".2g", "1e-07"), (0.25, ".0%", "25%"), (2.6, "d", "3"), (float("nan"), ".1f", "–")],
+    [
+        (1.005, ".1f", "1.0"),
+        (1e-7, ".2g", "1e-07"),
+        (0.25, ".0%", "25%"),
+        (2.6, "d", "3"),
+        (float("nan"), ".1f", "–"),
+        (-0.001, ".1f", "0.0"),
+    ],
 )
 def test_formats(value: float, form: str, text: str) -> None:
     assert format_value(value, form) == text

@@ -23,8 +23,8 @@ FILES = (
     "notebooks/**/*.ipynb",
 )
 
-# The authors' own release has the same name under their account.
-OTHERS = {"too-z"}
+# The authors' own release has the same name under their account; "you" stands for any account in examples.
+OTHERS = {"too-z", "you"}
 
 _CONFIG_LINE = re.compile(r"^(repository:\n\s+url:\s*)(\S+)", re.MULTILINE)
 _ADDRESS = re.compile(r"https://github\.com/([\w.-]+)/([\w.-]+)")

@@ -5,12 +5,31 @@
 
 const pad2 = (exponent) => exponent.replace(/e([+-])(\d)$/, "e$10$2");
 
+// Python rounds an exact half to the even digit; toFixed and toExponential round it up.
+function evenHalf(exact, places, digits) {
+  const end = exact.length - places + digits;
+  const kept = exact.slice(0, end).replace(/\.$/, "");
+  return /^50*$/.test(exact.slice(end)) && "02468".includes(kept.at(-1)) ? kept : null;
+}
+
+function fixed(value, digits) {
+  const places = Math.min(100, digits + 60);
+  const kept = evenHalf(Math.abs(value).toFixed(places), places, digits);
+  return kept === null ? value.toFixed(digits) : (value < 0 ? "-" : "") + kept;
+}
+
+function exponential(value, digits) {
+  const [mantissa, exponent] = Math.abs(value).toExponential(100).split("e");
+  const kept = evenHalf(mantissa, 100, digits);
+  return kept === null ? value.toExponential(digits) : `${value < 0 ? "-" : ""}${kept}e${exponent}`;
+}
+
 function general(value, digits) {
   if (value === 0) return "0";
-  const [mantissa, exponent] = value.toExponential(Math.max(digits, 1) - 1).split("e");
+  const [mantissa, exponent] = exponential(value, Math.max(digits, 1) - 1).split("e");
   const trim = (text) => (text.includes(".") ? text.replace(/\.?0+$/, "") : text);
   if (+exponent < -4 || +exponent >= Math.max(digits, 1)) return pad2(`${trim(mantissa)}e${exponent}`);
-  return trim(value.toFixed(Math.max(0, Math.max(digits, 1) - 1 - +exponent)));
+  return trim(fixed(value, Math.max(0, Math.max(digits, 1) - 1 - +exponent)));
 }
 
 function formatValue(value, form) {
@@ -18,11 +37,11 @@ function formatValue(value, form) {
   if (typeof value === "string") return value;
   const digits = +(form[1] ?? 0);
   const text = {
-    d: () => String(Math.round(value)),
-    f: () => value.toFixed(digits),
-    e: () => pad2(value.toExponential(digits)),
+    d: () => fixed(value, 0),
+    f: () => fixed(value, digits),
+    e: () => pad2(exponential(value, digits)),
     g: () => general(value, digits),
-    "%": () => `${(100 * value).toFixed(digits)}%`,
+    "%": () => `${fixed(100 * value, digits)}%`,
   }[form.at(-1)]();
   return /^-[0.]+%?$/.test(text) ? text.slice(1) : text;
 }
