@@ -48,9 +48,10 @@ def classic_script(module: str) -> str:
 
 
 def execution_key(root: Path = ROOT) -> str:
-    """A short hash of all that decides a notebook's output besides its own cells: the package, the pins and Python."""
+    """A short hash of what decides a notebook's output besides its cells: package, stored results, pins and Python."""
     digest = hashlib.sha256(sys.version.encode())
     files = [path for path in (root / "dmm").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    files += (root / "notebooks" / "results").glob("*.json")
     for path in [*sorted(files), root / "requirements.txt"]:
         digest.update(path.relative_to(root).as_posix().encode())
         digest.update(path.read_bytes())
@@ -64,6 +65,8 @@ def _use_keyed_cache(app: Sphinx, config: Config) -> None:
     for stale in build.glob("cache-*"):
         if stale != cache:
             shutil.rmtree(stale)
+    if not cache.exists():  # policies trained by another state of the package are trained anew
+        shutil.rmtree(ROOT / "notebooks" / "runs", ignore_errors=True)
     config.nb_execution_cache_path = str(cache)
 
 

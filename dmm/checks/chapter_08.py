@@ -15,7 +15,7 @@ from dmm.training import action_loss
 LossFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Any]
 
 
-def masked_loss(answer: LossFunction) -> None:
+def check_loss(answer: LossFunction) -> None:
     """Exercise 8.1: `answer(predicted (b, k, a), actions (b, k, a), mask (b, k))` is the mean over real steps."""
     generator = torch.Generator().manual_seed(8)
     predicted, actions = (torch.randn(4, 5, 2, generator=generator) for _ in range(2))
@@ -41,7 +41,7 @@ def masked_loss(answer: LossFunction) -> None:
     passed("the loss sees real steps only")
 
 
-def warmup_rate(answer: Callable[[int, int, float], float]) -> None:
+def check_warmup(answer: Callable[[int, int, float], float]) -> None:
     """Exercise 8.2: `answer(step, warmup, peak)` for the update after `step` finished ones."""
     warmup, peak = 10, 1e-3
     got = np.array([float(as_array(call(answer, step, warmup, peak), (), "warmup_rate(...)")) for step in range(30)])
@@ -58,7 +58,7 @@ def warmup_rate(answer: Callable[[int, int, float], float]) -> None:
     passed("linear up to the peak, constant from there")
 
 
-def interval(answer: Callable[[np.ndarray, np.random.Generator], tuple[float, float]]) -> None:
+def check_interval(answer: Callable[[np.ndarray, np.random.Generator], tuple[float, float]]) -> None:
     """Exercise 8.3: `answer(values, rng)` is the 95 % percentile bootstrap interval of the mean."""
     values = np.random.default_rng(3).normal(50.0, 20.0, size=100)
     low, high = as_array(call(answer, values, np.random.default_rng(0)), (2,), "interval(...)")

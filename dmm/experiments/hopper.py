@@ -45,13 +45,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Remake the Hopper result.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/hopper"))
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--transitions", type=int, help="size of the data set; the recipe's own if left out")
     args = parser.parse_args()
 
     from dmm.data.collect import collect
     from dmm.data.trajectories import load_trajectories
 
-    made = collect(DATASET)
+    made = collect(DATASET, transitions=args.transitions)
     rows = [train_and_evaluate(args.runs / f"seed{seed}", seed) for seed in range(args.seeds)]
     result = {
         "settings": {"steps": STEPS, "episodes": EPISODES, "seeds": args.seeds},

@@ -19,7 +19,7 @@ def bootstrap(values, rng, tail=2.5):
 
 @pytest.mark.parametrize(
     ("check", "answer"),
-    [(chapter_08.masked_loss, masked), (chapter_08.warmup_rate, rate), (chapter_08.interval, bootstrap)],
+    [(chapter_08.check_loss, masked), (chapter_08.check_warmup, rate), (chapter_08.check_interval, bootstrap)],
 )
 def test_right_answers_pass(check, answer, capsys):
     check(answer)
@@ -39,7 +39,7 @@ def test_right_answers_pass(check, answer, capsys):
 )
 def test_wrong_losses_are_told_why(answer, hint):
     with pytest.raises(CheckFailed, match=hint):
-        chapter_08.masked_loss(answer)
+        chapter_08.check_loss(answer)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_wrong_losses_are_told_why(answer, hint):
 )
 def test_wrong_rates_are_told_why(answer, hint):
     with pytest.raises(CheckFailed, match=hint):
-        chapter_08.warmup_rate(answer)
+        chapter_08.check_warmup(answer)
 
 
 @pytest.mark.parametrize(
@@ -67,4 +67,4 @@ def test_wrong_rates_are_told_why(answer, hint):
 )
 def test_wrong_intervals_are_told_why(answer, hint):
     with pytest.raises(CheckFailed, match=hint):
-        chapter_08.interval(answer)
+        chapter_08.check_interval(answer)
