@@ -18,7 +18,7 @@ from scipy import stats
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from dmm.data.observations import FlatObservation, build_env, parse_env_spec
+from dmm.data.observations import build_flat_env, parse_env_spec
 from dmm.errors import InputError
 from dmm.training import Run, load_run
 
@@ -144,7 +144,12 @@ def evaluate(
     for target in wanted:
         label = f"evaluate, target {target:g}"
         done = rollout(
-            run.policy, lambda: make_env(data), episodes=episodes, target=target, seed=seed, progress=progress and label
+            run.policy,
+            lambda: make_env(run.info),
+            episodes=episodes,
+            target=target,
+            seed=seed,
+            progress=progress and label,
         )
         scores.append(score(done, target, reference))
     behaviour = None if reference is None else float(normalize(data["mean_return"], reference))
@@ -156,12 +161,14 @@ def default_targets(env_id: str, best_return: float) -> list[float]:
     return list(next((targets for family, targets in TARGETS.items() if family in env_id), (best_return,)))
 
 
-def make_env(data: dict[str, Any], **kwargs: Any) -> gym.Env:
-    """The environment that a run's data came from, as `run.json` describes it (its `dataset` part)."""
+def make_env(info: dict[str, Any], **kwargs: Any) -> gym.Env:
+    """The environment that a run's data came from, as its `run.json` describes it."""
+    data, config = info["dataset"], info["config"]
     if not data["env_spec"] and not data["env_id"]:
         raise InputError(f"run: data set {data['id']!r} does not say which environment it comes from")
     spec = parse_env_spec(data["env_spec"]) if data["env_spec"] else data["env_id"]
-    return FlatObservation(build_env(spec, **kwargs), tuple(data["observation_keys"]))
+    keys = tuple(data["observation_keys"])
+    return build_flat_env(spec, keys, config["state_size"], config["action_size"], **kwargs)
 
 
 def rollout(

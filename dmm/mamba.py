@@ -66,7 +66,12 @@ class MambaBlock(nn.Module):
         backend: str = "auto",
     ):
         super().__init__()
-        for name, value in {"d": d, "state_size": state_size, "expand": expand, "conv_width": conv_width or 1}.items():
+        for name, value in {
+            "d": d,
+            "state_size": state_size,
+            "expand": expand,
+            "conv_width": 1 if conv_width is None else conv_width,
+        }.items():
             if value < 1:
                 raise InputError(f"{name}: got {value}, allowed is at least 1")
         if step_init not in get_args(StepInit):

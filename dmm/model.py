@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dmm.errors import InputError
 from dmm.mamba import MambaBlock, StepInit, init_linear
 from dmm.mixers import DenseSequenceMixer
-from dmm.policy import TokenPolicy, TokenPolicyConfig, check_choice
+from dmm.policy import TokenPolicy, TokenPolicyConfig, check_choice, check_positive
 
 Residual = Literal["normalized", "raw"]
 Domain = Literal["mujoco", "antmaze", "kitchen"]
@@ -41,6 +41,7 @@ class DMMConfig(TokenPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_positive(self, "expand", "ssm_state")
         tokens = 3 * self.context
         if not 1 <= self.window <= tokens:
             raise InputError(

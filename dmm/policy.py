@@ -65,7 +65,7 @@ class Policy(nn.Module):
             returns_to_go=zeros(n, self.context, 1),
             states=zeros(n, self.context, self.state_size),
             actions=zeros(n, self.context, self.action_size),
-            timesteps=torch.full((n, self.context), -1, device=self.state_mean.device),
+            timesteps=torch.zeros(n, self.context, dtype=torch.int64, device=self.state_mean.device),
             mask=torch.zeros(n, self.context, dtype=torch.bool, device=self.state_mean.device),
         )
         state.returns_to_go[:, -1, 0] = torch.as_tensor(target, dtype=self.state_mean.dtype)
@@ -81,15 +81,16 @@ class Policy(nn.Module):
             reward: `(n,)`, what the previous action earned; None at the first step. It is taken off the return asked
                 for, as in Decision Transformer's evaluation.
         """
-        last = state.returns_to_go[:, -1]
+        last, began = state.returns_to_go[:, -1], state.mask[:, -1]
         target = last if reward is None else last - reward[:, None].to(last)
         unknown = observation.new_zeros(observation.shape[0], self.action_size)
         now = Windows(
-            returns_to_go=_shift(state.returns_to_go, target),
+            # before the first step the target stands in a padded place, which is zero from then on
+            returns_to_go=_shift(state.returns_to_go * state.mask[..., None], target),
             states=_shift(state.states, observation),
             actions=_shift(state.actions, unknown),
-            timesteps=_shift(state.timesteps, state.timesteps[:, -1] + 1),
-            mask=_shift(state.mask, torch.ones_like(state.mask[:, -1])),
+            timesteps=_shift(state.timesteps, state.timesteps[:, -1] + began),
+            mask=_shift(state.mask, torch.ones_like(began)),
         )
         action = self.forward(now)[:, -1]
         now.actions[:, -1] = action
@@ -118,14 +119,19 @@ class TokenPolicyConfig:
     padding: Padding = "zeros"  # what stands in padded steps: zeros, or what the released code puts there (see `embed`)
 
     def __post_init__(self) -> None:
-        for name in ("state_size", "action_size", "context", "width", "layers"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: got {getattr(self, name)}, allowed is at least 1")
+        check_positive(self, "state_size", "action_size", "context", "width", "layers")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout: got {self.dropout:g}, allowed is 0 <= dropout < 1")
-        if self.rtg_scale <= 0:
+        if not 0 < self.rtg_scale < float("inf"):
             raise InputError(f"rtg_scale: got {self.rtg_scale:g}, allowed is a positive number")
         check_choice("padding", self.padding, Padding)
+
+
+def check_positive(config: object, *names: str) -> None:
+    """Raise InputError unless these fields are at least 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise InputError(f"{name}: got {getattr(config, name)}, allowed is at least 1")
 
 
 def check_choice(name: str, value: object, literal: object) -> None:

@@ -57,7 +57,8 @@ def selective_scan(
         return_last_state: also return the state after the last token.
         backend: `auto`, or one of `scan_backends()`. `sequential` takes one token after the other, `parallel` combines
             blocks of tokens by doubling, `mamba-ssm` is the official CUDA kernel (float32 or half precision, no initial
-            state). `auto` takes the kernel where it can, else `sequential` on a CPU and `parallel` on other devices.
+            state, no gradient through the last state). `auto` takes the kernel where it can, else `sequential` on a CPU
+            and `parallel` on other devices.
 
     Returns:
         `y (b, l, e)`, or `(y, last_state (b, e, n))`.
@@ -66,7 +67,11 @@ def selective_scan(
         InputError: shapes that do not fit, no tokens, or a backend that cannot serve this call.
     """
     _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    name = _choose(backend, u, initial_state)
+    inputs = (u, delta, A, B, C, D, z, delta_bias)
+    last_needs_grad = (
+        return_last_state and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    )
+    name = _choose(backend, u, initial_state, last_needs_grad)
     if name == "mamba-ssm":
         y, last = _mamba_ssm_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
         return (y, last) if return_last_state else y
@@ -144,12 +149,15 @@ def _check_shapes(
             raise InputError(f"{name}: got shape {tuple(tensor.shape)}, allowed is {shape} for u {tuple(u.shape)}")
 
 
-def _choose(backend: str, u: Tensor, initial_state: Tensor | None) -> str:
+def _choose(backend: str, u: Tensor, initial_state: Tensor | None, last_needs_grad: bool) -> str:
     if backend not in ("auto", *scan_backends()):
         raise InputError(f"backend: got {backend!r}, allowed here are auto, {', '.join(scan_backends())}")
-    kernel_serves = u.is_cuda and initial_state is None and u.dtype != torch.float64
+    kernel_serves = u.is_cuda and initial_state is None and u.dtype != torch.float64 and not last_needs_grad
     if backend == "mamba-ssm" and not kernel_serves:
-        raise InputError(f"backend: 'mamba-ssm' needs CUDA tensors below float64 and no initial_state, got {u.device}")
+        raise InputError(
+            f"backend: got 'mamba-ssm' with {u.dtype} on {u.device}, allowed are CUDA tensors below float64, without "
+            "initial_state and without a gradient through the last state"
+        )
     if backend != "auto":
         return backend
     if kernel_serves and "mamba-ssm" in scan_backends():

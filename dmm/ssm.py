@@ -114,6 +114,10 @@ def recurrence(
         InputError: shapes that do not fit, or an empty signal.
     """
     n = A_bar.shape[-1]
+    if A_bar.shape not in ((n,), (n, n)):
+        raise InputError(f"A_bar: got shape {tuple(A_bar.shape)}, allowed are (n,) and (n, n)")
+    if initial_state is not None and initial_state.shape != (n,):
+        raise InputError(f"initial_state: got shape {tuple(initial_state.shape)}, allowed is ({n},)")
     if u.ndim != 1 or u.shape[0] == 0:
         raise InputError(f"u: got shape {tuple(u.shape)}, allowed is (l,) with at least one step")
     if B_bar.shape != (n,) or C.shape != (n,):

@@ -14,10 +14,11 @@ import dataclasses
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium
 import numpy as np
@@ -56,8 +57,10 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: got {getattr(self, name)}, allowed is at least 1")
         for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name}: got {getattr(self, name):g}, allowed is a positive number")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise InputError(f"weight_decay: got {self.weight_decay:g}, allowed is 0 or more")
         if not 0 <= self.warmup <= 1:
             raise InputError(f"warmup: got {self.warmup:g}, allowed is a part of the run, 0 to 1")
         if self.keep_every < 0:
@@ -80,9 +83,13 @@ class Run:
     @property
     def log(self) -> dict[str, np.ndarray]:
         """The columns of `log.csv`: step, loss, learning_rate, seconds."""
-        with (self.path / "log.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        return {name: np.array([float(row[name]) for row in rows]) for name in LOG_COLUMNS}
+        file = self.path / "log.csv"
+        try:
+            with file.open(newline="") as lines:
+                rows = list(csv.DictReader(lines))
+            return {name: np.array([float(row[name]) for row in rows]) for name in LOG_COLUMNS}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"run: {file} is missing or damaged ({error})") from error
 
 
 LOG_COLUMNS = ("step", "loss", "learning_rate", "seconds")
@@ -185,7 +192,9 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.zeros(1, device=name).device
+        probe = torch.zeros(1, device=name)
+        probe.cpu()  # fails on a device that holds no numbers
+        return probe.device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"device: got {name!r}, allowed are auto, cpu and what torch finds here ({reason})") from error
@@ -229,7 +238,7 @@ def _read_info(path: Path) -> dict[str, Any]:
         info = json.loads(file.read_text())
     except FileNotFoundError:
         raise InputError(f"run: no run at {path} ({file.name} is missing)") from None
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"run: {file} cannot be read ({error})") from error
     missing = {"model", "config", "training", "dataset"} - set(info if isinstance(info, dict) else ())
     if missing:
@@ -284,6 +293,7 @@ class _Loop:
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.rows: list[tuple[float, ...]] = []
+        self.saved: int | None = None  # step of the checkpoint on disk
         self.seconds = 0.0  # spent before this process took over
 
     def run(self, progress: bool) -> None:
@@ -302,7 +312,7 @@ class _Loop:
                     bar.set_postfix(loss=f"{self.rows[-1][1]:.4f}")
                     total.zero_()
                 if config.keep_every and self.step % config.keep_every == 0:
-                    write_atomically(self.path / kept_name(self.step), pack_weights(self.policy, self.step))
+                    self.keep()
                 if self.step % config.checkpoint_every == 0 or self.step == config.steps:
                     self.save()
 
@@ -324,39 +334,57 @@ class _Loop:
         count = self.step % self.config.log_every or self.config.log_every
         loss = float(total) / count
         if not np.isfinite(loss):
-            kept = (
-                self.step - self.step % self.config.checkpoint_every if self.step > self.config.checkpoint_every else 0
-            )
-            raise RunError(
-                f"loss: {loss} between steps {self.step - count + 1} and {self.step}; the checkpoint of step "
-                f"{kept} is kept; a lower learning_rate (now {self.config.learning_rate:g}) is the first thing to try"
-            )
-        self.rows.append((self.step, loss, self._learning_rate(), round(self.seconds, 3)))
+            self._diverged(f"loss: {loss} between steps {self.step - count + 1} and {self.step}")
+        rate = self.optimizer.param_groups[0]["lr"]  # of the update just made
+        self.rows.append((self.step, loss, rate, round(self.seconds, 3)))
+
+    def _diverged(self, what: str) -> NoReturn:
+        kept = "nothing was saved yet" if self.saved is None else f"the checkpoint of step {self.saved} is kept"
+        rate = self.config.learning_rate
+        raise RunError(f"{what}; {kept}; a lower learning_rate (now {rate:g}) is the first thing to try")
+
+    def _require_finite_weights(self) -> None:
+        if not all(bool(p.isfinite().all()) for p in self.parameters):
+            self._diverged(f"weights: not finite after step {self.step}")
+
+    def keep(self) -> None:
+        """Write the weights of this step beside the checkpoint."""
+        self._require_finite_weights()
+        with _failing_as_run(self.path):
+            write_atomically(self.path / kept_name(self.step), pack_weights(self.policy, self.step))
 
     def save(self) -> None:
         """Write log and checkpoint, each in one atomic move."""
+        self._require_finite_weights()
         lines = [",".join(LOG_COLUMNS), *(",".join(f"{value:.9g}" for value in row) for row in self.rows)]
         generators = {"sampler": self.generator.get_state(), "torch": torch.get_rng_state()}
         if self.device.type == "cuda":
             generators["cuda"] = torch.cuda.get_rng_state(self.device)
-        try:
+        with _failing_as_run(self.path):
             write_atomically(self.path / "log.csv", ("\n".join(lines) + "\n").encode())
             write_checkpoint(
                 self.path / "checkpoint.safetensors", self.policy, self.optimizer, generators, self.step, self.seconds
             )
-        except OSError as error:
-            raise RunError(f"checkpoint: {self.path} cannot be written ({error.strerror or error})") from error
+        self.saved = self.step
 
     def restore(self) -> None:
         """Take over where the folder's checkpoint stopped."""
         checkpoint = read_checkpoint(self.path / "checkpoint.safetensors", self.policy, self.optimizer)
-        self.step, self.seconds = checkpoint.step, checkpoint.seconds
+        self.step, self.seconds, self.saved = checkpoint.step, checkpoint.seconds, checkpoint.step
         self.generator.set_state(checkpoint.generators["sampler"])
         torch.set_rng_state(checkpoint.generators["torch"])
         if self.device.type == "cuda" and "cuda" in checkpoint.generators:
             torch.cuda.set_rng_state(checkpoint.generators["cuda"], self.device)
         log = Run(self.path, self.policy, {}, self.step).log
         self.rows = [row for row in zip(*log.values(), strict=True) if row[0] <= self.step]
+
+
+@contextmanager
+def _failing_as_run(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"checkpoint: {path} cannot be written ({error.strerror or error})") from error
 
 
 def action_loss(predicted: Tensor, windows: Windows) -> Tensor:

@@ -314,7 +314,7 @@ class TestEvaluate:
         assert default_targets(f"{family}_UMaze-v5", best_return=1.5) == list(TARGETS[family])
 
     def test_environment_sees_flat_float32_vectors(self, run: Run) -> None:
-        env = make_env(run.info["dataset"])
+        env = make_env(run.info)
         observation, _ = env.reset(seed=3)
         assert observation.dtype == np.float32 and observation.tolist() == [3, 0, 3]
 

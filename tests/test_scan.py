@@ -170,6 +170,24 @@ class TestDefinition:
         assert all(torch.equal(case[name], before[name]) for name in case)
 
     @pytest.mark.parametrize("backend", BACKENDS)
+    def test_gradients_of_the_outputs_are_left_as_they_were(self, backend: str) -> None:
+        case = {name: tensor.requires_grad_() for name, tensor in make_case().items()}
+        outputs = run(case, backend)
+        given = [torch.ones_like(output) for output in outputs]
+        torch.autograd.grad(outputs, list(case.values()), grad_outputs=given)
+        assert all(bool((gradient == 1).all()) for gradient in given)
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_writing_into_the_last_state_does_not_reach_the_gradient(self, backend: str) -> None:
+        case = {name: tensor.requires_grad_() for name, tensor in make_case().items()}
+        expected = torch.autograd.grad(run(case, backend)[0].sum(), list(case.values()))
+        y, last = run(case, backend)
+        with torch.no_grad():
+            last.zero_()
+        for gradient, other in zip(torch.autograd.grad(y.sum(), list(case.values())), expected, strict=True):
+            torch.testing.assert_close(gradient, other)
+
+    @pytest.mark.parametrize("backend", BACKENDS)
     def test_without_the_last_state_only_y_comes_back(self, backend: str) -> None:
         case = make_case()
         y = selective_scan(**case, delta_softplus=True, backend=backend)
@@ -443,7 +461,8 @@ class TestMambaSsmBackend:
         case = make_case(dtype=torch.float64 if reason == "float64" else torch.float32)
         case = case if reason == "initial_state" else without(case, "initial_state")
         with pytest.raises(
-            InputError, match=r"^backend: 'mamba-ssm' needs CUDA tensors below float64 and no initial_state"
+            InputError,
+            match=r"^backend: got 'mamba-ssm' .* allowed are CUDA tensors below float64, without initial_state",
         ):
             run(case if reason == "cpu" else on_cuda(case), "mamba-ssm")
 

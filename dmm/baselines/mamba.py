@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from dmm.mamba import MambaBlock, StepInit, init_linear
-from dmm.policy import TokenPolicy, TokenPolicyConfig, check_choice
+from dmm.policy import TokenPolicy, TokenPolicyConfig, check_choice, check_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class MambaConfig(TokenPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_positive(self, "expand", "ssm_state", "conv_width")
         check_choice("step_init", self.step_init, StepInit)
 
 

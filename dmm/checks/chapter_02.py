@@ -16,25 +16,22 @@ Array = NDArray[np.float64]
 
 def check_backward_euler(answer: Callable[..., Any]) -> None:
     """`answer(A (n, n), B (n,), delta)` must give `(I - delta A)^{-1}` and `(I - delta A)^{-1} delta B`."""
-    A, B, delta = np.array([[-0.5, 1.0, 0.0], [-4.0, -0.4, 0.3], [0.2, 0.0, -1.0]]), np.array([0.5, 1.0, -2.0]), 0.3
+    A, B, delta = np.array([[-0.5, 1.0, 0.6], [-4.0, -0.4, 0.3], [0.2, -0.7, -1.0]]), np.array([0.5, 1.0, -2.0]), 0.3
     result = call(answer, *(torch.tensor(matrix, dtype=torch.get_default_dtype()) for matrix in (A, B)), delta)
     require(isinstance(result, tuple | list) and len(result) == 2, "return two things: A_bar and B_bar")
     A_bar, B_bar = as_array(result[0], (3, 3), "A_bar"), as_array(result[1], (3,), "B_bar")
-    eye = np.eye(3)
-    inverse = np.linalg.inv(eye - delta * A)
+    step: Array = delta * A
+    eye, inverse = np.eye(3), _inverse(np.eye(3) - step)
     _match(
         A_bar,
         inverse,
         {
-            "A_bar is I + delta A: that is Euler's own rule, with the derivative taken at the beginning": eye + delta * A,
-            "A_bar is I - delta A itself: it multiplies h_t on the left, so divide by it (an inverse is missing)": eye
-            - delta * A,
-            "A_bar has the wrong sign in front of delta A: bring delta A h_t to the left side": np.linalg.inv(
-                eye + delta * A
-            ),
+            "A_bar is I + delta A: that is Euler's own rule, with the derivative at the beginning": eye + step,
+            "A_bar is I - delta A itself: it multiplies h_t on the left, an inverse is missing": eye - step,
+            "A_bar has the wrong sign before delta A: bring delta A h_t to the left side": _inverse(eye + step),
             "A_bar is transposed": inverse.T,
-            "A_bar lacks the factor delta": np.linalg.inv(eye - A),
-            "A_bar took reciprocals entry by entry; use torch.linalg.inv or solve": _reciprocal(eye - delta * A),
+            "A_bar lacks the factor delta": _inverse(eye - A),
+            "A_bar took reciprocals entry by entry; use torch.linalg.inv or solve": 1 / (eye - step),
         },
         "A_bar is not (I - delta A)^-1",
     )
@@ -112,9 +109,8 @@ def _match(got: Array, expected: Array, mistakes: Mapping[str, Array], otherwise
     require(False, otherwise)
 
 
-def _reciprocal(matrix: Array) -> Array:
-    with np.errstate(divide="ignore"):
-        return 1 / matrix
+def _inverse(matrix: Array) -> Array:
+    return np.linalg.inv(matrix).astype(np.float64)
 
 
 def _circular(kernel: Array, u: Array) -> Array:

@@ -85,6 +85,23 @@ def build_env(spec: str | EnvSpec, **kwargs: Any) -> gym.Env:
         raise InputError(f"environment: {name!r} cannot be made here ({type(error).__name__}: {reason})") from error
 
 
+def build_flat_env(
+    spec: str | EnvSpec, keys: tuple[str, ...], state_size: int, action_size: int, **kwargs: Any
+) -> FlatObservation:
+    """`build_env` with flat observations, whose sizes must be those of the data.
+
+    Raises:
+        InputError: as `build_env`, or other sizes.
+    """
+    env = FlatObservation(build_env(spec, **kwargs), keys)
+    sizes, expected = (env.observation_space.shape, env.action_space.shape), ((state_size,), (action_size,))
+    if sizes != expected:
+        env.close()
+        name = spec if isinstance(spec, str) else spec.id
+        raise InputError(f"environment: {name!r} has (observation, action) shapes {sizes}, the data set has {expected}")
+    return env
+
+
 def parse_env_spec(text: str) -> EnvSpec:
     """The environment specification a data set stores; fields dropped by Gymnasium 1.0 are ignored, as in Minari."""
     for old in ('"order_enforce": true,', '"apply_api_compatibility": false,', '"autoreset": false, '):

@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 
 from dmm.data.minari_files import Episode, open_dataset, read_episodes
-from dmm.data.observations import FlatObservation, build_env, choose_keys, flatten_observation, parse_env_spec
+from dmm.data.observations import FlatObservation, build_flat_env, choose_keys, flatten_observation, parse_env_spec
 from dmm.errors import InputError
 from dmm.normalize import reference_returns
 
@@ -104,15 +104,7 @@ class Trajectories:
         if not self.env_spec and not self.env_id:
             raise InputError(f"environment: data set {self.dataset_id!r} does not say which environment it comes from")
         spec = parse_env_spec(self.env_spec) if self.env_spec else self.env_id
-        env = FlatObservation(build_env(spec, **kwargs), self.observation_keys)
-        sizes = (env.observation_space.shape, env.action_space.shape)
-        if sizes != ((self.state_size,), (self.action_size,)):
-            env.close()
-            raise InputError(
-                f"environment: {self.env_id!r} has (observation, action) shapes {sizes}, "
-                f"the data set has {((self.state_size,), (self.action_size,))}"
-            )
-        return env
+        return build_flat_env(spec, self.observation_keys, self.state_size, self.action_size, **kwargs)
 
 
 def load_trajectories(

@@ -38,8 +38,15 @@ class Entry:
 
 
 ENTRIES: dict[str, Entry] = {
-    "dmm": Entry("dmm"),
-    "mamba": Entry("mamba", {"layers": 4}),  # 132,226 weights against DMM's 123,650
+    "dmm": Entry("dmm"),  # 123,650 weights
+    "dmm-paper": Entry("dmm-paper"),  # 171,842 weights: equation 3 to the letter, and Mamba's expansion of 2
+    "mamba": Entry("mamba", {"layers": 4}),  # 132,226 weights
+    "dmm, twice as long": Entry("dmm", steps_factor=2, variant=True),
+    "dmm, expand 2": Entry("dmm", {"expand": 2}, variant=True),
+    "dmm-released": Entry("dmm-released", variant=True),
+    "mamba, 3 layers": Entry("mamba", {"layers": 3}, variant=True),
+    "mamba, step sizes wiped": Entry("mamba", {"layers": 4, "step_init": "wiped"}, variant=True),
+    "mamba, expand 1": Entry("mamba", {"layers": 4, "expand": 1}, variant=True),
 }
 LEARNING_RATE = 1e-3
 """Ten times the paper's, for a run of 3,000 updates instead of 100,000."""
@@ -65,7 +72,7 @@ def train_and_evaluate(job: Job) -> dict[str, Any]:
     from dmm.training import train
 
     torch.set_num_threads(1)
-    entry, folder = ENTRIES[job.name], job.runs / f"{job.name}-seed{job.seed}"
+    entry, folder = ENTRIES[job.name], job.runs / f"{job.name.replace(', ', '-').replace(' ', '-')}-seed{job.seed}"
     run = train(
         DATASET,
         entry.model,
