@@ -7,6 +7,7 @@ From the ground up: `dmm.ssm` and `dmm.scan` (state space models), `dmm.mamba` a
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -64,10 +65,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: `dmm --help` and a worker that only simulates need no torch."""
-    if name not in _HOME:
+    """Import a public name or a module when it is first used: `dmm --help` and a simulator's worker need no torch."""
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    elif not name.startswith("_") and importlib.util.find_spec(f"dmm.{name}"):
+        value = importlib.import_module(f"dmm.{name}")
+    else:
         raise AttributeError(f"module 'dmm' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value
 

@@ -10,6 +10,11 @@ def test_every_public_name_is_there():
         assert getattr(dmm, name).__name__ == name
 
 
+def test_modules_are_there_without_an_import_of_their_own():
+    code = "import dmm; dmm.ssm.s4d_real(2); dmm.mixers.DenseSequenceMixer"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_name_that_is_not_there():
     assert not hasattr(dmm, "selective_skan")
 
