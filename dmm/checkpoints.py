@@ -69,7 +69,7 @@ def read_checkpoint(path: Path, policy: Policy, optimizer: torch.optim.Optimizer
         raise InputError(f"checkpoint: {path} does not exist; the run has not saved that yet") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"checkpoint: {path} is damaged or truncated ({error})") from error
-    if "step" not in metadata:
+    if not metadata.get("step", "").isdigit():
         raise InputError(f"checkpoint: {path} was not written by this package (no step in its metadata)")
     _load(path, policy, tensors)
     if optimizer is not None:

@@ -215,7 +215,7 @@ def _run_batch(actor: Actor, envs: list[gym.Env], target: float, seed: int, bar:
     state, running, first = actor.init_state(n, target), np.ones(n, dtype=bool), True
     while running.any():
         action, state = actor.act(state, torch.from_numpy(observation), None if first else torch.from_numpy(reward))
-        first, actions = False, action.numpy()
+        first, actions = False, action.cpu().numpy()
         observation, reward = observation.copy(), np.zeros(n)
         for i in np.flatnonzero(running):
             observation[i], reward[i], terminated, truncated, _ = envs[i].step(actions[i])

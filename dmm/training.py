@@ -254,6 +254,8 @@ def _claim(path: Path, info: dict[str, Any], resume: bool, loop: _Loop) -> None:
                 f"out: {path} already holds a run; --resume goes on with it, another --out leaves it alone"
             )
         _require_same_run(path, _read_info(path), info)
+        for leftover in path.glob(".*.safetensors.*"):  # of a process killed while it was writing
+            leftover.unlink(missing_ok=True)
         if (path / "checkpoint.safetensors").exists():
             loop.restore()
         return

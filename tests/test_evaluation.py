@@ -86,6 +86,18 @@ class Fixed:
         return torch.full((len(observation), 2), self.action), state + 1
 
 
+class OnGpu(Tensor):
+    """A tensor that, as one on a GPU, becomes an array only by way of the CPU."""
+
+    def numpy(self, *, force: bool = False) -> np.ndarray:
+        if not force:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+        return self.as_subclass(Tensor).numpy()
+
+    def cpu(self) -> Tensor:  # type: ignore[override]
+        return self.as_subclass(Tensor)
+
+
 def known_returns(seeds: range, action: float = 0.5) -> list[float]:
     return [(1 + seed % 4) * (seed + action) for seed in seeds]
 
@@ -128,6 +140,14 @@ class TestRollout:
         assert states == (0, 1, 2, 3)
         assert observations[0].tolist() == [[2, 0, 2], [3, 0, 3]] and observations[2].tolist() == [[2, 2, 0], [3, 2, 1]]
         assert rewards[0] is None and [reward.tolist() for reward in rewards[1:3]] == [[2.5, 3.5], [2.5, 3.5]]
+
+    def test_actor_may_be_on_a_gpu(self) -> None:
+        class FixedOnGpu(Fixed):
+            def act(self, *arguments: Any) -> Any:
+                action, state = super().act(*arguments)
+                return action.as_subclass(OnGpu), state
+
+        assert rollout(FixedOnGpu(), Counting, episodes=4).returns.tolist() == known_returns(range(4))
 
     def test_finished_episode_earns_nothing_more(self) -> None:
         actor = Fixed()

@@ -46,7 +46,6 @@ ENTRIES: dict[str, Entry] = {
     "dmm-released": Entry("dmm-released", variant=True),
     "mamba, 3 layers": Entry("mamba", {"layers": 3}, variant=True),
     "mamba, step sizes wiped": Entry("mamba", {"layers": 4, "step_init": "wiped"}, variant=True),
-    "mamba, expand 1": Entry("mamba", {"layers": 4, "expand": 1}, variant=True),
 }
 LEARNING_RATE = 1e-3
 """Ten times the paper's, for a run of 3,000 updates instead of 100,000."""
