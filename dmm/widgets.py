@@ -152,7 +152,8 @@ class ScanSource:
         decay (l, n) = exp(delta_t A); states (l, n); y (l,);
         contributions (l, n): what is left in the last state of each token's input (they add up to it);
         attribution (l,): the same seen by the last output, C_{l-1} . contributions_t (they add up to y_{l-1});
-        kept (l,): the share of each token's input that is still there at the end, averaged over the states.
+        kept (l,): the share of each token's input that is still there at the end, averaged over the states;
+        last_y (): the last output; first_kept (): the first entry of kept. These two are for read-outs.
     """
 
     u: Sequence[float | str] | str
@@ -161,7 +162,16 @@ class ScanSource:
     B: Sequence[Any] | str
     C: Sequence[Any] | str
 
-    OUTPUTS: ClassVar[tuple[str, ...]] = ("decay", "states", "y", "contributions", "attribution", "kept")
+    OUTPUTS: ClassVar[tuple[str, ...]] = (
+        "decay",
+        "states",
+        "y",
+        "contributions",
+        "attribution",
+        "kept",
+        "last_y",
+        "first_kept",
+    )
 
     def spec(self, controls: Mapping[str, Spec], name: str) -> Spec:
         del controls, name
@@ -204,13 +214,13 @@ def _scan_values(source: Spec, known: Mapping[str, Any]) -> dict[str, NDArray[An
     for t in range(tokens - 2, -1, -1):
         left[t] = left[t + 1] * decay[t + 1]
     contributions = left * (delta * u)[:, None] * B
-    outputs = {
-        "decay": decay,
-        "states": np.stack(rows),
-        "y": (C * np.stack(rows)).sum(-1),
-        "contributions": contributions,
+    y, kept = (C * np.stack(rows)).sum(-1), left.mean(-1)
+    sequences = {"decay": decay, "states": np.stack(rows), "y": y, "contributions": contributions, "kept": kept}
+    return sequences | {
+        "attribution": contributions @ C[-1],
+        "last_y": np.asarray(y[-1]),
+        "first_kept": np.asarray(kept[0]),
     }
-    return outputs | {"attribution": contributions @ C[-1], "kept": left.mean(-1)}
 
 
 def _bound(value: Any, known: Mapping[str, Any]) -> NDArray[np.float64]:

@@ -83,12 +83,10 @@ function scanValues(source, known) {
   for (let t = u.length - 2; t >= 0; t--) left[t] = A.map((_, n) => left[t + 1][n] * decay[t + 1][n]);
   const dot = (x, y) => x.reduce((sum, entry, n) => sum + entry * y[n], 0);
   const contributions = left.map((row, t) => row.map((share, n) => share * delta[t] * u[t] * Bt[t][n]));
-  return {
-    decay, states, contributions,
-    y: states.map((state, t) => dot(state, Ct[t])),
-    attribution: contributions.map((row) => dot(row, Ct.at(-1))),
-    kept: left.map((row) => row.reduce((sum, entry) => sum + entry, 0) / row.length),
-  };
+  const y = states.map((state, t) => dot(state, Ct[t]));
+  const kept = left.map((row) => row.reduce((sum, entry) => sum + entry, 0) / row.length);
+  const attribution = contributions.map((row) => dot(row, Ct.at(-1)));
+  return { decay, states, contributions, y, kept, attribution, last_y: y.at(-1), first_kept: kept[0] };
 }
 
 // A source that needs more than a table look-up: add it here and, under the same name, to COMPUTED in dmm/widgets.py.
