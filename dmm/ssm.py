@@ -83,7 +83,8 @@ def _discretize_dense(A: Tensor, B: Tensor, delta: Tensor, method: Method) -> tu
     if method == "zoh":
         m = columns.shape[1]
         augmented = torch.cat([torch.cat([A, columns], 1), A.new_zeros(m, n + m)], 0)  # (n+m, n+m)
-        exponential = torch.linalg.matrix_exp(step * augmented)
+        # a batch of one: for a lone float64 matrix torch's result is off by 1e-11 instead of 1e-16
+        exponential = torch.linalg.matrix_exp((step * augmented)[None])[0]
         A_bar, B_bar = exponential[..., :n, :n], exponential[..., :n, n:]
     elif method == "bilinear":
         left = eye - step / 2 * A
