@@ -73,7 +73,7 @@ def read_checkpoint(path: Path, policy: Policy, optimizer: torch.optim.Optimizer
         raise InputError(f"checkpoint: {path} was not written by this package (no step in its metadata)")
     _load(path, policy, tensors)
     if optimizer is not None:
-        _load_moments(policy, optimizer, tensors)
+        _load_moments(path, policy, optimizer, tensors, int(metadata["step"]))
     generators = {name.removeprefix("generator."): t for name, t in tensors.items() if name.startswith("generator.")}
     return Checkpoint(int(metadata["step"]), float(metadata.get("seconds", 0)), generators)
 
@@ -91,11 +91,17 @@ def _load(path: Path, policy: Policy, tensors: dict[str, Tensor]) -> None:
             tensor.copy_(there[name])
 
 
-def _load_moments(policy: Policy, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    for name, parameter in policy.named_parameters():
-        if f"optimizer.step.{name}" in tensors:
-            moments = {moment: tensors[f"optimizer.{moment}.{name}"].to(parameter.device) for moment in MOMENTS}
-            optimizer.state[parameter] = moments
+def _load_moments(
+    path: Path, policy: Policy, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], step: int
+) -> None:
+    trained = {name: p for name, p in policy.named_parameters() if p.requires_grad and step}
+    needed = {f"optimizer.{moment}.{name}" for moment in MOMENTS for name in trained}
+    missing = sorted((needed | {"generator.sampler", "generator.torch"}) - tensors.keys())
+    if missing:
+        raise InputError(f"checkpoint: {path} has weights only, a run cannot go on from it (no {missing[0]})")
+    for name, parameter in trained.items():
+        moments = {moment: tensors[f"optimizer.{moment}.{name}"].to(parameter.device) for moment in MOMENTS}
+        optimizer.state[parameter] = moments
 
 
 def write_atomically(path: Path, content: bytes) -> None:

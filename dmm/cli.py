@@ -27,13 +27,16 @@ app = typer.Typer(
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; half the cores, at most 4, if left out.")]
+Threads = Annotated[
+    int | None, typer.Option(help="CPU threads; OMP_NUM_THREADS, or half the cores, at most 4, if left out.")
+]
 
 
 @app.command()
 def datasets(as_json: AsJson = False) -> None:
-    """List the data sets that `collect` can make, and which of them are on this machine."""
+    """List the data sets that `collect` can make, and all that are on this machine."""
     from dmm.data.collect import installed
+    from dmm.data.minari_files import local_ids
     from dmm.data.recipes import RECIPES
 
     here = {summary.dataset_id: summary for summary in installed()}
@@ -47,7 +50,9 @@ def datasets(as_json: AsJson = False) -> None:
         }
         for recipe in RECIPES.values()
     ]
-    _print(as_json, {"datasets": rows}, "\n".join(_dataset_line(row) for row in rows))
+    others = [name for name in local_ids() if name not in RECIPES]
+    lines = [_dataset_line(row) for row in rows] + [f"{name:28}here, not made by a recipe" for name in others]
+    _print(as_json, {"datasets": rows, "others": others}, "\n".join(lines))
 
 
 @app.command()
@@ -57,12 +62,8 @@ def collect(
         int | None, typer.Option(help="At least this many; the recipe's own number if left out.")
     ] = None,
     seed: Seed = 0,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes; all cores if left out. The data do not depend on it.")
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace a data set of that name made with other settings.")
-    ] = False,
+    workers: Annotated[int | None, typer.Option(help="Processes; the data do not depend on it.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Make it even if it is there, and replace it.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a data set on this machine, as an ordinary Minari data set."""

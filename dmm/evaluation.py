@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from dmm.data.observations import build_flat_env, parse_env_spec
 from dmm.errors import InputError
+from dmm.normalize import normalize
 from dmm.training import Run, load_run
 
 TARGETS: dict[str, tuple[float, ...]] = {
@@ -27,10 +28,9 @@ TARGETS: dict[str, tuple[float, ...]] = {
     "HalfCheetah": (12000.0, 24000.0),
     "Walker2d": (5000.0, 10000.0),
     "AntMaze": (1.0,),
-    "PointMaze": (1.0,),
     "FrankaKitchen": (4.0,),
 }
-"""Returns asked for by default; for MuJoCo the two smaller ones of the four that the released code tries."""
+"""Returns asked for by default: the smallest ones that the released code tries, two for MuJoCo and one elsewhere."""
 CONFIDENCE = 0.95
 BOOTSTRAP_RESAMPLES = 10_000
 ENVIRONMENTS_AT_ONCE = 50
@@ -140,6 +140,8 @@ def evaluate(
     data = run.info["dataset"]
     reference = tuple(data["reference"]) if data["reference"] else None
     wanted = list(targets) if targets else default_targets(data["env_id"], data["max_return"])
+    if not np.isfinite(wanted).all():
+        raise InputError(f"target: got {wanted}, allowed are finite numbers")
     scores = []
     for target in wanted:
         label = f"evaluate, target {target:g}"
@@ -157,7 +159,7 @@ def evaluate(
 
 
 def default_targets(env_id: str, best_return: float) -> list[float]:
-    """The paper's targets for the environment's family, else the best return in the data."""
+    """The released code's smallest targets for the environment's family, else the best return in the data."""
     return list(next((targets for family, targets in TARGETS.items() if family in env_id), (best_return,)))
 
 
@@ -182,13 +184,16 @@ def rollout(
 ) -> Rollout:
     """Run `episodes` to their end, up to `ENVIRONMENTS_AT_ONCE` side by side with one call of the actor per step.
 
-    Environments whose episode is over are not stepped again, so an episode's course depends on its own seed alone.
+    Environments whose episode is over are not stepped again, so with a deterministic actor an episode's course depends
+    on its own seed alone.
 
     Raises:
         InputError: `episodes` below 1.
     """
     if episodes < 1:
         raise InputError(f"episodes: got {episodes}, allowed is at least 1")
+    if not 0 <= seed < 2**31:
+        raise InputError(f"seed: got {seed}, allowed is 0 to 2**31 - 1")
     envs = [make() for _ in range(min(episodes, ENVIRONMENTS_AT_ONCE))]
     parts = []
     label = progress if isinstance(progress, str) else "evaluate"
@@ -231,12 +236,6 @@ def score(done: Rollout, target: float, reference: tuple[float, float] | None) -
     values = done.returns if reference is None else normalize(done.returns, reference)
     mean = None if reference is None else float(values.mean())
     return Score(target, done.returns, done.lengths, mean, bootstrap_interval(values))
-
-
-def normalize(returns: Any, reference: tuple[float, ...]) -> Any:
-    """`100 (return - random) / (expert - random)` for the reference returns of a data set."""
-    low, high = reference
-    return 100.0 * (returns - low) / (high - low)
 
 
 def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:

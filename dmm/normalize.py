@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
 from dmm.errors import InputError
 
@@ -12,13 +12,12 @@ REFERENCE_RETURNS: dict[str, tuple[float, float]] = {
     "walker2d": (1.629008, 4592.3),
     "antmaze": (0.0, 1.0),
     "kitchen": (0.0, 4.0),
-    "pointmaze": (0.0, 1.0),
 }
-"""(random, expert) return per environment family. Source: D4RL's `infos.py`; a point maze counts successes."""
+"""(random, expert) return per environment family. Source: D4RL's `infos.py`."""
 
 
 def reference_returns(env_id: str) -> tuple[float, float]:
-    """The (random, expert) returns for a Gymnasium id such as `Hopper-v5` or `PointMaze_UMaze-v3`.
+    """The (random, expert) returns for a Gymnasium id such as `Hopper-v5` or `AntMaze_UMaze-v5`.
 
     Raises:
         InputError: no constants are known for that environment.
@@ -31,7 +30,12 @@ def reference_returns(env_id: str) -> tuple[float, float]:
     raise InputError(f"env_id: no reference returns for {env_id!r}; known families: {known}")
 
 
-def normalized_score(returns: float | np.ndarray, env_id: str) -> float | np.ndarray:
+def normalized_score(returns: Any, env_id: str) -> Any:
     """`100 (return - random) / (expert - random)` with D4RL's constants (paper appendix A, equation 4)."""
-    low, high = reference_returns(env_id)
+    return normalize(returns, reference_returns(env_id))
+
+
+def normalize(returns: Any, reference: tuple[float, ...]) -> Any:
+    """`100 (return - random) / (expert - random)` for given reference returns."""
+    low, high = reference
     return 100.0 * (returns - low) / (high - low)

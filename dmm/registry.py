@@ -24,6 +24,7 @@ class Model:
     config: type
     make_config: Callable[..., Any]
     description: str
+    fit_rtg_scale: bool = True  # whether training may set `rtg_scale` by the size of the data's returns
 
 
 def _dmm(state_size: int, action_size: int, env_id: str, **changes: Any) -> DMMConfig:
@@ -46,8 +47,10 @@ def _mamba(state_size: int, action_size: int, env_id: str, **changes: Any) -> Ma
 
 MODELS: dict[str, Model] = {
     "dmm": Model(DecisionMetaMamba, DMMConfig, _dmm, "Decision MetaMamba, this package's defaults"),
-    "dmm-paper": Model(DecisionMetaMamba, DMMConfig, _paper, "Decision MetaMamba as the paper's text has it"),
-    "dmm-released": Model(DecisionMetaMamba, DMMConfig, _released, "Decision MetaMamba as the authors' code runs it"),
+    "dmm-paper": Model(DecisionMetaMamba, DMMConfig, _paper, "Decision MetaMamba as the paper's text has it", False),
+    "dmm-released": Model(
+        DecisionMetaMamba, DMMConfig, _released, "Decision MetaMamba as the authors' code runs it", False
+    ),
     "mamba": Model(MambaPolicy, MambaConfig, _mamba, "stock Mamba blocks in the same frame"),
 }
 

@@ -25,6 +25,9 @@ from dmm.errors import InputError
 PARALLEL_BLOCK = 64
 """Tokens that the parallel scan holds at once: its doubling steps stay within a block, blocks follow one another."""
 
+KERNEL_STATES = 256
+"""Largest state size of mamba-ssm's kernel."""
+
 
 def selective_scan(
     u: Tensor,
@@ -71,7 +74,7 @@ def selective_scan(
     last_needs_grad = (
         return_last_state and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     )
-    name = _choose(backend, u, initial_state, last_needs_grad)
+    name = _choose(backend, u, A, initial_state, last_needs_grad)
     if name == "mamba-ssm":
         y, last = _mamba_ssm_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
         return (y, last) if return_last_state else y
@@ -149,14 +152,15 @@ def _check_shapes(
             raise InputError(f"{name}: got shape {tuple(tensor.shape)}, allowed is {shape} for u {tuple(u.shape)}")
 
 
-def _choose(backend: str, u: Tensor, initial_state: Tensor | None, last_needs_grad: bool) -> str:
+def _choose(backend: str, u: Tensor, A: Tensor, initial_state: Tensor | None, last_needs_grad: bool) -> str:
     if backend not in ("auto", *scan_backends()):
         raise InputError(f"backend: got {backend!r}, allowed here are auto, {', '.join(scan_backends())}")
-    kernel_serves = u.is_cuda and initial_state is None and u.dtype != torch.float64 and not last_needs_grad
+    fits = u.is_cuda and u.dtype != torch.float64 and A.dtype == torch.float32 and A.shape[1] <= KERNEL_STATES
+    kernel_serves = fits and initial_state is None and not last_needs_grad
     if backend == "mamba-ssm" and not kernel_serves:
         raise InputError(
-            f"backend: got 'mamba-ssm' with {u.dtype} on {u.device}, allowed are CUDA tensors below float64, without "
-            "initial_state and without a gradient through the last state"
+            f"backend: got 'mamba-ssm' with {u.dtype} on {u.device}, allowed are CUDA tensors below float64, A in "
+            f"float32 with at most {KERNEL_STATES} states, no initial_state and no gradient through the last state"
         )
     if backend != "auto":
         return backend
@@ -173,7 +177,7 @@ def _scan_parallel(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, st
     decay = torch.exp(delta[..., None] * A)  # (b, l, e, n)
     drive = (delta * u)[..., None] * B[:, :, None, :]  # (b, l, e, n)
     states = parallel_scan(decay, drive, start)
-    return torch.einsum("b l e n, b l n -> b l e", states, C), states[:, -1]
+    return torch.einsum("b l e n, b l n -> b l e", states, C.to(states)).to(u), states[:, -1]
 
 
 _SCANS = {"sequential": _scan_sequential, "parallel": _scan_parallel}

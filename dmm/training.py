@@ -53,6 +53,8 @@ class TrainConfig:
     keep_every: int = 0  # updates between weights that are kept beside the last; 0 keeps the last alone
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed: got {self.seed}, allowed is 0 to 2**63 - 1")
         for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: got {getattr(self, name)}, allowed is at least 1")
@@ -129,7 +131,8 @@ def train(
     trajectories = load_trajectories(dataset) if isinstance(dataset, str) else dataset
     entry = find_model(model)
     model_changes, train_changes = split_changes(changes or {}, entry, TrainConfig)
-    model_changes.setdefault("rtg_scale", default_rtg_scale(trajectories))
+    if entry.fit_rtg_scale:
+        model_changes.setdefault("rtg_scale", default_rtg_scale(trajectories))
     t = trajectories
     config = entry.make_config(t.state_size, t.action_size, t.env_id, **model_changes)
     training = TrainConfig(steps=steps, seed=seed, **train_changes)
@@ -164,6 +167,7 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
         policy = entry.policy(entry.config(**info["config"]))
     except TypeError as error:
         raise InputError(f"run: {path / 'run.json'} does not fit this version of the package ({error})") from error
+    _require_dataset(path, info)
     name = "checkpoint.safetensors" if step is None else kept_name(step)
     return Run(path, policy.eval(), info, read_checkpoint(path / name, policy).step)
 
@@ -195,8 +199,8 @@ def choose_device(name: str) -> torch.device:
         probe = torch.zeros(1, device=name)
         probe.cpu()  # fails on a device that holds no numbers
         return probe.device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"device: got {name!r}, allowed are auto, cpu and what torch finds here ({reason})") from error
 
 
@@ -246,28 +250,36 @@ def _read_info(path: Path) -> dict[str, Any]:
     return info  # type: ignore[no-any-return]
 
 
+def _require_dataset(path: Path, info: dict[str, Any]) -> None:
+    missing = {"id", "fingerprint", "env_id", "env_spec", "observation_keys", "reference"} - set(info["dataset"])
+    if missing:
+        raise InputError(f"run: the dataset part of {path / 'run.json'} lacks {', '.join(sorted(missing))}")
+
+
 def _claim(path: Path, info: dict[str, Any], resume: bool, loop: _Loop) -> None:
     """Make the folder this run's own: create it, or load its checkpoint if it holds the same run."""
-    if (path / "run.json").exists():
-        if not resume:
+    try:
+        there = (path / "run.json").exists()
+        if there and not resume:
             raise InputError(
                 f"out: {path} already holds a run; --resume goes on with it, another --out leaves it alone"
             )
-        _require_same_run(path, _read_info(path), info)
+        if there:
+            _require_same_run(path, _read_info(path), info)
+        path.mkdir(parents=True, exist_ok=True)
         for leftover in path.glob(".*.safetensors.*"):  # of a process killed while it was writing
             leftover.unlink(missing_ok=True)
-        if (path / "checkpoint.safetensors").exists():
-            loop.restore()
-        return
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path / "run.json", json.dumps(info, indent=2).encode())
+        if not there:
+            write_atomically(path / "run.json", json.dumps(info, indent=2).encode())
     except OSError as error:
         raise InputError(f"out: {path} cannot be written ({error.strerror})") from error
+    if there and (path / "checkpoint.safetensors").exists():
+        loop.restore()
 
 
 def _require_same_run(path: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
     asked = json.loads(json.dumps(asked))
+    _require_dataset(path, there)
     if there["dataset"]["fingerprint"] != asked["dataset"]["fingerprint"]:
         old, new = ("{id!r} ({fingerprint})".format(**info["dataset"]) for info in (there, asked))
         raise InputError(f"resume: the checkpoint in {path} is of data set {old}, asked for is {new}")

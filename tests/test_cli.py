@@ -116,6 +116,18 @@ def test_every_model_trains(dmm, linear):
         assert dmm("train", linear, "--model", model, *STEPS, "--out", f"run-{model}")[0] == 0
 
 
+def test_the_two_readings_keep_their_scale_of_returns(dmm, linear, tmp_path):
+    scales = {}
+    for model in ("dmm", "dmm-paper", "dmm-released"):
+        dmm("train", linear, "--model", model, *STEPS, "--out", model)
+        scales[model] = json.loads((tmp_path / model / "run.json").read_text())["config"]["rtg_scale"]
+    assert scales == {"dmm": 1.0, "dmm-paper": 1000.0, "dmm-released": 1000.0}
+
+
+def test_datasets_lists_what_no_recipe_made(dmm, linear):
+    assert json.loads(dmm("datasets", "--json")[1])["others"] == [linear]
+
+
 def test_seeds_are_trained_one_after_the_other(dmm, linear):
     runs = json.loads(dmm("train", linear, *STEPS, "--seed", 5, "--seeds", 2, "--out", "runs", "--json")[1])["runs"]
     assert [(row["seed"], row["run"]) for row in runs] == [(5, "runs/seed5"), (6, "runs/seed6")]
@@ -158,6 +170,8 @@ def test_wrong_words(refused, datasets_path, arguments, said):
         (("--seeds", "0"), "seeds"),
         (("--threads", "0"), "threads"),
         (("--device", "abacus"), "abacus"),
+        (("--seed", "-1"), "seed"),
+        (("--seed", "99999999999999999999"), "seed"),
         (("--rewards", "doubled"), "rewards"),
     ],
 )
@@ -209,6 +223,19 @@ def test_a_truncated_checkpoint(refused, dmm, linear, tmp_path):
     os.truncate(file, file.stat().st_size // 2)
     assert "truncated" in refused("evaluate", "run")
     assert "truncated" in refused("train", linear, *STEPS, "--out", "run", "--resume")
+
+
+def test_weights_alone_do_not_make_a_checkpoint(refused, dmm, linear, tmp_path):
+    often = ("--set", "log_every=1", "--set", "checkpoint_every=1", "--set", "keep_every=2")
+    dmm("train", linear, *STEPS, *often, "--out", "run")
+    (tmp_path / "run" / "weights-0000002.safetensors").rename(tmp_path / "run" / "checkpoint.safetensors")
+    assert "weights only" in refused("train", linear, *STEPS, *often, "--out", "run", "--resume")
+
+
+@pytest.mark.parametrize(("option", "value"), [("--target", "nan"), ("--target", "inf"), ("--seed", "-1")])
+def test_wrong_evaluation_options(refused, dmm, maze, option, value):
+    dmm("train", maze, *STEPS, "--out", "run")
+    assert option[2:] in refused("evaluate", "run", "--episodes", 1, option, value)
 
 
 def test_a_run_whose_environment_is_unknown(refused, dmm, linear):

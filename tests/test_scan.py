@@ -462,7 +462,7 @@ class TestMambaSsmBackend:
         case = case if reason == "initial_state" else without(case, "initial_state")
         with pytest.raises(
             InputError,
-            match=r"^backend: got 'mamba-ssm' .* allowed are CUDA tensors below float64, without initial_state",
+            match=r"^backend: got 'mamba-ssm' .* allowed are CUDA tensors below float64, A in float32",
         ):
             run(case if reason == "cpu" else on_cuda(case), "mamba-ssm")
 

@@ -1,8 +1,9 @@
-"""A stock-Mamba policy: the shared frame with `h = h + Mamba(LN(h))`, the block as its authors released it.
+"""A stock-Mamba policy: the shared frame with `h = h + Mamba(LN(h))`, the block of `mamba_ssm.Mamba`.
 
 It isolates the paper's question: the same tokens, head and training, but the local mixer is Mamba's own depth-wise
 convolution, inside the block and behind no residual of its own. It is not Ota's Decision Mamba, which adds an MLP and a
-timestep embedding to this.
+timestep embedding to this. Its projections start as everything in the frame does, with `N(0, 0.02)` (see
+`dmm.mamba.init_linear`), where `mamba_ssm` leaves them to PyTorch's default.
 """
 
 from __future__ import annotations

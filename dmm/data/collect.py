@@ -26,7 +26,7 @@ from dmm.data.observations import build_env
 from dmm.data.recipes import RECIPES, Recipe
 from dmm.data.rollout import RecordedEpisode, record
 from dmm.errors import InputError, RunError
-from dmm.normalize import normalized_score
+from dmm.normalize import normalize
 
 PACKAGES = ("decision-metamamba", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "numpy")
 """Their versions are written into the data set: other versions may give other bytes."""
@@ -64,8 +64,8 @@ def collect(
 
     Args:
         transitions: at least this many; the recipe's own number by default.
-        workers: processes; all cores by default.
-        force: replace a data set of that id that was made with other settings.
+        workers: processes; by default all cores, or one for a small data set.
+        force: make the data set even if one of that id is there, and replace it.
         progress: show a bar on stderr.
 
     Raises:
@@ -92,7 +92,7 @@ def installed() -> list[CollectSummary]:
     for recipe in RECIPES.values():
         folder = dataset_folder(recipe.name)
         metadata = _read_metadata(folder)
-        if "dmm" in metadata:
+        if "mean_return" in metadata.get("dmm", {}):
             found.append(_summary(recipe, metadata, folder, time.perf_counter()))
     return found
 
@@ -222,7 +222,7 @@ def _summary(recipe: Recipe, metadata: dict[str, Any], folder: Path, begin: floa
         transitions=metadata["total_steps"],
         episodes=metadata["total_episodes"],
         mean_return=mean_return,
-        normalized_score=float(normalized_score(mean_return, recipe.env_id)),
+        normalized_score=float(normalize(mean_return, recipe.reference)),
         seconds=time.perf_counter() - begin,
         path=str(folder),
     )

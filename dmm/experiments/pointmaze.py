@@ -39,7 +39,8 @@ class Entry:
 
 ENTRIES: dict[str, Entry] = {
     "dmm": Entry("dmm"),  # 123,650 weights
-    "dmm-paper": Entry("dmm-paper"),  # 171,842 weights: equation 3 to the letter, and Mamba's expansion of 2
+    # 171,842 weights: equation 3 and Mamba's expansion of 2, but returns of 0 and 1 are not divided by 1000
+    "dmm-paper": Entry("dmm-paper", {"rtg_scale": 1.0}),
     "mamba": Entry("mamba", {"layers": 4}),  # 132,226 weights
     "dmm, twice as long": Entry("dmm", steps_factor=2, variant=True),
     "dmm, expand 2": Entry("dmm", {"expand": 2}, variant=True),
