@@ -51,7 +51,6 @@ def execution_key(root: Path = ROOT) -> str:
     """A short hash of what decides a notebook's output besides its cells: package, stored results, pins and Python."""
     digest = hashlib.sha256(sys.version.encode())
     files = [path for path in (root / "dmm").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    files += (root / "notebooks" / "results").glob("*.json")
     for path in [*sorted(files), root / "requirements.txt"]:
         digest.update(path.relative_to(root).as_posix().encode())
         digest.update(path.read_bytes())

@@ -1,6 +1,6 @@
 """A DMM on `dmm/hopper/medium-v0` after 10,000 updates on a CPU, and what it scores on the way there.
 
-    python -m dmm.experiments.hopper --out notebooks/results/hopper.json
+    python -m dmm.experiments.hopper
 
 The command behind it is `dmm train dmm/hopper/medium-v0 --steps 10000` with weights kept four times on the way. Each is
 evaluated at both default targets, so that the score of the last checkpoint can be held against the best of all
@@ -10,9 +10,10 @@ checkpoints and targets, which is what the released code reports.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from dmm.experiments import RESULTS, write_result
 
 DATASET = "dmm/hopper/medium-v0"
 STEPS = 10_000
@@ -43,7 +44,7 @@ def train_and_evaluate(folder: Path, seed: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Remake the Hopper result.")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=RESULTS / "hopper.json")
     parser.add_argument("--runs", type=Path, default=Path("runs/hopper"))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--transitions", type=int, help="size of the data set; the recipe's own if left out")
@@ -64,8 +65,7 @@ def main() -> None:
         },
         "runs": rows,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(args.out, result)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,12 @@
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dmm.data.collect import collect
-from dmm.experiments import hopper, pointmaze
-
-RESULTS = Path(__file__).parents[2] / "notebooks" / "results"
+from dmm.experiments import hopper, load_result, pointmaze
 
 
 @pytest.fixture
@@ -57,7 +54,7 @@ def test_the_hopper_command_writes_its_file(small, monkeypatch):
 
 
 def test_committed_point_maze_file_fits_the_code():
-    stored = json.loads((RESULTS / "pointmaze.json").read_text())
+    stored = load_result("pointmaze")
     assert stored["settings"]["steps"] == pointmaze.STEPS
     assert stored["settings"]["entries"] == json.loads(json.dumps(pointmaze.describe_entries()))
     for each, again in zip(stored["summary"], pointmaze.summarize(stored["runs"]), strict=True):
@@ -66,7 +63,7 @@ def test_committed_point_maze_file_fits_the_code():
 
 
 def test_committed_hopper_file_fits_the_code():
-    stored = json.loads((RESULTS / "hopper.json").read_text())
+    stored = load_result("hopper")
     assert stored["settings"]["steps"] == hopper.STEPS
     for run in stored["runs"]:
         assert [c["step"] for c in run["checkpoints"]] == list(range(hopper.KEEP, hopper.STEPS + 1, hopper.KEEP))
