@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from dmm.errors import InputError
 from dmm.scan import selective_scan, selective_step
-from dmm.ssm import s4d_real
+from dmm.ssm import random_diagonal, s4d_real
 
 StepInit = Literal["mamba", "wiped"]
+AInit = Literal["s4d-real", "uniform"]
 STEP_RANGE = (1e-3, 0.1)
 """Initial step sizes: log-uniform between these, as in Mamba."""
 
@@ -35,6 +36,25 @@ class MambaState(NamedTuple):
     """The last `conv_width - 1` inputs of the convolution, oldest first: `(b, e, conv_width - 1)`."""
     ssm: Tensor
     """The state of the selective scan: `(b, e, n)`."""
+
+
+class MambaSignals(NamedTuple):
+    """What flows through a Mamba block in one pass over all tokens; `out_proj(gated)` is its output."""
+
+    x: Tensor
+    """The scan's input, after convolution and SiLU: `(b, l, e)`."""
+    z: Tensor
+    """The gate branch before its SiLU: `(b, l, e)`."""
+    delta: Tensor
+    """Step sizes, after bias and softplus: `(b, l, e)`."""
+    B: Tensor
+    """`(b, l, n)`."""
+    C: Tensor
+    """`(b, l, n)`."""
+    y: Tensor
+    """The scan's output with the skip `D x`, before the gate: `(b, l, e)`."""
+    gated: Tensor
+    """`y * silu(z)`: `(b, l, e)`."""
 
 
 class MambaBlock(nn.Module):
@@ -49,10 +69,12 @@ class MambaBlock(nn.Module):
         step_init: `mamba` starts the step sizes log-uniform in [0.001, 0.1]; `wiped` is what the released DMM code
             ends up with after its generic initialisation: weight `N(0, 0.02)` and bias zero, hence a step size of
             softplus(0) = 0.693 in every channel.
+        a_init: `s4d-real` starts `A` at `-(1, ..., n)` in each channel, as Mamba does; `uniform` draws its entries from
+            `-U[1, 2]`, the likely reading of "random" in the DMM paper's table 8.
         backend: of the scan, see `dmm.selective_scan`.
 
     Raises:
-        InputError: sizes below 1 or an unknown `step_init`.
+        InputError: sizes below 1, an unknown `step_init` or an unknown `a_init`.
     """
 
     def __init__(
@@ -63,6 +85,7 @@ class MambaBlock(nn.Module):
         expand: int = 2,
         conv_width: int | None = 4,
         step_init: StepInit = "mamba",
+        a_init: AInit = "s4d-real",
         backend: str = "auto",
     ):
         super().__init__()
@@ -74,29 +97,37 @@ class MambaBlock(nn.Module):
         }.items():
             if value < 1:
                 raise InputError(f"{name}: got {value}, allowed is at least 1")
-        if step_init not in get_args(StepInit):
-            raise InputError(f"step_init: got {step_init!r}, allowed are {', '.join(get_args(StepInit))}")
+        for name, choice, literal in (("step_init", step_init, StepInit), ("a_init", a_init, AInit)):
+            if choice not in get_args(literal):
+                raise InputError(f"{name}: got {choice!r}, allowed are {', '.join(get_args(literal))}")
         e, rank = expand * d, math.ceil(d / 16)
         self.inner, self.state_size, self.rank, self.backend = e, state_size, rank, backend
         self.in_proj = nn.Linear(d, 2 * e, bias=False)
         self.conv1d = None if conv_width is None else nn.Conv1d(e, e, conv_width, groups=e, padding=conv_width - 1)
         self.x_proj = nn.Linear(e, rank + 2 * state_size, bias=False)
         self.dt_proj = nn.Linear(rank, e)
-        self.A_log = nn.Parameter(torch.log(-s4d_real(state_size)).repeat(e, 1))
+        A = s4d_real(state_size).repeat(e, 1) if a_init == "s4d-real" else random_diagonal(e * state_size).view(e, -1)
+        self.A_log = nn.Parameter(torch.log(-A))
         self.D = nn.Parameter(torch.ones(e))
         self.out_proj = nn.Linear(e, d, bias=False)
         _init_step_size(self.dt_proj) if step_init == "mamba" else init_linear(self.dt_proj)
 
     def forward(self, x: Tensor) -> Tensor:
         """All tokens at once: `(b, l, d) -> (b, l, d)`, causal, from the zero state."""
-        x, z = self.in_proj(x).chunk(2, dim=-1)  # (b, l, e) each
-        if self.conv1d is not None:
-            x = self.conv1d(x.mT)[..., : x.shape[1]].mT  # (b, l, e)
-        x = F.silu(x)
+        x, z = self._branches(x)
         delta, B, C = self._select(x)
         A, bias = -torch.exp(self.A_log), self.dt_proj.bias
         y = selective_scan(x, delta, A, B, C, self.D, z, delta_bias=bias, delta_softplus=True, backend=self.backend)
         return self.out_proj(y)  # type: ignore[no-any-return]
+
+    def signals(self, x: Tensor) -> MambaSignals:
+        """Every signal inside `forward` for the input `(b, l, d)`, one at a time, for looking at."""
+        x, z = self._branches(x)
+        raw, B, C = self._select(x)
+        delta = F.softplus(raw + self.dt_proj.bias)
+        y = selective_scan(x, delta, -torch.exp(self.A_log), B, C, self.D, backend=self.backend)
+        assert isinstance(y, Tensor)
+        return MambaSignals(x, z, delta, B, C, y, y * F.silu(z))
 
     def init_state(self, batch: int) -> MambaState:
         """The state before the first token, all zero."""
@@ -119,6 +150,13 @@ class MambaBlock(nn.Module):
             state.ssm, x, delta, A, B, C, self.D, z, delta_bias=bias, delta_softplus=True
         )  # (b, e), (b, e, n)
         return self.out_proj(y), MambaState(conv, ssm)
+
+    def _branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The scan's input and the gate before its SiLU, `(b, l, e)` each."""
+        x, z = self.in_proj(x).chunk(2, dim=-1)
+        if self.conv1d is not None:
+            x = self.conv1d(x.mT)[..., : x.shape[1]].mT
+        return F.silu(x), z
 
     def _select(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the token selects: the step size before its bias and softplus `(..., e)`, and `B`, `C` `(..., n)`."""

@@ -6,6 +6,8 @@ Output `t` sees tokens `t - window + 1 .. t`; tokens before the first count as z
 
 from __future__ import annotations
 
+from typing import NamedTuple, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from dmm.errors import InputError
 
 
-class _LocalMixer(nn.Module):
+class LocalMixer(nn.Module):
     """The window itself: padding, unfolding, and the state that a token-by-token run carries."""
 
     def __init__(self, d: int, window: int):
@@ -47,7 +49,7 @@ class _LocalMixer(nn.Module):
         raise NotImplementedError
 
 
-class DenseSequenceMixer(_LocalMixer):
+class DenseSequenceMixer(LocalMixer):
     """DSM: `y_t = W [x_{t-w+1}; ...; x_t] + b`, one linear map of the flattened window, all channels at once.
 
     Equals a dense (not depth-wise) causal `Conv1d`; `conv1d_weight` gives its kernel.
@@ -72,7 +74,7 @@ class DenseSequenceMixer(_LocalMixer):
         return self.linear.weight.view(self.d, self.window, self.d).mT
 
 
-class DepthwiseConv(_LocalMixer):
+class DepthwiseConv(LocalMixer):
     """`y_{t,c} = sum_j K_{c,j} x_{t-w+1+j,c} + b_c`: each channel by itself, Mamba's own local mixer."""
 
     def __init__(self, d: int, window: int, bias: bool = True):
@@ -82,3 +84,48 @@ class DepthwiseConv(_LocalMixer):
     def mix(self, windows: Tensor) -> Tensor:
         y = (windows * self.conv1d.weight[:, 0]).sum(-1)  # (b, l, d)
         return y if self.conv1d.bias is None else y + self.conv1d.bias
+
+
+class ModalityState(NamedTuple):
+    """What a `ModalityMixer` remembers between two tokens."""
+
+    window: Tensor
+    """The last `window - 1` tokens: `(b, w - 1, d)`."""
+    modality: int
+    """Of the token that comes next."""
+
+
+class ModalityMixer(LocalMixer):
+    """`y_t = W_m [x_{t-w+1}; ...; x_t] + b_m` with `m = t mod 3`: a dense mixer of its own for each modality.
+
+    The "multi-modal" mixer of the DMM paper's appendix G and table 9, after Decision Convformer's filter per modality.
+    Token 0 must be a return-to-go, as in the windows of this package. An older release of the authors' code slices the
+    *channels* (`x[:, :, ::3]`) where this takes every third *token*.
+
+    Args:
+        d: channels.
+        window: `w` tokens that each output sees, of all modalities.
+        bias: whether the maps are affine.
+    """
+
+    def __init__(self, d: int, window: int, bias: bool = False):
+        super().__init__(d, window)
+        self.mixers = nn.ModuleList(DenseSequenceMixer(d, window, bias=bias) for _ in range(3))
+
+    def init_state(self, batch: int) -> ModalityState:  # type: ignore[override]
+        """The tokens before the first, all zero, and the first token's modality."""
+        return ModalityState(super().init_state(batch), 0)
+
+    def step(self, x: Tensor, state: ModalityState) -> tuple[Tensor, ModalityState]:  # type: ignore[override]
+        """One token: `x (b, d)`, state -> `(b, d)`, new state."""
+        y, window = self._mixer(state.modality).step(x, state.window)
+        return y, ModalityState(window, (state.modality + 1) % 3)
+
+    def mix(self, windows: Tensor) -> Tensor:
+        y = torch.empty_like(windows[..., 0])  # (b, l, d)
+        for modality in range(3):
+            y[:, modality::3] = self._mixer(modality).mix(windows[:, modality::3])
+        return y
+
+    def _mixer(self, modality: int) -> DenseSequenceMixer:
+        return cast(DenseSequenceMixer, self.mixers[modality])

@@ -8,18 +8,25 @@ Both readings, and each other point where paper and code differ, are fields of `
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from dmm.errors import InputError
-from dmm.mamba import MambaBlock, StepInit, init_linear
-from dmm.mixers import DenseSequenceMixer
+from dmm.mamba import AInit, MambaBlock, StepInit, init_linear
+from dmm.mixers import DenseSequenceMixer, DepthwiseConv, LocalMixer, ModalityMixer
 from dmm.policy import TokenPolicy, TokenPolicyConfig, check_choice, check_positive
 
 Residual = Literal["normalized", "raw"]
 Domain = Literal["mujoco", "antmaze", "kitchen"]
+LocalMixing = Literal["dense", "depthwise", "multimodal"]
+LOCAL_MIXERS: dict[str, Callable[..., LocalMixer]] = {
+    "dense": DenseSequenceMixer,
+    "depthwise": DepthwiseConv,
+    "multimodal": ModalityMixer,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +35,7 @@ class DMMConfig(TokenPolicyConfig):
     its own norms and its own trained mixer in each layer, step sizes started as Mamba does, zeros for padding."""
 
     window: int = 6  # w tokens that the DSM sees: two time steps
+    local_mixer: LocalMixing = "dense"  # the DSM; depthwise is "Conv" of table 3, multimodal that of table 9
     expand: int = 1  # inner channels of Mamba per channel; Mamba has 2, the released code 1
     ssm_state: int = 16  # n
     residual: Residual = (
@@ -38,6 +46,7 @@ class DMMConfig(TokenPolicyConfig):
     train_dsm: bool = True  # False: the DSM stays at its random start, as in the code for AntMaze and Kitchen
     dsm_bias: bool = False  # affine (paper) or linear (code)
     step_init: StepInit = "mamba"  # step sizes as Mamba starts them, or wiped by the generic initialisation (code)
+    a_init: AInit = "s4d-real"  # A at -(1..n), or drawn from -U[1, 2]: "HiPPO" and "random" of table 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,7 +57,9 @@ class DMMConfig(TokenPolicyConfig):
                 f"window: got {self.window}, allowed is 1 to {tokens}, the tokens of context {self.context}"
             )
         check_choice("residual", self.residual, Residual)
+        check_choice("local_mixer", self.local_mixer, LocalMixing)
         check_choice("step_init", self.step_init, StepInit)
+        check_choice("a_init", self.a_init, AInit)
 
     @classmethod
     def paper(cls, state_size: int, action_size: int, **changes: Any) -> DMMConfig:
@@ -97,6 +108,10 @@ class DMMBlock(nn.Module):
             x = (normed if self.residual == "normalized" else x) + mixer(normed)
         return x
 
+    def parts(self) -> dict[str, nn.Module]:
+        """What the layer adds to its input, by name, in order."""
+        return {"DSM": self.local_mixer, "Mamba": self.global_mixer}
+
 
 class DecisionMetaMamba(TokenPolicy):
     """The policy of the paper: embeddings, `config.layers` DMM blocks, norm, head.
@@ -122,10 +137,12 @@ def _norms(config: DMMConfig) -> tuple[nn.LayerNorm, nn.LayerNorm]:
     return nn.LayerNorm(config.width), nn.LayerNorm(config.width)
 
 
-def _dsm(config: DMMConfig) -> DenseSequenceMixer:
-    mixer = DenseSequenceMixer(config.width, config.window, bias=config.dsm_bias)
+def _dsm(config: DMMConfig) -> LocalMixer:
+    mixer = LOCAL_MIXERS[config.local_mixer](config.width, config.window, bias=config.dsm_bias)
     if config.train_dsm:
-        init_linear(mixer.linear)
+        for layer in mixer.modules():
+            if isinstance(layer, nn.Linear):
+                init_linear(layer)
     else:  # the generic initialisation of the released code does not reach the DSM that it forgets to register
         mixer.requires_grad_(False)
     return mixer
@@ -133,7 +150,12 @@ def _dsm(config: DMMConfig) -> DenseSequenceMixer:
 
 def _mamba(config: DMMConfig) -> MambaBlock:
     block = MambaBlock(
-        config.width, state_size=config.ssm_state, expand=config.expand, conv_width=None, step_init=config.step_init
+        config.width,
+        state_size=config.ssm_state,
+        expand=config.expand,
+        conv_width=None,
+        step_init=config.step_init,
+        a_init=config.a_init,
     )
     for layer in (block.in_proj, block.x_proj, block.out_proj):
         init_linear(layer)

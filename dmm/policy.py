@@ -181,10 +181,18 @@ class TokenPolicy(Policy):
         return tokens.flatten(1, 2)  # (b, k, 3, d) -> (b, 3k, d)
 
     def forward(self, windows: Windows) -> Tensor:
-        x = self.dropout(self.embed_norm(self.embed(windows)))
+        return self.decode(self.embed(windows), windows)
+
+    def decode(self, tokens: Tensor, windows: Windows) -> Tensor:
+        """What follows the embedding: tokens `(b, 3k, d)` of these windows -> actions `(b, k, a)`."""
+        x = self.mix(self.dropout(self.embed_norm(tokens)), windows)
+        return torch.tanh(self.head(self.norm(x)[:, 1::3]))  # the state tokens (b, k, d) -> (b, k, a)
+
+    def mix(self, x: Tensor, windows: Windows) -> Tensor:
+        """The blocks: `(b, 3k, d) -> (b, 3k, d)`."""
         for block in self.blocks:
             x = block(x)
-        return torch.tanh(self.head(self.norm(x)[:, 1::3]))  # the state tokens (b, k, d) -> (b, k, a)
+        return x
 
 
 def config_fields(config: type) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dmm.baselines.dt import DecisionTransformer, DTConfig
 from dmm.baselines.mamba import MambaConfig, MambaPolicy
 from dmm.errors import InputError
 from dmm.model import DecisionMetaMamba, DMMConfig, Domain
@@ -45,6 +46,10 @@ def _mamba(state_size: int, action_size: int, env_id: str, **changes: Any) -> Ma
     return MambaConfig(state_size=state_size, action_size=action_size, **changes)
 
 
+def _dt(state_size: int, action_size: int, env_id: str, **changes: Any) -> DTConfig:
+    return DTConfig(state_size=state_size, action_size=action_size, **changes)
+
+
 MODELS: dict[str, Model] = {
     "dmm": Model(DecisionMetaMamba, DMMConfig, _dmm, "Decision MetaMamba, this package's defaults"),
     "dmm-paper": Model(DecisionMetaMamba, DMMConfig, _paper, "Decision MetaMamba as the paper's text has it", False),
@@ -52,6 +57,7 @@ MODELS: dict[str, Model] = {
         DecisionMetaMamba, DMMConfig, _released, "Decision MetaMamba as the authors' code runs it", False
     ),
     "mamba": Model(MambaPolicy, MambaConfig, _mamba, "stock Mamba blocks in the same frame"),
+    "dt": Model(DecisionTransformer, DTConfig, _dt, "Decision Transformer, in the sizes of the frame"),
 }
 
 

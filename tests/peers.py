@@ -68,8 +68,13 @@ def _import_transformers_mamba() -> Any:
         return importlib.import_module("transformers.models.mamba.modeling_mamba")
 
 
+def _import_transformers_dt() -> Any:
+    return importlib.import_module("transformers.models.decision_transformer.modeling_decision_transformer")
+
+
 _mamba_simple = _import_mamba_simple()
 _transformers_mamba = _import_transformers_mamba()
+_transformers_dt = _import_transformers_dt()
 
 
 def official_block(d: int, **sizes: int) -> nn.Module:
@@ -119,3 +124,26 @@ def official_step(block: nn.Module, tokens: Tensor) -> Tensor:
     """mamba-ssm's block over `tokens (b, l, d)`, one token at a time through its own cache."""
     conv, ssm = block.allocate_inference_cache(len(tokens), tokens.shape[1])
     return torch.cat([block.step(token, conv, ssm)[0] for token in tokens.split(1, dim=1)], dim=1)
+
+
+def transformers_dt(state_size: int, action_size: int, width: int, layers: int, heads: int, max_timestep: int) -> Any:
+    """transformers' `DecisionTransformerModel` with an MLP of four times the width, in evaluation mode.
+
+    The position embedding that it inherits from GPT-2 is zero, as it is in Decision Transformer's own code.
+    """
+    config = _transformers_dt.DecisionTransformerConfig(
+        state_dim=state_size,
+        act_dim=action_size,
+        hidden_size=width,
+        n_layer=layers,
+        n_head=heads,
+        n_inner=4 * width,
+        max_ep_len=max_timestep,
+        activation_function="relu",
+        vocab_size=2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    model = _transformers_dt.DecisionTransformerModel(config).eval()
+    torch.nn.init.zeros_(model.encoder.wpe.weight)
+    return model

@@ -160,6 +160,48 @@ class TestBlock:
         assert biased == {"conv1d.bias", "dt_proj.bias"}
 
 
+class TestSignals:
+    @pytest.mark.parametrize("conv_width", CONV_WIDTHS)
+    def test_what_is_gated_leads_to_the_output(self, conv_width: int | None) -> None:
+        block, x = block_with(conv_width), tokens()
+        torch.testing.assert_close(block.out_proj(block.signals(x).gated), block(x))
+
+    def test_equal_their_formulas(self) -> None:
+        # every line written out from the weights, the convolution tap by tap, the scan step by step
+        block, x = MambaBlock(20, state_size=3, expand=2, conv_width=3).double(), torch.randn(2, 7, 20).double()
+        with torch.no_grad():
+            block.D.copy_(torch.randn(40))
+        s = block.signals(x)
+        u, z = (x @ block.in_proj.weight.T).split(40, dim=-1)
+        taps, bias = block.conv1d.weight[:, 0].T, block.conv1d.bias  # type: ignore[union-attr]
+        before = torch.cat([torch.zeros(2, 2, 40).double(), u], dim=1)
+        u = F.silu(before[:, :-2] * taps[0] + before[:, 1:-1] * taps[1] + before[:, 2:] * taps[2] + bias)
+        low, B, C = (u @ block.x_proj.weight.T).split([2, 3, 3], dim=-1)
+        delta = torch.log1p(torch.exp(low @ block.dt_proj.weight.T + block.dt_proj.bias))
+        h, rows = torch.zeros(2, 40, 3).double(), []
+        for t in range(7):
+            h = torch.exp(-delta[:, t, :, None] * block.A_log.exp()) * h + (delta * u)[:, t, :, None] * B[:, t, None]
+            rows.append((h * C[:, t, None]).sum(-1) + block.D * u[:, t])
+        y = torch.stack(rows, dim=1)
+        expected = {"x": u, "z": z, "delta": delta, "B": B, "C": C, "y": y, "gated": y * z * torch.sigmoid(z)}
+        assert s._fields == tuple(expected)
+        for name, value in expected.items():
+            torch.testing.assert_close(getattr(s, name), value, msg=name)
+
+    @pytest.mark.parametrize("backend", ["sequential", "parallel"])
+    def test_are_the_same_for_every_backend(self, backend: str) -> None:
+        block, x = block_with(4), tokens()
+        first = block.signals(x)
+        block.backend = backend
+        for name, value in block.signals(x)._asdict().items():
+            torch.testing.assert_close(value, getattr(first, name), msg=name)
+
+    def test_carry_gradients(self) -> None:
+        block, x = block_with(4), tokens().requires_grad_()
+        (ours,) = torch.autograd.grad(block.out_proj(block.signals(x).gated).square().sum(), x)
+        torch.testing.assert_close(ours, torch.autograd.grad(block(x).square().sum(), x)[0])
+
+
 class TestInitialisation:
     @pytest.mark.parametrize("d", [8, 16, 17, 64])
     def test_rank_of_the_step_size_is_a_sixteenth(self, d: int) -> None:
@@ -189,6 +231,23 @@ class TestInitialisation:
         torch.testing.assert_close(-torch.exp(block.A_log.detach()), -torch.tensor([[1.0, 2.0, 3.0]]).expand(8, 3))
         assert torch.equal(block.D.detach(), torch.ones(8))
 
+    def test_uniform_decay_lies_between_one_and_two(self) -> None:
+        block = MambaBlock(256, state_size=16, a_init="uniform")
+        decay = block.A_log.detach().exp()  # 512 channels of 16
+        assert decay.shape == (512, 16) and 1 <= decay.min().item() < 1.01 and 1.99 < decay.max().item() <= 2
+        quantiles = torch.linspace(0.1, 0.9, 9)
+        torch.testing.assert_close(torch.quantile(decay.flatten(), quantiles), 1 + quantiles, rtol=0, atol=0.03)
+        assert decay[0].unique().numel() > 1 and decay[:, 0].unique().numel() > 1
+
+    @pytest.mark.parametrize("a_init", ["s4d-real", "uniform"])
+    def test_start_of_the_decay_changes_nothing_else(self, a_init: Any) -> None:
+        block = MambaBlock(8, a_init=a_init)
+        assert {name: p.shape for name, p in block.named_parameters()} == {
+            name: p.shape for name, p in MambaBlock(8).named_parameters()
+        }
+        x = torch.randn(2, 5, 8)
+        torch.testing.assert_close(by_steps(block, x), block(x))
+
     def test_init_linear_is_the_generic_start(self) -> None:
         layer = nn.Linear(300, 300)
         init_linear(layer)
@@ -206,6 +265,10 @@ class TestErrors:
     def test_unknown_step_init_is_named(self) -> None:
         with pytest.raises(InputError, match=r"^step_init: got 'hippo', allowed are mamba, wiped"):
             MambaBlock(8, step_init="hippo")  # type: ignore[arg-type]
+
+    def test_unknown_a_init_is_named(self) -> None:
+        with pytest.raises(InputError, match=r"^a_init: got 'hippo', allowed are s4d-real, uniform$"):
+            MambaBlock(8, a_init="hippo")  # type: ignore[arg-type]
 
     def test_unknown_backend_is_named(self) -> None:
         with pytest.raises(InputError, match=r"^backend: got 'fast'"):

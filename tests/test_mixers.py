@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmm.errors import InputError
-from dmm.mixers import DenseSequenceMixer, DepthwiseConv
+from dmm.mixers import DenseSequenceMixer, DepthwiseConv, ModalityMixer, ModalityState
 
-MIXERS = [DenseSequenceMixer, DepthwiseConv]
+MIXERS = [DenseSequenceMixer, DepthwiseConv, ModalityMixer]
 D = 5
 
 
@@ -94,6 +94,71 @@ class TestDepthwiseConv:
         torch.testing.assert_close(dense(x), depthwise(x))
 
 
+class TestModalityMixer:
+    @pytest.mark.parametrize("window", [1, 2, 6])
+    @pytest.mark.parametrize("bias", [True, False])
+    @pytest.mark.parametrize("length", [1, 2, 4, 20])
+    def test_equals_three_dense_mixers_picked_by_hand(self, window: int, bias: bool, length: int) -> None:
+        mixer, x = ModalityMixer(D, window, bias).double(), tokens(length)
+        whole = [dense(x) for dense in mixer.mixers]  # each over all tokens
+        picked = torch.stack([whole[t % 3][:, t] for t in range(length)], dim=1)
+        used = [p for dense in mixer.mixers[:length] for p in dense.parameters()]
+        assert_same_with_gradients(mixer(x), picked, [x, *used])
+
+    def test_an_impulse_meets_the_taps_of_the_token_that_hears_it(self) -> None:
+        # more tokens than channels and the other way round: a mixer that slices channels (`x[:, :, ::3]`) shows in both
+        for d, length in ((2, 12), (12, 5)):
+            mixer = ModalityMixer(d, 4)
+            for modality, dense in enumerate(mixer.mixers):
+                taps = torch.tensor([1000.0, 100.0, 10.0, 1.0]) * (modality + 1)  # oldest token first
+                dense.linear.weight.data = torch.cat([tap * torch.eye(d) for tap in taps], dim=1)
+            x = torch.zeros(1, length, d)
+            x[0, 1] = torch.arange(1.0, d + 1)  # a state token, every channel with a value of its own
+            expected = torch.zeros(length, d)
+            for t in range(1, 5):
+                expected[t] = x[0, 1] * (t % 3 + 1) * 10 ** (t - 1)
+            assert torch.equal(mixer(x)[0], expected)
+
+    def test_only_one_modality_hears_a_change_of_its_mixer(self) -> None:
+        mixer, x = ModalityMixer(D, 3, bias=True).double(), tokens(9)
+        before = mixer(x)
+        mixer.mixers[1].linear.weight.data += 1
+        moved = (mixer(x) - before).abs().amax(dim=(0, 2))
+        assert moved.nonzero().flatten().tolist() == [1, 4, 7]
+
+    def test_each_modality_sees_tokens_of_all(self) -> None:
+        mixer, x = ModalityMixer(D, 3).double(), tokens(6)
+        changed = x.detach().clone()
+        changed[:, 3] += 1
+        assert (mixer(changed) - mixer(x)).abs().amax(dim=(0, 2)).nonzero().flatten().tolist() == [3, 4, 5]
+
+    def test_with_one_weight_for_all_it_is_the_dense_mixer(self) -> None:
+        mixer, dense, x = (
+            ModalityMixer(D, 4, bias=True).double(),
+            DenseSequenceMixer(D, 4, bias=True).double(),
+            tokens(),
+        )
+        for own in mixer.mixers:
+            own.load_state_dict(dense.state_dict())
+        torch.testing.assert_close(mixer(x), dense(x))
+
+    @pytest.mark.parametrize("length", [1, 5])
+    def test_gradcheck(self, length: int) -> None:
+        mixer, x = ModalityMixer(2, 3, bias=True).double(), tokens(length, d=2)
+        assert torch.autograd.gradcheck(lambda x, *weights: mixer(x), (x, *mixer.parameters()))
+
+    def test_steps_can_begin_anywhere_in_a_time_step(self) -> None:
+        mixer, x = ModalityMixer(D, 3).double(), tokens(5)
+        state = ModalityState(x[:, :2].detach(), modality=2)
+        y, after = mixer.step(x[:, 2], state)
+        torch.testing.assert_close(y, mixer(x)[:, 2])
+        assert after.modality == 0 and torch.equal(after.window, x[:, 1:3])
+
+    @pytest.mark.parametrize(("bias", "count"), [(False, 3 * 6 * 64 * 64), (True, 3 * (6 * 64 * 64 + 64))])
+    def test_parameter_count(self, bias: bool, count: int) -> None:
+        assert sum(p.numel() for p in ModalityMixer(64, 6, bias).parameters()) == count
+
+
 @pytest.mark.parametrize("mixer", MIXERS)
 class TestEveryMixer:
     @pytest.mark.parametrize("window", [1, 2, 6])
@@ -101,7 +166,8 @@ class TestEveryMixer:
     def test_steps_equal_forward(self, mixer: Any, window: int, bias: bool) -> None:
         layer, x = mixer(D, window, bias).double(), tokens()
         state, outputs = layer.init_state(2), []
-        assert state.shape == (2, window - 1, D) and state.dtype == torch.float64
+        remembered = state.window if mixer is ModalityMixer else state
+        assert remembered.shape == (2, window - 1, D) and remembered.dtype == torch.float64
         for token in x.unbind(1):
             y, state = layer.step(token, state)
             outputs.append(y)
@@ -118,7 +184,7 @@ class TestEveryMixer:
 
     def test_tokens_before_the_first_count_as_zero(self, mixer: Any) -> None:
         layer, x = mixer(D, 4).double(), tokens()
-        torch.testing.assert_close(layer(F.pad(x, (0, 0, 3, 0)))[:, 3:], layer(x))
+        torch.testing.assert_close(layer(F.pad(x, (0, 0, 3, 0)))[:, 3:], layer(x))  # 3: one time step
 
     @pytest.mark.parametrize(("name", "d", "window"), [("d", 0, 2), ("window", 3, 0), ("window", 3, -1)])
     def test_size_below_one_is_named(self, mixer: Any, name: str, d: int, window: int) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dmm.data.windows import Windows
 from dmm.errors import InputError
 from dmm.mamba import MambaBlock
-from dmm.mixers import DenseSequenceMixer
+from dmm.mixers import DenseSequenceMixer, DepthwiseConv, ModalityMixer
 from dmm.model import DecisionMetaMamba, DMMBlock, DMMConfig
 
 SMALL: dict[str, Any] = {"state_size": 4, "action_size": 2, "context": 5, "width": 8, "layers": 2, "ssm_state": 3}
@@ -96,6 +96,12 @@ class TestParameterCounts:
         assert 180_104 + 3_968 + 257 == 184_329 == policy.parameter_count()
         assert 184_329 + 98_304 == 282_633 == total(policy)
 
+    @pytest.mark.parametrize(("local_mixer", "one"), [("depthwise", 6 * 64), ("multimodal", 3 * 24_576)])
+    def test_hopper_with_another_local_mixer(self, local_mixer: Any, one: int) -> None:
+        # as the package's defaults: frame 1,475, final norm 128, and in each layer norms 256 and Mamba 16,000
+        policy = DecisionMetaMamba(DMMConfig(state_size=11, action_size=3, local_mixer=local_mixer))
+        assert policy.parameter_count() == 1_475 + 128 + 3 * (256 + 16_000 + one)
+
 
 def block_parts(d: int = 8) -> tuple[nn.LayerNorm, DenseSequenceMixer, nn.LayerNorm, MambaBlock]:
     norms = nn.LayerNorm(d), nn.LayerNorm(d)
@@ -130,6 +136,50 @@ class TestBlock:
             assert block.global_mixer.inner == 24 and block.global_mixer.state_size == 3
             assert block.global_mixer.conv1d is None
             assert block.local_mixer.window == 4 and block.local_mixer.linear.bias is not None
+
+    def test_parts_are_what_a_block_adds_in_order(self) -> None:
+        block = small().blocks[0]
+        assert list(block.parts().items()) == [("DSM", block.local_mixer), ("Mamba", block.global_mixer)]
+
+
+class TestLocalMixer:
+    @pytest.mark.parametrize(
+        ("name", "kind"), [("dense", DenseSequenceMixer), ("depthwise", DepthwiseConv), ("multimodal", ModalityMixer)]
+    )
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_every_layer_gets_one_of_that_kind(self, name: Any, kind: type, bias: bool) -> None:
+        for block in small(local_mixer=name, window=4, dsm_bias=bias).blocks:
+            assert type(block.local_mixer) is kind and block.local_mixer.window == 4
+            assert any(name.endswith("bias") for name, _ in block.local_mixer.named_parameters()) == bias
+
+    def test_dense_is_the_default(self) -> None:
+        assert type(small().blocks[0].local_mixer) is DenseSequenceMixer
+
+    def test_each_modalitys_mixer_gets_the_generic_start(self) -> None:
+        for dense in small(local_mixer="multimodal", width=32, dsm_bias=True).blocks[0].local_mixer.mixers:
+            assert dense.linear.weight.std().item() == pytest.approx(0.02, rel=0.05) and not dense.linear.bias.any()
+
+    def test_a_depthwise_one_starts_as_torchs_convolutions_do(self) -> None:
+        # as inside Mamba, whose convolution no generic initialisation reaches: U(-1/sqrt(taps), 1/sqrt(taps))
+        weight = small(local_mixer="depthwise", width=64).blocks[0].local_mixer.conv1d.weight
+        assert 0.98 * 6**-0.5 < weight.abs().max().item() <= 6**-0.5
+
+    @pytest.mark.parametrize("name", ["depthwise", "multimodal"])
+    def test_may_be_shared_or_left_untrained(self, name: Any) -> None:
+        policy = small(local_mixer=name, share_dsm=True, train_dsm=False)
+        assert policy.blocks[0].local_mixer is policy.blocks[1].local_mixer
+        assert not any(p.requires_grad for p in policy.blocks[0].local_mixer.parameters())
+
+    def test_an_action_looks_through_its_own_modalitys_mixer_alone(self) -> None:
+        # one layer: the last state token's mixer is that of states
+        policy, windows = with_strong_weights(small(local_mixer="multimodal", layers=1, window=2)), random_windows()
+        windows = dataclasses.replace(
+            windows, **{name: getattr(windows, name).double() for name in ("returns_to_go", "states", "actions")}
+        )
+        policy.blocks[0].global_mixer.out_proj.weight.data.zero_()
+        policy(windows)[:, -1].sum().backward()
+        used = [bool(dense.linear.weight.grad.any()) for dense in policy.blocks[0].local_mixer.mixers]
+        assert used == [False, True, False]
 
 
 class TestSharing:
@@ -179,6 +229,7 @@ class TestConfig:
         assert (config.residual, config.dsm_bias, config.expand, config.window) == ("normalized", True, 2, 6)
         assert (config.share_norms, config.share_dsm, config.train_dsm) == (False, False, True)
         assert (config.step_init, config.padding) == ("mamba", "zeros")
+        assert (config.local_mixer, config.a_init) == ("dense", "s4d-real")
         assert (config.context, config.layers, config.width, config.rtg_scale) == (8, 3, 64, 1000.0)
 
     def test_released_reading_for_mujoco(self) -> None:
@@ -186,6 +237,7 @@ class TestConfig:
         assert (config.residual, config.dsm_bias, config.expand, config.window) == ("raw", False, 1, 6)
         assert (config.share_norms, config.share_dsm, config.train_dsm) == (True, False, True)
         assert (config.step_init, config.padding) == ("wiped", "released")
+        assert (config.local_mixer, config.a_init) == ("dense", "s4d-real")
         assert (config.context, config.layers, config.width, config.rtg_scale) == (8, 3, 64, 1000.0)
 
     @pytest.mark.parametrize("domain", ["antmaze", "kitchen"])
@@ -215,6 +267,8 @@ class TestConfig:
             ("window", 16),  # context 5 has 15 tokens
             ("residual", "none"),
             ("step_init", "zero"),
+            ("a_init", "hippo"),
+            ("local_mixer", "conv"),
             ("expand", 0),
             ("ssm_state", 0),
         ],
@@ -233,6 +287,8 @@ READINGS = {
     "default": {},
     "paper": {"residual": "normalized", "dsm_bias": True, "expand": 2},
     "released": {"share_norms": True, "step_init": "wiped", "padding": "released"},
+    "depthwise": {"local_mixer": "depthwise"},
+    "multimodal": {"local_mixer": "multimodal", "a_init": "uniform"},
 }
 
 
@@ -240,7 +296,7 @@ def with_strong_weights(policy: DecisionMetaMamba) -> DecisionMetaMamba:
     """In float64 and far from the tiny initial weights, so that every dependence shows."""
     with torch.no_grad():
         for layer in policy.modules():
-            if isinstance(layer, nn.Linear):
+            if isinstance(layer, nn.Linear | nn.Conv1d):
                 for parameter in layer.parameters():
                     nn.init.normal_(parameter, std=0.3)
     return policy.double().eval()
@@ -327,6 +383,11 @@ class TestPolicy:
         assert not wiped.any()
         steps = nn.functional.softplus(small().blocks[0].global_mixer.dt_proj.bias)
         assert bool((steps < 0.11).all())
+
+    def test_decay_starts_where_the_config_says(self) -> None:
+        for block in small(a_init="uniform").blocks:
+            assert bool((block.global_mixer.A_log >= 0).all()) and block.global_mixer.A_log.exp().max().item() <= 2
+        assert small().blocks[0].global_mixer.A_log[0].exp().tolist() == pytest.approx([1.0, 2.0, 3.0])
 
     def test_projections_get_the_generic_start(self) -> None:
         policy = small(width=64)

@@ -6,17 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from dmm.baselines.dt import DecisionTransformer, DTConfig
 from dmm.baselines.mamba import MambaConfig, MambaPolicy
 from dmm.data.windows import Windows
 from dmm.errors import InputError
 from dmm.model import DecisionMetaMamba, DMMConfig
 from dmm.policy import Policy, TokenPolicyConfig, check_choice, config_fields
 
-SIZES: dict[str, Any] = {"state_size": 3, "action_size": 2, "context": 4, "width": 8, "layers": 2, "ssm_state": 3}
+FRAME: dict[str, Any] = {"state_size": 3, "action_size": 2, "context": 4, "width": 8, "layers": 2}
+SIZES: dict[str, Any] = FRAME | {"ssm_state": 3}
 POLICIES = {
     "dmm": lambda **changes: DecisionMetaMamba(DMMConfig(**(SIZES | changes))),
     "dmm, released": lambda **changes: DecisionMetaMamba(DMMConfig.released(**(SIZES | changes))),
+    "dmm, multimodal": lambda **changes: DecisionMetaMamba(DMMConfig(**(SIZES | changes), local_mixer="multimodal")),
     "mamba": lambda **changes: MambaPolicy(MambaConfig(**(SIZES | changes))),
+    "dt": lambda **changes: DecisionTransformer(DTConfig(**(FRAME | changes), heads=2)),
 }
 
 
@@ -144,6 +148,34 @@ class TestAct:
     def test_records_no_gradient(self, policy: Policy) -> None:
         actions, states = play(policy, 6.0, *episode())
         assert not actions.requires_grad and not states[-1].actions.requires_grad
+
+
+class TestDecode:
+    """`forward` in two halves, so that what lies between them can be looked at."""
+
+    @staticmethod
+    def windows() -> Windows:
+        observations, rewards = episode()
+        return window_by_hand(2, torch.full((2,), 6.0), observations, rewards, torch.zeros(2, 2, 2))
+
+    def test_of_the_embedding_is_forward(self, policy: Policy) -> None:
+        windows = self.windows()
+        tokens = policy.embed(windows)
+        assert tokens.shape == (2, 12, 8)
+        assert torch.equal(policy.decode(tokens, windows), policy(windows))
+
+    def test_mix_is_what_lies_between_the_norms(self, policy: Policy) -> None:
+        windows = self.windows()
+        x = policy.mix(policy.embed_norm(policy.embed(windows)), windows)
+        assert x.shape == (2, 12, 8)
+        torch.testing.assert_close(torch.tanh(policy.head(policy.norm(x[:, 1::3]))), policy(windows))
+
+    def test_takes_gradients_back_to_the_tokens(self, policy: Policy) -> None:
+        windows = self.windows()
+        tokens = policy.embed(windows).detach().requires_grad_()
+        policy.decode(tokens, windows)[:, -1].sum().backward()
+        reached = tokens.grad.abs().sum((0, 2))
+        assert bool((reached[-6:-1] > 0).all()) and reached[-1] == 0  # the last two steps, up to the state token
 
 
 class TestInitState:

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from dmm.baselines.dt import DTConfig
+from dmm.baselines.mamba import MambaConfig
 from dmm.data.trajectories import Trajectories
 from dmm.data.windows import WindowSampler
 from dmm.errors import InputError
@@ -31,10 +33,16 @@ def test_every_name_is_described(name: str) -> None:
 
 
 def test_names_lead_to_the_readings_they_promise() -> None:
-    sizes = {"state_size": 11, "action_size": 3}
+    sizes: dict[str, Any] = {"state_size": 11, "action_size": 3}
     assert MODELS["dmm"].make_config(11, 3, "Hopper-v5") == DMMConfig(**sizes)
     assert MODELS["dmm-paper"].make_config(11, 3, "Hopper-v5") == DMMConfig.paper(11, 3)
     assert MODELS["dmm-released"].make_config(11, 3, "Hopper-v5") == DMMConfig.released(11, 3)
+    assert MODELS["mamba"].make_config(11, 3, "Hopper-v5") == MambaConfig(**sizes)
+    assert MODELS["dt"].make_config(11, 3, "Hopper-v5") == DTConfig(**sizes)
+
+
+def test_only_the_two_readings_fix_the_scale_of_returns() -> None:
+    assert {name for name, model in MODELS.items() if not model.fit_rtg_scale} == {"dmm-paper", "dmm-released"}
 
 
 @pytest.mark.parametrize(
@@ -52,7 +60,7 @@ def test_released_reading_follows_the_environment(env_id: str, domain: Any) -> N
 
 
 def test_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"^model: got 'gpt', allowed are dmm, dmm-paper, dmm-released, mamba$"):
+    with pytest.raises(InputError, match=r"^model: got 'gpt', allowed are dmm, dmm-paper, dmm-released, mamba, dt$"):
         find_model("gpt")
 
 

@@ -50,6 +50,10 @@ class MambaLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.mixer(self.norm(x))  # type: ignore[no-any-return]
 
+    def parts(self) -> dict[str, nn.Module]:
+        """What the layer adds to its input, by name, in order."""
+        return {"Mamba": self.mixer}
+
 
 class MambaPolicy(TokenPolicy):
     """`config.layers` stock Mamba blocks in the shared frame."""

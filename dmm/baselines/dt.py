@@ -1,0 +1,114 @@
+"""Decision Transformer: causal attention over return-to-go, state and action tokens, with an embedding of time.
+
+    x = LN(tokens + timestep)
+    x = x + attention(LN1(x));  x = x + MLP(LN2(x))      in each layer
+    action = tanh(head(LN(x) at the state token))
+
+Source: Chen et al. 2021, `decision_transformer.py` and its GPT-2 without position embeddings. Departures: sizes are
+those of the frame (context 8, width 64, 3 layers, so that models can be compared; DT has 20, 128, 3), and the heads for
+states and returns that its authors leave unused are not there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dmm.data.windows import Windows
+from dmm.errors import InputError
+from dmm.mamba import init_linear
+from dmm.policy import TokenPolicy, TokenPolicyConfig, check_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class DTConfig(TokenPolicyConfig):
+    """A Decision Transformer. `dropout` also falls on attention weights and on what each layer adds."""
+
+    heads: int = 1
+    max_timestep: int = 1000  # time steps that have an embedding; later ones share the last
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "heads", "max_timestep")
+        if self.width % self.heads:
+            raise InputError(f"heads: got {self.heads}, allowed are divisors of width {self.width}")
+
+
+class CausalAttention(nn.Module):
+    """Multi-head attention `(b, l, d) -> (b, l, d)` in which no token looks ahead or at padding.
+
+    Source: `GPT2Attention` of transformers, whose weights are stored transposed.
+    """
+
+    def __init__(self, d: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.project_in, self.project_out = nn.Linear(d, 3 * d), nn.Linear(d, d)
+
+    def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
+        """`allowed (b, 1, l, l)`: True where the row's token may look at the column's."""
+        parts = self.project_in(x).chunk(3, dim=-1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)  # (b, heads, l, d / heads)
+        mixed = F.scaled_dot_product_attention(q, k, v, allowed, self.dropout if self.training else 0.0)
+        return self.project_out(mixed.transpose(1, 2).flatten(-2))  # type: ignore[no-any-return]
+
+
+class DTLayer(nn.Module):
+    """`x + attention(LN(x))`, then `x + MLP(LN(x))` with ReLU: `(b, l, d) -> (b, l, d)`."""
+
+    def __init__(self, config: DTConfig):
+        super().__init__()
+        d = config.width
+        self.attention_norm, self.mlp_norm = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.attention = CausalAttention(d, config.heads, config.dropout)
+        up, down = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
+        self.mlp = nn.Sequential(up, nn.ReLU(), down)
+        self.dropout = nn.Dropout(config.dropout)
+        for layer in (self.attention.project_in, self.attention.project_out, up, down):
+            init_linear(layer)
+
+    def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), allowed))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))  # type: ignore[no-any-return]
+
+    def parts(self) -> dict[str, nn.Module]:
+        """What the layer adds to its input, by name, in order."""
+        return {"attention": self.attention, "MLP": self.mlp}
+
+
+class DecisionTransformer(TokenPolicy):
+    """`config.layers` layers of attention in the shared frame."""
+
+    config: DTConfig
+
+    def __init__(self, config: DTConfig):
+        super().__init__(config)
+        self.embed_timestep = nn.Embedding(config.max_timestep, config.width)
+        nn.init.normal_(self.embed_timestep.weight, std=0.02)
+        self.blocks.extend(DTLayer(config) for _ in range(config.layers))
+
+    def embed(self, windows: Windows) -> Tensor:
+        """Tokens `(b, 3k, d)` of the frame, each plus the embedding of its time step."""
+        last = self.config.max_timestep - 1
+        time = self.embed_timestep(windows.timesteps.clamp(max=last))  # (b, k, d)
+        return super().embed(windows) + time.repeat_interleave(3, dim=1)  # type: ignore[no-any-return]
+
+    def mix(self, x: Tensor, windows: Windows) -> Tensor:
+        allowed = attention_mask(windows.mask)
+        for layer in self.blocks:
+            x = layer(x, allowed)
+        return x
+
+
+def attention_mask(real: Tensor) -> Tensor:
+    """Which token may look at which: `real (b, k)`, True for steps that are not padding -> `(b, 1, 3k, 3k)`.
+
+    A token looks at itself and at earlier real ones; a padded token, which nothing looks at, sees only padding.
+    """
+    tokens = real.repeat_interleave(3, dim=1)  # (b, 3k)
+    causal = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=real.device).tril()
+    same = tokens[:, :, None] == tokens[:, None, :]
+    return (causal & same)[:, None]
