@@ -1,4 +1,4 @@
-"""The `dmm` command: data sets, models, training, evaluation.
+"""The `dmm` command: data sets, models, training, evaluation, inspection.
 
 Results go to stdout (as one JSON object with `--json`), progress to stderr. Exit code 0, or 2 with one line for wrong
 input, or 1 for a run that failed.
@@ -19,7 +19,7 @@ import typer
 from dmm.errors import InputError, RunError
 
 app = typer.Typer(
-    help="Decision MetaMamba: make data sets, train policies on them, evaluate them.",
+    help="Decision MetaMamba: make data sets, train policies on them, evaluate and inspect them.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -175,6 +175,29 @@ def evaluate(
         )
     if result["behaviour"] is not None:
         lines.append(f"the data's own behaviour: normalised score {result['behaviour']:.1f}")
+    _print(as_json, result, "\n".join(lines))
+
+
+@app.command()
+def inspect(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the files; `inspection` in the run's if left out.")
+    ] = None,
+    windows: Annotated[int, typer.Option(help="Windows of the run's data to look at.")] = 128,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Activations, norms, gradients and gates of a trained run, as pictures and numbers."""
+    from dmm.inspection_report import inspect as look
+    from dmm.training import load_run
+
+    _set_threads(threads)
+    folder = out or run / "inspection"
+    result = look(load_run(run), folder, windows=windows, seed=seed)
+    lines = [f"{result['model']} on {result['dataset']}, step {result['step']:,}, {windows} windows"]
+    lines += [str(folder / name) for name in result["files"]]
     _print(as_json, result, "\n".join(lines))
 
 

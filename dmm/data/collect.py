@@ -23,7 +23,7 @@ from tqdm import tqdm
 from dmm.data.atomic import replacement_of
 from dmm.data.minari_files import dataset_folder
 from dmm.data.observations import build_env
-from dmm.data.recipes import RECIPES, Recipe
+from dmm.data.recipes import RECIPES, Recipe, find_recipe
 from dmm.data.rollout import RecordedEpisode, record
 from dmm.errors import InputError, RunError
 from dmm.normalize import normalize
@@ -72,7 +72,7 @@ def collect(
         InputError: unknown recipe, a number out of range, another data set under that id, or no right to write there.
     """
     begin = time.perf_counter()
-    recipe = _recipe(name)
+    recipe = find_recipe(name)
     wanted = recipe.transitions if transitions is None else _at_least("transitions", transitions, 1)
     settings = {"recipe_version": recipe.version, "seed": _at_least("seed", seed, 0), "transitions": wanted}
     processes = _default_workers(wanted) if workers is None else _at_least("workers", workers, 1)
@@ -95,12 +95,6 @@ def installed() -> list[CollectSummary]:
         if "mean_return" in metadata.get("dmm", {}):
             found.append(_summary(recipe, metadata, folder, time.perf_counter()))
     return found
-
-
-def _recipe(name: str) -> Recipe:
-    if name not in RECIPES:
-        raise InputError(f"name: no recipe {name!r}; recipes: {', '.join(sorted(RECIPES))}")
-    return RECIPES[name]
 
 
 def _at_least(argument: str, value: int, least: int) -> int:

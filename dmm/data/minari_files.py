@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import http.client
 import threading
 import urllib.error
 import urllib.request
@@ -136,7 +137,7 @@ def _download(minari_id: str) -> None:
 
 
 def reachable(url: str, timeout: float) -> bool:
-    """Whether a server answers at `url` within `timeout` seconds, whatever it answers."""
+    """Whether a server answers HTTP at `url` within `timeout` seconds, whatever it answers."""
     answers: list[bool] = []
 
     def ask() -> None:
@@ -145,7 +146,7 @@ def reachable(url: str, timeout: float) -> bool:
             answers.append(True)
         except urllib.error.HTTPError:
             answers.append(True)
-        except OSError:
+        except (OSError, http.client.HTTPException):  # nobody there, or somebody who does not speak HTTP
             answers.append(False)
 
     # looking up a name has no time limit of its own, hence a thread that may be left behind

@@ -13,6 +13,7 @@ import numpy as np
 
 from dmm.data.policies import GaussianPolicy
 from dmm.data.policies.waypoints import MazeWalker
+from dmm.errors import InputError
 from dmm.normalize import reference_returns
 
 POLICY_FOLDER = Path(__file__).parent / "policies"
@@ -87,3 +88,14 @@ _ALL = (
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
 """Every recipe by its Minari id."""
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of that Minari id.
+
+    Raises:
+        InputError: no such recipe.
+    """
+    if name not in RECIPES:
+        raise InputError(f"name: no recipe {name!r}; recipes: {', '.join(sorted(RECIPES))}")
+    return RECIPES[name]

@@ -80,8 +80,11 @@ class TestDownload:
     def test_no_network_is_told_within_seconds(self, datasets_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from huggingface_hub import constants
 
+        given_up, before = threading.Event(), set(threading.enumerate())
+
         def hang(*args: object, **kwargs: object) -> None:
-            time.sleep(60)
+            given_up.wait(60)
+            raise socket.gaierror("the thread that was left behind ends here")
 
         monkeypatch.setattr(constants, "ENDPOINT", "https://huggingface.invalid")
         monkeypatch.setattr(socket, "getaddrinfo", hang)  # a resolver that never answers
@@ -90,6 +93,10 @@ class TestDownload:
         with pytest.raises(InputError, match=r"https://huggingface\.invalid does not answer"):
             load_trajectories("mujoco/hopper/medium-v0", download=True)
         assert time.perf_counter() - begin < 5
+        given_up.set()
+        for thread in set(threading.enumerate()) - before:
+            thread.join(5)
+            assert not thread.is_alive()
 
     def test_refused_connection(self, datasets_path: Path) -> None:
         with socket.socket() as closed:
@@ -97,20 +104,30 @@ class TestDownload:
             port = closed.getsockname()[1]
         assert not minari_files.reachable(f"http://127.0.0.1:{port}", 2)
 
-    @pytest.mark.parametrize("status", ["200 OK", "403 Forbidden"])
-    def test_any_answer_counts_as_reachable(self, status: str) -> None:
+    @staticmethod
+    def reachable_when_it_answers(content: str) -> bool:
         with socket.create_server(("127.0.0.1", 0)) as server:
 
             def answer() -> None:
                 connection, _ = server.accept()
                 connection.recv(4096)
-                connection.sendall(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
+                connection.sendall(content.encode())
                 connection.close()
 
             thread = threading.Thread(target=answer)
             thread.start()
-            assert minari_files.reachable(f"http://127.0.0.1:{server.getsockname()[1]}", 5)
+            found = minari_files.reachable(f"http://127.0.0.1:{server.getsockname()[1]}", 5)
             thread.join()
+            return found
+
+    @pytest.mark.parametrize("status", ["200 OK", "403 Forbidden"])
+    def test_any_answer_counts_as_reachable(self, status: str) -> None:
+        assert self.reachable_when_it_answers(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n")
+
+    @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+    @pytest.mark.parametrize("content", ["hello\r\n", "HTTP/9.9 ? ?\r\n\r\n", ""])
+    def test_what_does_not_speak_http_is_quietly_not_reachable(self, content: str) -> None:
+        assert not self.reachable_when_it_answers(content)
 
     def test_fetches_with_minari_and_then_loads(self, make_dataset, monkeypatch: pytest.MonkeyPatch) -> None:
         asked = []

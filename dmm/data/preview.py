@@ -1,0 +1,46 @@
+"""The first episodes of a recipe, in memory: for looking at a data set without making it."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+
+from dmm.data.observations import build_env, flatten_observation
+from dmm.data.recipes import find_recipe
+from dmm.data.rollout import RecordedEpisode, record
+from dmm.data.trajectories import Trajectories
+from dmm.errors import InputError
+
+
+def preview(name: str, episodes: int, *, seed: int = 0) -> Trajectories:
+    """The first `episodes` episodes that `collect(name, seed=seed)` records, without writing a data set.
+
+    Raises:
+        InputError: unknown recipe, or `episodes` below 1.
+    """
+    if episodes < 1:
+        raise InputError(f"episodes: got {episodes}, allowed is at least 1")
+    recipe = find_recipe(name)
+    recorded = list(islice(record(recipe, seed, workers=1), episodes))
+    env = build_env(recipe.env_id, **recipe.env_kwargs)
+    spec = env.spec
+    env.close()
+    lengths = np.array([len(episode.rewards) for episode in recorded], dtype=np.int64)
+    return Trajectories(
+        observations=np.concatenate([_states(episode, recipe.observation_keys) for episode in recorded]),
+        actions=np.concatenate([episode.actions for episode in recorded]),
+        rewards=np.concatenate([episode.rewards.astype(np.float32) for episode in recorded]),
+        starts=np.cumsum(lengths) - lengths,
+        lengths=lengths,
+        terminated=np.array([episode.terminated for episode in recorded]),
+        dataset_id=name,
+        env_id=recipe.env_id,
+        observation_keys=recipe.observation_keys,
+        reference=recipe.reference,
+        env_spec=spec.to_json() if spec else None,
+    )
+
+
+def _states(episode: RecordedEpisode, keys: tuple[str, ...]) -> np.ndarray:
+    return flatten_observation(episode.observations, keys)[:-1]
