@@ -9,18 +9,13 @@ in `--runs`; a second call goes on where a killed one stopped.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import multiprocessing
-import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy import stats
-
-from dmm.experiments import RESULTS, write_result
+from dmm.experiments import write_result
+from dmm.experiments.grid import Job, arguments, machine, run_jobs, slug, summarize, train_and_score
 
 DATASET = "dmm/pointmaze/umaze-v0"
 STEPS = 3000
@@ -50,64 +45,47 @@ LEARNING_RATE = 1e-3
 """Ten times the paper's, for a run of 3,000 updates instead of 100,000."""
 
 
-@dataclass(frozen=True)
-class Job:
-    name: str
-    seed: int
-    runs: Path
-
-
 def describe_entries() -> dict[str, Any]:
     """`ENTRIES` as plain values, for the result file."""
     return {name: dataclasses.asdict(entry) for name, entry in ENTRIES.items()}
 
 
-def train_and_evaluate(job: Job) -> dict[str, Any]:
-    """One policy: its size, training time, and scores with the interval over episodes."""
-    import torch
-
-    from dmm.evaluation import evaluate
-    from dmm.training import train
-
-    torch.set_num_threads(1)
-    entry, folder = ENTRIES[job.name], job.runs / f"{job.name.replace(', ', '-').replace(' ', '-')}-seed{job.seed}"
-    run = train(
-        DATASET,
-        entry.model,
-        steps=STEPS * entry.steps_factor,
-        seed=job.seed,
-        out=folder,
-        resume=True,
-        changes={"learning_rate": LEARNING_RATE, **entry.changes},
-        progress=False,
-        device="cpu",
+def maze_job(
+    name: str, seed: int, runs: Path, changes: dict[str, Any], model: str = "dmm", steps: int | None = None
+) -> Job:
+    """A policy for the point maze, trained and scored as in the book's training chapter."""
+    return Job(
+        name=name,
+        seed=seed,
+        folder=runs / f"{slug(name)}-seed{seed}",
+        dataset=DATASET,
+        model=model,
+        steps=steps or STEPS,
+        targets=TARGETS,
+        episodes=EPISODES,
+        changes={"learning_rate": LEARNING_RATE, **changes},
     )
-    result = evaluate(run, episodes=EPISODES, targets=TARGETS, progress=False)
-    print(job.name, job.seed, [round(s.normalized_score or 0.0, 1) for s in result.scores], flush=True)
+
+
+def maze_settings(seeds: int) -> dict[str, Any]:
+    """What `maze_job` fixes, for result files."""
     return {
-        "name": job.name,
-        "seed": job.seed,
-        "weights": run.policy.parameter_count(),
-        "loss": float(run.log["loss"][-1]),
-        "seconds": float(run.log["seconds"][-1]),
-        "scores": [
-            {"target": s.target, "normalized_score": s.normalized_score, "ci95": list(s.ci95)} for s in result.scores
-        ],
+        "dataset": DATASET,
+        "steps": STEPS,
+        "learning_rate": LEARNING_RATE,
+        "episodes": EPISODES,
+        "targets": TARGETS,
+        "seeds": seeds,
     }
 
 
-def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean over training seeds and its 95 % interval (Student's t; None for a single seed), per entry and target."""
-    summary = []
-    for name in dict.fromkeys(row["name"] for row in rows):
-        for i, target in enumerate(TARGETS):
-            values = np.array([row["scores"][i]["normalized_score"] for row in rows if row["name"] == name])
-            mean, n, interval = float(values.mean()), len(values), None
-            if n > 1:
-                half = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
-                interval = [mean - half, mean + half]
-            summary.append({"name": name, "target": target, "mean": mean, "ci95": interval, "seeds": n})
-    return summary
+def make_jobs(runs: Path, seeds: int) -> list[Job]:
+    """Every entry and seed; variants have one seed only."""
+    return [
+        maze_job(name, seed, runs, entry.changes, entry.model, STEPS * entry.steps_factor)
+        for name, entry in ENTRIES.items()
+        for seed in range(1 if entry.variant else seeds)
+    ]
 
 
 def reference_rows() -> dict[str, Any]:
@@ -126,33 +104,14 @@ def reference_rows() -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Remake the comparison on the point maze.")
-    parser.add_argument("--out", type=Path, default=RESULTS / "pointmaze.json")
-    parser.add_argument("--runs", type=Path, default=Path("runs/pointmaze"))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=2)
-    args = parser.parse_args()
+    args = arguments("pointmaze", "Remake the comparison on the point maze.", seeds=5)
 
     from dmm.data.collect import collect
 
     collect(DATASET)
-    jobs = [
-        Job(name, seed, args.runs)
-        for name, entry in ENTRIES.items()
-        for seed in range(1 if entry.variant else args.seeds)
-    ]
-    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
-        rows = pool.map(train_and_evaluate, jobs, chunksize=1)
-    settings = {
-        "steps": STEPS,
-        "learning_rate": LEARNING_RATE,
-        "entries": describe_entries(),
-        "episodes": EPISODES,
-        "targets": TARGETS,
-        "seeds": args.seeds,
-    }
-    machine = {"processor": platform.machine(), "python": platform.python_version()}
-    result = {"settings": settings, "machine": machine, **reference_rows(), "summary": summarize(rows), "runs": rows}
+    rows = run_jobs(train_and_score, make_jobs(args.runs, args.seeds), args.workers)
+    settings = {**maze_settings(args.seeds), "entries": describe_entries()}
+    result = {"settings": settings, "machine": machine(), **reference_rows(), "summary": summarize(rows), "runs": rows}
     write_result(args.out, result)
 
 

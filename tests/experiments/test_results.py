@@ -1,69 +1,140 @@
-"""The commands behind the committed result files, at a size that takes seconds, and the files themselves."""
+"""The committed result files and models fit the code that made them.
 
+A file that is missing fails its tests: an experiment of this package is not complete without what it found.
+"""
+
+from __future__ import annotations
+
+import functools
 import json
-import sys
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
+import torch
+from safetensors import safe_open
 
-from dmm.data.collect import collect
-from dmm.experiments import hopper, load_result, pointmaze
+from dmm.data.recipes import RECIPES
+from dmm.experiments import MODELS, gating, hopper, kept_run, load_result, pointmaze, switches, windows
+from dmm.experiments.grid import Job, summarize
+from dmm.registry import MODELS as NAMES
+from dmm.registry import split_changes
+from dmm.training import TrainConfig
 
-
-@pytest.fixture
-def small(datasets_path, monkeypatch, tmp_path):
-    """Both experiments on a short maze set, with a handful of updates and episodes."""
-    collect("dmm/pointmaze/umaze-v0", transitions=600, workers=1, progress=False)
-    monkeypatch.chdir(tmp_path)
-    tiny = {"width": 8, "layers": 1, "batch_size": 4}
-    monkeypatch.setattr(pointmaze, "STEPS", 2)
-    monkeypatch.setattr(pointmaze, "EPISODES", 2)
-    monkeypatch.setattr(
-        pointmaze, "ENTRIES", {"dmm": pointmaze.Entry("dmm", tiny), "mamba": pointmaze.Entry("mamba", tiny)}
-    )
-    monkeypatch.setattr(hopper, "DATASET", "dmm/pointmaze/umaze-v0")
-    monkeypatch.setattr(hopper, "STEPS", 2)
-    monkeypatch.setattr(hopper, "KEEP", 1)
-    monkeypatch.setattr(hopper, "EPISODES", 2)
-    return tmp_path
+SIZES = {"dmm/pointmaze/umaze-v0": (6, 2), "dmm/hopper/medium-v0": (11, 3)}
+LARGEST_MODEL, ALL_MODELS = 1_000_000, 8_000_000  # bytes
 
 
-def test_a_job_goes_on_where_it_stopped(small):
-    job = pointmaze.Job("dmm", 0, small / "runs")
-    row = pointmaze.train_and_evaluate(job)
-    assert [score["target"] for score in row["scores"]] == [1.0, 0.0]
-    assert pointmaze.train_and_evaluate(job) == row
+def as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
 
 
-def test_summary_is_mean_and_t_interval_over_seeds():
-    def row(seed, score):
-        scores = [{"target": target, "normalized_score": score} for target in pointmaze.TARGETS]
-        return {"name": "dmm", "seed": seed, "scores": scores}
-
-    first = pointmaze.summarize([row(0, 70.0), row(1, 80.0), row(2, 90.0)])[0]
-    half = 4.302653 * 10 / np.sqrt(3)  # t quantile of two degrees of freedom
-    assert (first["name"], first["target"], first["mean"], first["seeds"]) == ("dmm", 1.0, 80.0, 3)
-    assert first["ci95"] == pytest.approx([80 - half, 80 + half], rel=1e-5)
+def config_of(job: Job) -> Any:
+    """The model config that training a job leads to, but for the scale of returns."""
+    model = NAMES[job.model]
+    changes, _ = split_changes(job.changes, model, TrainConfig)
+    return model.make_config(*SIZES[job.dataset], RECIPES[job.dataset].env_id, **changes)
 
 
-def test_the_hopper_command_writes_its_file(small, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["hopper", "--out", "hopper.json", "--seeds", "1", "--transitions", "600"])
-    hopper.main()
-    (run,) = json.loads((small / "hopper.json").read_text())["runs"]
-    assert [checkpoint["step"] for checkpoint in run["checkpoints"]] == [1, 2]
+@functools.lru_cache
+def weights_of(model: str, config: Any) -> int:
+    with torch.random.fork_rng():
+        return NAMES[model].policy(config).parameter_count()
 
 
-def test_committed_point_maze_file_fits_the_code():
+def assert_close_entries(stored: list[dict[str, Any]], again: list[dict[str, Any]]) -> None:
+    for each, other in zip(stored, again, strict=True):
+        numbers = {"mean": other["mean"], "ci95": other["ci95"]}
+        assert {**each, **numbers} == other
+        assert each["mean"] == pytest.approx(numbers["mean"]) and each["ci95"] == pytest.approx(numbers["ci95"])
+
+
+def assert_rows_are_of_jobs(rows: list[dict[str, Any]], jobs: list[Job]) -> None:
+    assert [(row["name"], row["seed"]) for row in rows] == [(job.name, job.seed) for job in jobs]
+    for row, job in zip(rows, jobs, strict=True):
+        assert row["weights"] == weights_of(job.model, config_of(job)), job.name
+        assert [score["target"] for score in row["scores"]] == list(job.targets)
+
+
+def test_point_maze() -> None:
     stored = load_result("pointmaze")
     assert stored["settings"]["steps"] == pointmaze.STEPS
-    assert stored["settings"]["entries"] == json.loads(json.dumps(pointmaze.describe_entries()))
-    for each, again in zip(stored["summary"], pointmaze.summarize(stored["runs"]), strict=True):
-        assert each["mean"] == pytest.approx(again["mean"])
-        assert each["ci95"] == pytest.approx(again["ci95"])
+    assert stored["settings"]["entries"] == as_json(pointmaze.describe_entries())
+    assert_rows_are_of_jobs(stored["runs"], pointmaze.make_jobs(Path(), stored["settings"]["seeds"]))
+    assert_close_entries(stored["summary"], summarize(stored["runs"]))
 
 
-def test_committed_hopper_file_fits_the_code():
+def test_hopper() -> None:
     stored = load_result("hopper")
     assert stored["settings"]["steps"] == hopper.STEPS
     for run in stored["runs"]:
         assert [c["step"] for c in run["checkpoints"]] == list(range(hopper.KEEP, hopper.STEPS + 1, hopper.KEEP))
+
+
+def test_windows() -> None:
+    stored = load_result("windows")
+    seeds = stored["settings"]["seeds"]
+    assert stored["settings"] == as_json({**pointmaze.maze_settings(seeds), "windows": windows.WINDOWS})
+    assert_rows_are_of_jobs(stored["runs"], windows.make_jobs(Path(), seeds))
+    assert all(row["name"] == windows.window_name(row["window"]) for row in stored["runs"])
+    assert_close_entries(stored["summary"], summarize(stored["runs"]))
+
+
+def test_switches() -> None:
+    stored = load_result("switches")
+    seeds = stored["settings"]["seeds"]
+    assert stored["settings"] == as_json({**pointmaze.maze_settings(seeds), "entries": switches.ENTRIES})
+    assert_rows_are_of_jobs(stored["runs"], switches.make_jobs(Path(), seeds))
+    assert_close_entries(stored["summary"], summarize(stored["runs"]))
+
+
+class TestGating:
+    def test_file(self) -> None:
+        stored = load_result("gating")
+        settings = stored["settings"]
+        assert (settings["learning_rate"], settings["windows"]) == (gating.LEARNING_RATE, gating.WINDOWS)
+        assert settings["tasks"] == as_json({name: vars(task) for name, task in gating.TASKS.items()})
+        assert_rows_are_of_jobs(stored["runs"], gating.make_jobs(Path(), settings["seeds"]))
+        assert_close_entries(stored["scores"], summarize(stored["runs"]))
+        assert_close_entries(stored["ratios"], gating.summarize_ratios(stored["runs"]))
+
+    @pytest.mark.parametrize("task", gating.TASKS)
+    def test_kept_policies_measure_what_the_file_says(self, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        rows = {row["name"]: row for row in load_result("gating")["runs"] if row["seed"] == 0}
+        looked_at = gating.measured_windows(task)
+        monkeypatch.setattr(gating, "measured_windows", lambda task, context: looked_at)
+        for model in gating.ENTRIES:
+            row = rows[f"{task}/{model}"]
+            found = gating.measure(kept_run(f"gating/{gating.run_name(task, model, 0)}").policy, task)
+            for kind in ("norms", "gradients", "gates"):
+                assert found[kind].keys() == row[kind].keys()
+                for name, tokens in found[kind].items():
+                    assert tokens == pytest.approx(row[kind][name], rel=1e-3, abs=1e-9), (model, kind, name)
+
+
+def kept_jobs() -> dict[str, Job]:
+    """The jobs whose policies are committed, by the name of the kept run."""
+    jobs = {f"gating/{job.folder.name}": job for job in gating.make_jobs(Path(), seeds=1)}
+    return jobs | {f"windows/{job.name}": job for job in windows.make_jobs(Path(), seeds=1)}
+
+
+def test_kept_models_are_these_and_small() -> None:
+    assert sorted(str(file.parent.relative_to(MODELS)) for file in MODELS.rglob("run.json")) == sorted(kept_jobs())
+    sizes = {file: file.stat().st_size for file in MODELS.rglob("*") if file.is_file()}
+    assert max(sizes.values()) <= LARGEST_MODEL and sum(sizes.values()) <= ALL_MODELS
+
+
+@pytest.mark.parametrize("name", kept_jobs())
+def test_kept_model_is_what_its_job_makes(name: str) -> None:
+    job, run = kept_jobs()[name], kept_run(name)
+    assert run.info["model"] == job.model and run.info["dataset"]["id"] == job.dataset
+    assert run.step == run.info["training"]["steps"] == job.steps
+    assert (run.info["training"]["seed"], run.info["training"]["learning_rate"]) == (0, job.changes["learning_rate"])
+    expected = vars(config_of(job)) | {"rtg_scale": run.info["config"]["rtg_scale"]}
+    assert run.info["config"] == expected and not run.policy.training
+    with safe_open(MODELS / name / "checkpoint.safetensors", framework="pt") as file:
+        kinds = {file.get_tensor(key).dtype for key in file.keys() if not key.startswith("policy.state_")}  # noqa: SIM118
+    assert kinds == {torch.float16}
+    assert all(bool(p.isfinite().all()) for p in run.policy.parameters())
+    text = (MODELS / name / "run.json").read_text()
+    assert not any(place in text for place in ("/tmp", "/home", "/root", "/Users"))

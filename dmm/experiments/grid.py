@@ -1,0 +1,164 @@
+"""What the experiments share: policies trained as independent jobs, each resumable, and summaries over their seeds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import platform
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import stats
+from tqdm.auto import tqdm
+
+from dmm.experiments import MODELS, RESULTS, write_result
+
+if TYPE_CHECKING:
+    from dmm.policy import Policy
+    from dmm.training import Run
+
+
+@dataclass(frozen=True)
+class Job:
+    """One policy: what it is trained on and how, and how it is scored."""
+
+    name: str  # of the entry that it is a seed of
+    seed: int
+    folder: Path  # of the run; a killed job goes on from there
+    dataset: str
+    model: str
+    steps: int
+    targets: tuple[float, ...]
+    episodes: int
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+def train_job(job: Job) -> Run:
+    """Train a job's policy on one thread, or finish it."""
+    import torch
+
+    from dmm.training import train
+
+    torch.set_num_threads(1)
+    return train(
+        job.dataset,
+        job.model,
+        steps=job.steps,
+        seed=job.seed,
+        out=job.folder,
+        resume=True,
+        changes=job.changes,
+        progress=False,
+        device="cpu",
+    )
+
+
+def round_weights(policy: Policy) -> None:
+    """Round the weights to half precision, the form in which runs are kept, so that scores are of what is kept."""
+    import torch
+
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight.copy_(weight.half())
+
+
+def score_job(job: Job, run: Run) -> dict[str, Any]:
+    """Size, training time and last checkpoint's scores, with intervals over episodes."""
+    from dmm.evaluation import evaluate
+
+    result = evaluate(run, episodes=job.episodes, targets=job.targets, progress=False)
+    return {
+        "name": job.name,
+        "seed": job.seed,
+        "weights": run.policy.parameter_count(),
+        "loss": float(run.log["loss"][-1]),
+        "seconds": float(run.log["seconds"][-1]),
+        "scores": [
+            {"target": s.target, "normalized_score": s.normalized_score, "ci95": list(s.ci95)} for s in result.scores
+        ],
+    }
+
+
+def train_and_score(job: Job) -> dict[str, Any]:
+    """`train_job`, then `score_job`."""
+    return score_job(job, train_job(job))
+
+
+def run_jobs(work: Callable[[Job], dict[str, Any]], jobs: Sequence[Job], workers: int) -> list[dict[str, Any]]:
+    """`work` on every job, in `workers` processes of one thread each; the rows come back in the order of the jobs."""
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        return list(tqdm(pool.imap(partial(_row, work), jobs), total=len(jobs), unit="policy"))
+
+
+def _row(work: Callable[[Job], dict[str, Any]], job: Job) -> dict[str, Any]:
+    """What an earlier, interrupted call found for this job, or `work(job)`."""
+    file = job.folder / "row.json"
+    if not file.exists():
+        row = work(job)
+        write_result(file, row)
+    kept: dict[str, Any] = json.loads(file.read_text())
+    return kept
+
+
+def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean over training seeds and its 95 % interval (Student's t; None for a single seed), per entry and target."""
+    summary = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        own = [row for row in rows if row["name"] == name]
+        for i, score in enumerate(own[0]["scores"]):
+            values = [row["scores"][i]["normalized_score"] for row in own]
+            summary.append({"name": name, "target": score["target"], **mean_interval(values), "seeds": len(own)})
+    return summary
+
+
+def mean_interval(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    """`mean` of the values and `ci95`, Student's t interval of it; None for a single value."""
+    numbers = np.asarray(values, dtype=np.float64)
+    mean, n = float(numbers.mean()), len(numbers)
+    if n < 2:
+        return {"mean": mean, "ci95": None}
+    half = float(stats.t.ppf(0.975, n - 1) * numbers.std(ddof=1) / np.sqrt(n))
+    return {"mean": mean, "ci95": [mean - half, mean + half]}
+
+
+def keep_model(run: Run, name: str) -> None:
+    """Commit a run under `MODELS / name`: its description, and its weights in half precision."""
+    from safetensors.torch import save
+
+    from dmm.checkpoints import policy_tensors, write_atomically
+
+    folder = MODELS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    trained = {id(weight) for weight in run.policy.parameters()}
+    tensors = {
+        f"policy.{key}": (tensor.half() if id(tensor) in trained else tensor).detach().contiguous()
+        for key, tensor in policy_tensors(run.policy).items()
+    }
+    write_atomically(folder / "run.json", (json.dumps(run.info, indent=1) + "\n").encode())
+    write_atomically(folder / "checkpoint.safetensors", save(tensors, metadata={"step": str(run.step)}))
+
+
+def arguments(name: str, description: str, *, seeds: int) -> argparse.Namespace:
+    """What every experiment's command takes: `out`, `runs`, `seeds`, `workers`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json", help="the result file to write")
+    parser.add_argument("--runs", type=Path, default=Path("runs") / name, help="where runs are kept")
+    parser.add_argument("--seeds", type=int, default=seeds, help="training seeds of each entry")
+    parser.add_argument("--workers", type=int, default=2, help="policies trained at once, one thread each")
+    return parser.parse_args()
+
+
+def slug(name: str) -> str:
+    """An entry's name as part of a folder's."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower())
+
+
+def machine() -> dict[str, str]:
+    """Where an experiment ran, for its result file."""
+    return {"processor": platform.machine(), "python": platform.python_version()}

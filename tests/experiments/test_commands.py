@@ -1,0 +1,176 @@
+"""The commands behind the committed result files, at a size that takes seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dmm.evaluation import evaluate
+from dmm.experiments import gating, grid, hopper, kept_run, pointmaze, switches, windows
+from dmm.experiments.grid import Job
+from dmm.registry import MODELS
+
+RunCommand = Callable[..., dict[str, Any]]
+
+
+def folders_are_distinct(jobs: list[Job]) -> bool:
+    return len({job.folder for job in jobs}) == len(jobs)
+
+
+class TestPointmaze:
+    def test_writes_its_file(self, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+        tiny = {"width": 8, "layers": 1, "batch_size": 4}
+        entries = {
+            "dmm": pointmaze.Entry("dmm", tiny),
+            "mamba, long": pointmaze.Entry("mamba", tiny, steps_factor=2, variant=True),
+        }
+        monkeypatch.setattr(pointmaze, "ENTRIES", entries)
+        result = run_command(pointmaze, seeds=2)
+        assert [(r["name"], r["seed"]) for r in result["runs"]] == [("dmm", 0), ("dmm", 1), ("mamba, long", 0)]
+        assert result["settings"]["entries"] == json.loads(json.dumps(pointmaze.describe_entries()))
+        assert result["summary"] == grid.summarize(result["runs"])
+        assert 0 <= result["random"]["mean"] <= 100 and 0 <= result["behaviour"]["mean"] <= 100
+        assert json.loads(Path("runs/pointmaze/mamba-long-seed0/run.json").read_text())["training"]["steps"] == 4
+
+
+class TestHopper:
+    def test_writes_its_file(self, small_sets: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(hopper, "DATASET", "dmm/pointmaze/umaze-v0")
+        for name, value in {"STEPS": 2, "KEEP": 1, "EPISODES": 2}.items():
+            monkeypatch.setattr(hopper, name, value)
+        monkeypatch.setattr(sys, "argv", ["hopper", "--out", "hopper.json", "--seeds", "1", "--transitions", "100"])
+        hopper.main()
+        (run,) = json.loads((tmp_path / "hopper.json").read_text())["runs"]
+        assert [checkpoint["step"] for checkpoint in run["checkpoints"]] == [1, 2]
+
+
+class TestWindows:
+    def test_writes_its_file_and_keeps_the_first_seed(
+        self, run_command: RunCommand, models: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(windows, "WINDOWS", (1, 12))
+        result = run_command(windows, seeds=2)
+        assert [(r["name"], r["seed"], r["window"]) for r in result["runs"]] == [
+            ("w01", 0, 1),
+            ("w12", 0, 12),
+            ("w01", 1, 1),
+            ("w12", 1, 12),
+        ]
+        assert [(s["name"], s["target"], s["seeds"]) for s in result["summary"]] == [
+            ("w01", 1.0, 2),
+            ("w01", 0.0, 2),
+            ("w12", 1.0, 2),
+            ("w12", 0.0, 2),
+        ]
+        assert result["settings"]["windows"] == [1, 12] and result["settings"]["seeds"] == 2
+        assert sorted(folder.name for folder in (models / "windows").iterdir()) == ["w01", "w12"]
+        run = kept_run("windows/w12")
+        assert run.info["training"]["seed"] == 0 and run.policy.config.window == 12
+
+    def test_kept_run_scores_what_its_row_says(self, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(windows, "WINDOWS", (3,))
+        (row,) = run_command(windows)["runs"]
+        (job,) = windows.make_jobs(Path("runs/windows"), seeds=1)
+        result = evaluate(kept_run("windows/w03"), episodes=job.episodes, targets=job.targets, progress=False)
+        assert [s.normalized_score for s in result.scores] == [s["normalized_score"] for s in row["scores"]]
+
+    def test_jobs_change_the_window_alone(self) -> None:
+        jobs = windows.make_jobs(Path("runs"), seeds=2)
+        assert len(jobs) == 24 and folders_are_distinct(jobs)
+        assert [job.changes["window"] for job in jobs] == [*range(1, 13)] * 2
+        assert [job.seed for job in jobs] == [0] * 12 + [1] * 12
+        assert len({(job.dataset, job.model, job.steps, job.changes["learning_rate"]) for job in jobs}) == 1
+
+
+class TestSwitches:
+    def test_writes_its_file(self, run_command: RunCommand, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        entries = {"default": {}, "share_dsm, not trained": {"share_dsm": True, "train_dsm": False}}
+        monkeypatch.setattr(switches, "ENTRIES", entries)
+        result = run_command(switches)
+        assert [r["name"] for r in result["runs"]] == list(entries) == list(result["settings"]["entries"])
+        assert result["runs"][1]["weights"] < result["runs"][0]["weights"]
+        assert result["summary"] == grid.summarize(result["runs"])
+        assert not models.exists()
+
+    def test_each_entry_is_a_change_of_the_default(self) -> None:
+        jobs = switches.make_jobs(Path("runs"), seeds=2)
+        assert len(jobs) == 2 * len(switches.ENTRIES) and folders_are_distinct(jobs)
+        make = MODELS["dmm"].make_config
+        default = make(6, 2, "", rtg_scale=1.0)  # what training chooses for the maze
+        for name, changes in switches.ENTRIES.items():
+            config = make(6, 2, "", **{"rtg_scale": 1.0, **changes})
+            assert (config == default) == (name == "default"), name
+        assert switches.ENTRIES["default"] == {}
+
+
+class TestGating:
+    def test_writes_its_file_and_keeps_the_first_seed(
+        self, run_command: RunCommand, models: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(gating, "ENTRIES", ("mamba", "dt"))
+        result = run_command(gating, seeds=2)
+        names = [f"{task}/{model}" for task in ("pointmaze", "hopper") for model in ("mamba", "dt")]
+        assert [(r["name"], r["seed"]) for r in result["runs"]] == [(n, seed) for seed in (0, 1) for n in names]
+        assert [(r["task"], r["model"]) for r in result["runs"][:4]] == [tuple(name.split("/")) for name in names]
+        assert list(dict.fromkeys(s["name"] for s in result["scores"])) == names
+        assert result["ratios"] == gating.summarize_ratios(result["runs"])
+        assert result["settings"]["tasks"]["hopper"] == {**vars(gating.TASKS["hopper"]), "targets": [3600.0]}
+        kept = sorted(folder.name for folder in (models / "gating").iterdir())
+        assert kept == sorted(f"{name.replace('/', '-')}-seed0" for name in names)
+
+        for row in result["runs"]:
+            for lists in (row["norms"], row["gradients"], row["gates"]):
+                assert all(len(tokens) == 24 for tokens in lists.values())
+            assert list(row["gradients"]) == ["action", "loss"]
+            assert list(row["gates"]) == ([] if row["model"] == "dt" else ["layer 1", "layer 2", "layer 3"])
+            if row["seed"] == 0:
+                again = gating.measure(kept_run(f"gating/{row['task']}-{row['model']}-seed0").policy, row["task"])
+                assert again == {key: row[key] for key in ("norms", "gradients", "gates")}
+
+    def test_second_call_trains_nothing(self, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(gating, "ENTRIES", ("dmm",))
+        monkeypatch.setattr(gating, "TASKS", {"pointmaze": gating.TASKS["pointmaze"]})
+        first = run_command(gating)
+        monkeypatch.setattr(gating, "train_job", lambda job: pytest.fail("trained again"))
+        assert run_command(gating) == first
+
+    def test_measured_windows_are_the_same_every_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        few = dataclasses.replace(gating.TASKS["pointmaze"], preview_episodes=3)
+        monkeypatch.setitem(gating.TASKS, "pointmaze", few)
+        first, again = (gating.measured_windows("pointmaze", context=3) for _ in range(2))
+        assert first.mask.shape == (128, 3) and bool(first.mask.all())
+        assert bool((first.states == again.states).all())
+
+    def test_ratios_by_hand(self) -> None:
+        # three time steps; the last is left out, so rtg is (1 + 3) / 2 = 2, state 4 and action 8
+        tokens = [1.0, 3.0, 10.0, 3.0, 5.0, 6.0, 100.0, 100.0, 0.0]
+        other = [t * 2 if i % 3 == 0 else t for i, t in enumerate(tokens)]
+        rows = [
+            {"task": "hopper", "model": "dt", "norms": {"layer 1, MLP": t}, "gradients": {"loss": tokens}}
+            for t in (tokens, other)
+        ]
+        found = {(r["kind"], r["stage"], r["modality"]): r for r in gating.summarize_ratios(rows)}
+        assert list(found) == [
+            ("norms", "layer 1, MLP", "rtg"),
+            ("norms", "layer 1, MLP", "state"),
+            ("gradients", "loss", "rtg"),
+            ("gradients", "loss", "state"),
+        ]
+        norms = found["norms", "layer 1, MLP", "rtg"]
+        assert norms["mean"] == pytest.approx((0.25 + 0.5) / 2) and norms["seeds"] == 2
+        assert norms["ci95"] == grid.mean_interval([0.25, 0.5])["ci95"]
+        assert found["gradients", "loss", "state"]["mean"] == 0.5
+        assert (norms["task"], norms["model"]) == ("hopper", "dt")
+
+    def test_jobs_differ_by_task_and_model_alone(self) -> None:
+        jobs = gating.make_jobs(Path("runs"), seeds=2)
+        assert len(jobs) == 12 and folders_are_distinct(jobs)
+        assert {job.changes["layers"] for job in jobs} == {3}
+        assert jobs[0].folder == Path("runs/pointmaze-dmm-seed0") and [job.seed for job in jobs] == [0] * 6 + [1] * 6
