@@ -1,0 +1,204 @@
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dmm.checks import CheckFailed, chapter_04
+from dmm.mamba import MambaBlock
+from tests.mamba_ssm_reference import arrays
+from tests.peers import official_block
+
+
+def conv(x, taps, bias, left=None):
+    left = taps.shape[1] - 1 if left is None else left
+    padded = F.pad(x.mT, (left, taps.shape[1]))
+    return F.conv1d(padded, taps[:, None], bias, groups=len(taps)).mT[:, : x.shape[1]]
+
+
+def mixed_conv(x, taps, bias):
+    return conv(x, taps, bias) + 0.1 * x.sum(-1, keepdim=True)
+
+
+def mixed_batch(x, taps, bias):
+    return conv(x, taps, bias) + 0.1 * x.sum(0, keepdim=True)
+
+
+def spoilt_token(x, taps, bias):
+    v = conv(x, taps, bias)
+    v[:, 3] += 1
+    return v
+
+
+def step(block, token, conv, ssm):
+    x, z = block.in_proj(token).chunk(2, -1)
+    window = torch.cat([conv, x[..., None]], -1)
+    u = F.silu((window * block.conv1d.weight[:, 0]).sum(-1) + block.conv1d.bias)
+    low, B, C = block.x_proj(u).split([block.rank, block.state_size, block.state_size], -1)
+    delta = F.softplus(block.dt_proj(low))
+    ssm = torch.exp(-delta[..., None] * block.A_log.exp()) * ssm + (delta * u)[..., None] * B[:, None]
+    return block.out_proj(((ssm * C[:, None]).sum(-1) + block.D * u) * F.silu(z)), window[..., 1:], ssm
+
+
+def step_in_place(block, token, conv, ssm):
+    out, conv, new = step(block, token, conv, ssm)
+    ssm.copy_(new)
+    return out, conv, ssm
+
+
+def step_from_zero(block, token, conv, ssm):
+    return step(block, token, torch.zeros_like(conv), torch.zeros_like(ssm))
+
+
+def bias(share, low=0.001, high=0.1):
+    return torch.log(torch.expm1(low * (high / low) ** share))
+
+
+def size(share, low=0.001, high=0.1):
+    return low * (high / low) ** share
+
+
+@pytest.mark.parametrize(
+    ("check", "answer"),
+    [
+        (chapter_04.check_conv, conv),
+        (chapter_04.check_step, step),
+        (chapter_04.check_bias, bias),
+        (chapter_04.check_bias, lambda share: torch.log(torch.exp(size(share)) - 1)),
+        (chapter_04.check_bias, lambda share: size(share) + torch.log(-torch.expm1(-size(share)))),
+        (chapter_04.check_bias, lambda share: bias(share).numpy()),
+    ],
+)
+def test_right_answers_pass_with_one_line(check, answer, capsys):
+    check(answer)
+    printed = capsys.readouterr().out
+    assert printed.startswith("Correct") and printed.count("\n") == 1
+
+
+def test_checks_work_in_double_precision_too():
+    torch.set_default_dtype(torch.float64)
+    try:
+        chapter_04.check_conv(lambda x, taps, bias: conv(x, taps, bias))
+        chapter_04.check_step(step)
+        chapter_04.check_bias(bias)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        (lambda x, taps, bias: conv(x, taps, bias, left=0), "not after the last"),
+        (lambda x, taps, bias: conv(x, taps, bias, left=1), "on both sides"),
+        (lambda x, taps, bias: conv(x, taps, bias, left=2), "on both sides"),
+        (lambda x, taps, bias: conv(x, taps, bias, left=4), "meets the token before it"),
+        (lambda x, taps, bias: conv(x, taps.flip(1), bias), "reverse order"),
+        (lambda x, taps, bias: conv(x, taps.T.contiguous(), bias), "channel for tap"),
+        (lambda x, taps, bias: F.pad(x, (3, 0)).unfold(2, 4, 1).mul(taps).sum(-1) + bias, "channel for token"),
+        (lambda x, taps, bias: conv(x, taps, 0 * bias), "bias is missing"),
+        (lambda x, taps, bias: conv(torch.cat([x[:, :1]] * 3 + [x], 1), taps, bias)[:, 3:], "repeats the first"),
+        (lambda x, taps, bias: conv(x, taps, bias)[:, 3:], "3 tokens are missing"),
+        (lambda x, taps, bias: F.pad(conv(x, taps, bias), (0, 0, 0, 3)), "3 tokens too many"),
+        (lambda x, taps, bias: conv(x, taps, bias).mT, "axes are swapped"),
+        (mixed_conv, "channels mix"),
+        (mixed_batch, "sequences of the batch mix"),
+        (lambda x, taps, bias: conv(x, taps, bias) + x.mean(1, keepdim=True), "changing the last token"),
+        (lambda x, taps, bias: conv(x, taps, bias) + x.cumsum(1), "window is too long"),
+        (lambda x, taps, bias: conv(x, taps * (taps != taps[:, :1]), bias), "window is too short"),
+        (spoilt_token, "differs first at token 3"),
+        (lambda x, taps, bias: x[0], "expected shape"),
+        (lambda x, taps, bias: None, "returned nothing"),
+        (lambda x, taps, bias: F.conv1d(x.mT, taps[:, None], bias), "raised RuntimeError"),
+    ],
+)
+def test_wrong_convolutions_are_told_why(answer, hint):
+    with pytest.raises(CheckFailed, match=hint) as caught:
+        chapter_04.check_conv(answer)
+    assert "\n" not in str(caught.value) or "raised" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"), [(wrong, f"^{re.escape(hint)}$") for hint, wrong in chapter_04._STEP_MISTAKES.items()]
+)
+def test_each_known_wrong_step_is_told_why(answer, hint):
+    with pytest.raises(CheckFailed, match=hint):
+        chapter_04.check_step(answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        (step_in_place, "changed in place"),
+        (step_from_zero, "token 1 is the first with a wrong output"),
+        (lambda block, token, conv, ssm: (0.5 * token, conv, ssm), "first token's output is wrong"),
+        (lambda block, token, conv, ssm: step(block, token, conv, ssm)[:2], "return three things"),
+        (lambda block, token, conv, ssm: step(block, token, conv, ssm)[0], "return three things"),
+        (lambda block, token, conv, ssm: (*step(block, token, conv, ssm)[:2], ssm.mT), "ssm: expected shape"),
+        (lambda block, token, conv, ssm: (step(block, token, conv, ssm)[0], F.pad(conv, (0, 1)), ssm), "conv: expec"),
+        (lambda block, token, conv, ssm: None, "returned nothing"),
+    ],
+)
+def test_other_wrong_steps_are_told_why(answer, hint):
+    with pytest.raises(CheckFailed, match=hint):
+        chapter_04.check_step(answer)
+
+
+def test_a_right_output_with_a_wrong_last_state_is_found():
+    seen = []
+
+    def answer(block, token, conv, ssm):
+        seen.append(token)
+        out, conv, ssm = step(block, token, conv, ssm)
+        return out, conv, ssm + (len(seen) == 6)
+
+    with pytest.raises(CheckFailed, match="ssm after the last token"):
+        chapter_04.check_step(answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        (size, "step size itself"),
+        (lambda share: torch.log(size(share)), "inverts exp, not softplus"),
+        (lambda share: F.softplus(size(share)), "not its inverse"),
+        (lambda share: torch.log(torch.exp(size(share)) + 1), "not its inverse"),
+        (lambda share: torch.log(torch.expm1(0.001 + share * 0.099)), "uniform, not log-uniform"),
+        (lambda share: 0.001 + share * 0.099, "the inverse of softplus is missing"),
+        (lambda share: bias(1 - share), "low and high are swapped"),
+        (lambda share: torch.log(torch.expm1(torch.exp(-3 + 2 * share))), "different bases"),
+        (lambda share: -bias(share), "wrong sign"),
+        (lambda share: bias(share) + 0.5, "softplus of the bias is"),
+        (lambda share: torch.log(share), "NaN or infinity"),
+        (lambda share: bias(share)[1:], "expected shape"),
+        (lambda share: None, "returned nothing"),
+    ],
+)
+def test_wrong_biases_are_told_why(answer, hint):
+    with pytest.raises(CheckFailed, match=hint):
+        chapter_04.check_bias(answer)
+
+
+class TestReference:
+    def test_equals_our_block_with_its_weights(self):
+        reference = chapter_04.mamba_ssm_reference()
+        ours = MambaBlock(**reference.sizes)
+        ours.load_state_dict(reference.weights, strict=True)
+        torch.testing.assert_close(ours(reference.tokens), reference.output, rtol=1e-5, atol=1e-6)
+
+    def test_official_block_still_answers_the_same(self):
+        reference = chapter_04.mamba_ssm_reference()
+        sizes = reference.sizes
+        official = official_block(
+            sizes["d"], d_state=sizes["state_size"], expand=sizes["expand"], d_conv=sizes["conv_width"]
+        )
+        official.load_state_dict(reference.weights, strict=True)
+        torch.testing.assert_close(official(reference.tokens), reference.output, rtol=1e-5, atol=1e-6)
+
+    def test_file_holds_what_the_command_writes(self):
+        with np.load(chapter_04.REFERENCE, allow_pickle=False) as file:
+            assert {name: file[name].shape for name in file} == {name: a.shape for name, a in arrays().items()}
+
+    def test_no_mistake_can_hide_in_it(self):
+        reference = chapter_04.mamba_ssm_reference()
+        assert reference.weights["D"].std() > 0.5 and reference.output.std() > 1e-3
