@@ -1,0 +1,192 @@
+import math
+
+import pytest
+import torch
+
+from dmm.checks import CheckFailed, chapter_07
+from dmm.model import DecisionMetaMamba, DMMConfig
+
+
+def block(X, norm_1, dsm, norm_2, mamba):
+    x = norm_1(X)
+    z = norm_2(x + dsm(x))
+    return z + mamba(z)
+
+
+def released(X, norm_1, dsm, norm_2, mamba):
+    h = X + dsm(norm_1(X))
+    return h + mamba(norm_2(h))
+
+
+def first_residual_raw(X, norm_1, dsm, norm_2, mamba):
+    z = norm_2(X + dsm(norm_1(X)))
+    return z + mamba(z)
+
+
+def second_residual_raw(X, norm_1, dsm, norm_2, mamba):
+    z = norm_1(X) + dsm(norm_1(X))
+    return z + mamba(norm_2(z))
+
+
+def no_first_norm(X, norm_1, dsm, norm_2, mamba):
+    z = norm_2(X + dsm(X))
+    return z + mamba(z)
+
+
+def no_second_norm(X, norm_1, dsm, norm_2, mamba):
+    z = norm_1(X) + dsm(norm_1(X))
+    return z + mamba(z)
+
+
+def one_norm_twice(X, norm_1, dsm, norm_2, mamba):
+    return block(X, norm_1, dsm, norm_1, mamba)
+
+
+def no_dsm_residual(X, norm_1, dsm, norm_2, mamba):
+    z = norm_2(dsm(norm_1(X)))
+    return z + mamba(z)
+
+
+def no_mamba_residual(X, norm_1, dsm, norm_2, mamba):
+    return mamba(norm_2(norm_1(X) + dsm(norm_1(X))))
+
+
+def side_by_side(X, norm_1, dsm, norm_2, mamba):
+    x = norm_1(X)
+    return x + dsm(x) + mamba(x)
+
+
+def dsm_last(X, norm_1, dsm, norm_2, mamba):
+    return block(X, norm_1, mamba, norm_2, dsm)
+
+
+def interleaved(R, s, a):
+    return torch.stack([R, s, a], 2).flatten(1, 2)
+
+
+def frame(R, s, a, mix):
+    return mix(interleaved(R, s, a))[:, 1::3]
+
+
+def count(s, a, d, layers, w, *, norms=4, dsms=None, expand=1, rank=None, conv=0, dsm_bias=0, bias=1):
+    """The right count, or a wrong one by its keywords."""
+    rank = math.ceil(d / 16) if rank is None else rank
+    e = expand * d
+    mamba = 2 * e * d + e * (rank + 32) + (rank + 1) * e + 16 * e + e + e * d + conv
+    frame = (1 + bias) * d + (s + bias) * d + (a + bias) * d + (d + bias) * a
+    return frame + norms * 2 * d + (layers if dsms is None else dsms) * (w * d * d + dsm_bias) + layers * mamba
+
+
+@pytest.mark.parametrize(
+    ("check", "answer"),
+    [(chapter_07.check_block, block), (chapter_07.check_frame, frame), (chapter_07.check_count, count)],
+)
+def test_right_answers_pass_with_one_line(check, answer, capsys):
+    check(answer)
+    printed = capsys.readouterr().out
+    assert printed.startswith("Correct") and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+def test_block_check_follows_the_default_precision(default):
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(default)
+        chapter_07.check_block(block)
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("sizes", [(11, 3, 64, 3, 6), (17, 6, 32, 3, 6), (4, 2, 40, 2, 3), (3, 1, 16, 1, 1)])
+def test_the_count_is_that_of_the_model(sizes):
+    s, a, d, layers, w = sizes
+    policy = DecisionMetaMamba(DMMConfig.released(s, a, width=d, layers=layers, window=w))
+    assert count(*sizes) == policy.parameter_count()
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        (released, "both residuals start from the raw input"),
+        (first_residual_raw, "the first residual starts from the raw input"),
+        (second_residual_raw, "the second residual starts from Z"),
+        (no_first_norm, "the first norm is missing"),
+        (no_second_norm, "the second norm is missing"),
+        (one_norm_twice, "the first norm is used twice"),
+        (no_dsm_residual, "the residual around the DSM is missing"),
+        (no_mamba_residual, "the residual around Mamba is missing"),
+        (side_by_side, "side by side"),
+        (dsm_last, "the DSM comes last"),
+        (lambda X, *parts: X, "not equation 3"),
+        (lambda X, *parts: block(X, *parts)[0], "expected shape"),
+        (lambda X, *parts: None, "returned nothing"),
+    ],
+)
+def test_wrong_blocks_are_told_why(answer, hint):
+    with pytest.raises(CheckFailed, match=hint) as caught:
+        chapter_07.check_block(answer)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        (lambda R, s, a, mix: mix(torch.cat([R, s, a], 1))[:, 1::3], "all returns come first"),
+        (lambda R, s, a, mix: mix(torch.stack([R, s, a], 1).flatten(1, 2))[:, 1::3], "all returns come first"),
+        (lambda R, s, a, mix: mix(torch.stack([R, s, a], -1).view(2, 12, 5))[:, 1::3], "stacked along the last axis"),
+        (
+            lambda R, s, a, mix: mix(torch.cat([R, s, a], -1).view(2, 4, 5, 3).mT.reshape(2, 12, 5))[:, 1::3],
+            "cuts across the channels",
+        ),
+        (lambda R, s, a, mix: mix(interleaved(s, R, a))[:, ::3], "yours is state, return, action"),
+        (lambda R, s, a, mix: mix(interleaved(s, a, R))[:, ::3], "yours is state, action, return"),
+        (lambda R, s, a, mix: mix(interleaved(R, a, s))[:, 2::3], "a leak"),
+        (lambda R, s, a, mix: mix(torch.stack([R, s, a]).reshape(2, 12, 5))[:, 1::3], "episodes are mixed"),
+        (lambda R, s, a, mix: mix(interleaved(*(x.flip(1) for x in (R, s, a))))[:, 1::3], "time runs backwards"),
+        (lambda R, s, a, mix: mix(interleaved(R, s, a))[:, ::3], "one too early"),
+        (lambda R, s, a, mix: mix(interleaved(R, s, a))[:, 2::3], "one too late"),
+        (lambda R, s, a, mix: mix(interleaved(R, s, a))[:, :4], "first k tokens"),
+        (lambda R, s, a, mix: mix(interleaved(R, s, a))[:, 1:5], "tokens 1 to k"),
+        (lambda R, s, a, mix: mix(interleaved(R, s, a))[:, -4:], "last k tokens"),
+        (lambda R, s, a, mix: mix(interleaved(R, s, a)), "all tokens came back"),
+        (lambda R, s, a, mix: (mix(interleaved(R, s, a)), s)[1], "not what mix made"),
+        (lambda R, s, a, mix: s, "mix was not called"),
+        (lambda R, s, a, mix: mix(torch.stack([R, s, a], 2)), "mix was given"),
+        (lambda R, s, a, mix: mix(interleaved(R, s, a))[:, [1, 4, 7, 8]], "not the outputs at tokens"),
+        (lambda R, s, a, mix: None, "returned nothing"),
+    ],
+)
+def test_wrong_frames_are_told_why(answer, hint):
+    with pytest.raises(CheckFailed, match=hint) as caught:
+        chapter_07.check_frame(answer)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        (lambda *n: count(*n, norms=2 + 2 * n[3]), "norms of its own in each layer"),
+        (lambda *n: count(*n, dsms=1), "one DSM for all layers"),
+        (lambda *n: count(*n, dsm_bias=n[2]), "gives the DSM a bias"),
+        (lambda *n: count(*n, dsm_bias=n[4] * n[2] - n[4] * n[2] ** 2), "depth-wise DSM"),
+        (lambda *n: count(*n[:4], 1), "leaves the window out"),
+        (lambda *n: count(*n, bias=0), "biases of the embeddings and the head"),
+        (lambda *n: count(*n, norms=3), "one LayerNorm short"),
+        (lambda *n: count(*n, norms=2), "two of the four LayerNorms"),
+        (lambda *n: count(*n, norms=0), "forgets the LayerNorms"),
+        (lambda *n: count(*n) - 3 * n[2], "biases of the embeddings$"),
+        (lambda *n: count(*n) - n[1], "the head's bias"),
+        (lambda *n: count(*n, expand=2), "expansion of 2"),
+        (lambda *n: count(*n, conv=5 * n[2]), "still has Mamba's convolution"),
+        (lambda *n: count(*n, conv=-16 * n[2]), "forgets Mamba's A"),
+        (lambda *n: count(*n, conv=-n[2]), "short in each layer"),
+        (lambda *n: count(*n, rank=n[2] // 16), "not rounded up"),
+        (lambda *n: count(*n) + 7, "too many by 7"),
+        (lambda *n: "many", "expected a number"),
+        (lambda *n: None, "returned nothing"),
+    ],
+)
+def test_wrong_counts_are_told_why(answer, hint):
+    with pytest.raises(CheckFailed, match=hint) as caught:
+        chapter_07.check_count(answer)
+    assert "\n" not in str(caught.value)
