@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from base64 import b64decode
 from typing import Any
 
 import numpy as np
@@ -215,6 +216,12 @@ def test_steps_have_no_rounding_dust() -> None:
         ({"controls": [Slider("delta", "Step", [0.1])]}, "delta"),
         ({"controls": [Slider("first", "Step", [0.1, 0.2])], "data": {"first": Table(1.0)}}, "first"),
         ({"data": {"response": Table(np.random.default_rng(0).random(60_000))}, "readouts": []}, "300,000"),
+        ({"data": {"response": Table(np.eye(2))}, "panels": [Heatmap(data="response", y_ticks=["a"])]}, "y_ticks"),
+        ({"data": {"response": Table(np.eye(2))}, "panels": [Heatmap(data="response", x_kinds=["rtg"])]}, "x_kinds"),
+        ({"data": {"response": Table(np.eye(2))}, "panels": [Heatmap(data="response", x_kinds=["rtg", "b"])]}, "'b'"),
+        ({"data": {"response": Table([1.0])}, "panels": [Heatmap(data="response")]}, "rows, columns"),
+        ({"panels": [Lines(y={"x": Line("response", low="response")})]}, "both low and high"),
+        ({"panels": [Lines(y={"x": Line("response", low="response", high="nothing")})]}, "nothing"),
     ],
 )
 def test_bad_figures_are_refused_in_one_line(change: dict[str, Any], named: str) -> None:
@@ -223,6 +230,73 @@ def test_bad_figures_are_refused_in_one_line(change: dict[str, Any], named: str)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("array", "bits", "named"), [([1.0], 4, "bits is 4"), (["a"], 8, "texts")])
+def test_bad_packing_is_refused(array: list[Any], bits: Any, named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        Table(array, bits=bits)
+
+
 def test_steps_refuses_an_empty_range() -> None:
     with pytest.raises(InputError, match="high"):
         steps(1, 0, 0.1)
+
+
+def test_a_packed_table_is_one_byte_per_number_and_python_says_the_same() -> None:
+    numbers = np.random.default_rng(0).normal(size=(2, 3, 24, 700))
+    numbers[1, 2, 0, :3] = [np.nan, np.inf, 0.0]
+    figure = explorer(
+        data={"map": Table(numbers, by=("method", "delta"), bits=8)},
+        panels=[Heatmap(data="map")],
+        readouts=[],
+    )
+    source = figure.spec["data"]["map"]
+    assert len(json.dumps(source)) < numbers.size * 4 / 3 + 200
+    step = (np.nanmax(numbers[np.isfinite(numbers)]) - numbers.min(where=np.isfinite(numbers), initial=0)) / 253
+    for i, method in enumerate(["zoh", "euler"]):
+        drawn = figure.at(method=method, delta=0.5)["map"]
+        finite = np.isfinite(numbers[i, 2])
+        np.testing.assert_array_equal(np.isfinite(drawn), finite)
+        np.testing.assert_allclose(drawn[finite], numbers[i, 2][finite], atol=0.501 * step)
+    assert figure.at(method="euler", delta=0.5)["map"][0, 2] == 0.0, "zero stays zero"
+    codes = np.frombuffer(b64decode(source["bytes"]), dtype=np.uint8).reshape(source["shape"])
+    np.testing.assert_array_equal(
+        figure.at(method="zoh", delta=0.1)["map"], source["low"] + codes[0, 0] * source["step"]
+    )
+
+
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=20))
+def test_packing_keeps_ends_order_and_zero(numbers: list[float]) -> None:
+    drawn = explorer(data={"map": Table([numbers], bits=8)}, panels=[Heatmap(data="map")], readouts=[]).at()["map"][0]
+    step = (max(numbers) - min(numbers)) / 253
+    np.testing.assert_allclose(drawn, numbers, atol=0.501 * step + 1e-12)
+    order = np.argsort(numbers, kind="stable")
+    assert (np.diff(drawn[order]) >= 0).all()
+    if min(numbers) <= 0 <= max(numbers):
+        assert (drawn[np.array(numbers) == 0] == 0).all()
+
+
+@pytest.mark.parametrize("numbers", [[[np.nan, np.nan]], [[3.0, 3.0]], [[0.0, 0.0]]])
+def test_a_packed_table_may_hold_one_number_or_none(numbers: list[list[float]]) -> None:
+    figure = explorer(data={"map": Table(numbers, bits=8)}, panels=[Heatmap(data="map")], readouts=[])
+    np.testing.assert_array_equal(figure.at()["map"], numbers)
+    assert figure.picture().startswith(b"\x89PNG")
+
+
+def test_a_line_carries_its_interval() -> None:
+    data = {"mid": Table([0.2, 0.4, np.nan]), "low": Table([-1.0, 0.3, 0.1]), "high": Table([0.5, 3.0, 0.6])}
+    styles = ("line", "dashed", "dots", "steps")
+    lines = {style: Line("mid", style=style, low="low", high="high") for style in styles}  # type: ignore[arg-type]
+    figure = explorer(data=data, panels=[Lines(y=lines)], readouts=[])
+    assert set(data_names(figure.spec["panels"][0])) == {"mid", "low", "high"}
+    low, high = figure.spec["panels"][0]["y_range"]
+    assert low < -1.0 and high > 3.0
+    assert figure.picture().startswith(b"\x89PNG")
+
+
+def test_a_heat_map_shows_the_modality_of_its_rows_and_columns() -> None:
+    kinds = ["rtg", "state", "action"]
+    panel = Heatmap(data="map", x_kinds=kinds, y_kinds=kinds[:2], x_ticks=kinds, transpose=True)
+    with_bands = explorer(data={"map": Table(np.eye(3)[:, :2])}, panels=[panel], readouts=[])
+    without = explorer(data={"map": Table(np.eye(3)[:, :2])}, panels=[Heatmap(data="map", transpose=True)], readouts=[])
+    assert with_bands.spec["panels"][0]["y_kinds"] == ["rtg", "state"]
+    assert with_bands.picture() != without.picture()

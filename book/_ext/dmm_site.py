@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,36 +16,12 @@ ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "dmm" / "_assets"
 MODULE_END = "export default { render };"
 
-_UPGRADE = """
-function still(spec) {
-  const values = { spec, state: {} };
-  const set = (key, value) => { values[key] = value; };
-  return { get: (key) => values[key], set, save_changes() {}, on() {}, off() {} };
-}
 
-function upgrade() {
-  for (const figure of document.querySelectorAll("figure.dmm-widget:not(.dmm-live)")) {
-    try {
-      const spec = JSON.parse(figure.querySelector('script[type="application/json"]').textContent);
-      render({ model: still(spec), el: figure });
-    } catch (error) {
-      // The picture of this figure stays, and the others still come alive.
-      figure.classList.remove("dmm-live");
-      console.error(error);
-    }
-  }
-}
-
-if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", upgrade);
-else upgrade();
-"""
-
-
-def classic_script(module: str) -> str:
-    """The widget's ES module as a plain script, because modules do not load from file:// pages."""
+def classic_script(module: str, page: str) -> str:
+    """The widget's ES module and the page's part as one plain script: modules do not load from file:// pages."""
     if module.count(MODULE_END) != 1:
         raise ValueError(f"widgets.js must end with {MODULE_END!r} once")
-    return f'(() => {{\n"use strict";\n{module.replace(MODULE_END, "")}{_UPGRADE}}})();\n'
+    return f'(() => {{\n"use strict";\n{module.replace(MODULE_END, "")}\n{page}}})();\n'
 
 
 def execution_key(root: Path = ROOT) -> str:
@@ -72,7 +49,8 @@ def _use_keyed_cache(app: Sphinx, config: Config) -> None:
 def _write_assets(app: Sphinx) -> None:
     static = Path(app.outdir) / "_static"
     static.mkdir(parents=True, exist_ok=True)
-    (static / "dmm-widgets.js").write_text(classic_script((ASSETS / "widgets.js").read_text("utf8")), "utf8")
+    module, page = ((ASSETS / name).read_text("utf8") for name in ("widgets.js", "page.js"))
+    (static / "dmm-widgets.js").write_text(classic_script(module, page), "utf8")
     shutil.copyfile(ASSETS / "widgets.css", static / "dmm-widgets.css")
 
 
@@ -87,11 +65,27 @@ def _is_foreign(script: Any) -> bool:
     return "thebe" in described or attributes.get("type") == "application/vnd.jupyter.widget-state+json"
 
 
+def _mend_roles(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Make citations items of their list: docutils gives the list and its entries roles that do not fit together."""
+    citation = r'(<div class="citation" id="[^"]*" )role="doc-biblioentry"'
+    context["body"] = re.sub(citation, r'\1role="listitem"', context.get("body", ""))
+
+
+def _drop_icon_script(app: Sphinx, error: Exception | None) -> None:
+    """Empty the 1.5 MB script that would redraw the icons which the theme's style sheet already draws."""
+    script = Path(app.outdir) / "_static" / "scripts" / "fontawesome.js"
+    if script.exists():
+        script.write_text("// The style sheet draws the icons.\n", "utf8")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_config_value("execution_key", "", "env", types=[str])
     app.connect("config-inited", _use_keyed_cache)
     app.connect("builder-inited", _write_assets)
     app.connect("html-page-context", _drop_foreign_scripts, priority=900)
+    app.connect("html-page-context", _mend_roles)
+    app.connect("build-finished", _drop_icon_script)
     app.add_js_file("dmm-widgets.js", loading_method="defer")
+    app.add_js_file("scrollers.js", loading_method="defer")
     app.add_css_file("dmm-widgets.css")
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,4 @@
-// Draws one Explorer specification (see dmm/widgets.py): controls on top, canvases below, every number from the specification.
+// Draws one Explorer specification (see dmm/widgets): controls on top, canvases below, every number from the specification.
 // The same source runs as an anywidget module in Jupyter and, wrapped by the site's build, as a plain script on static pages.
 
 // ---- numbers as text, as Python's format() writes them ----
@@ -56,6 +56,19 @@ function nested(flat, shape) {
   return Array.from({ length: shape[0] }, (_, i) => nested(flat.slice(i * inner, (i + 1) * inner), shape.slice(1)));
 }
 
+const GAP = 255;
+const unpackedTables = new WeakMap();
+
+// A packed table carries one byte per number: number = low + byte * step.
+function tableNumbers(source) {
+  if (!("bytes" in source)) return source.values;
+  if (!unpackedTables.has(source)) {
+    const codes = Uint8Array.from(atob(source.bytes), (letter) => letter.charCodeAt(0));
+    unpackedTables.set(source, Array.from(codes, (code) => (code === GAP ? null : source.low + code * source.step)));
+  }
+  return unpackedTables.get(source);
+}
+
 function tableValues(source, settings, controls) {
   let start = 0;
   let block = size(source.shape);
@@ -63,7 +76,7 @@ function tableValues(source, settings, controls) {
     block /= source.shape[axis];
     start += block * controls[name].values.indexOf(settings[name]);
   });
-  return nested(source.values.slice(start, start + block), source.shape.slice(source.by.length));
+  return nested(tableNumbers(source).slice(start, start + block), source.shape.slice(source.by.length));
 }
 
 function bound(value, known) {
@@ -89,7 +102,7 @@ function scanValues(source, known) {
   return { decay, states, contributions, y, kept, attribution, last_y: y.at(-1), first_kept: kept[0] };
 }
 
-// A source that needs more than a table look-up: add it here and, under the same name, to COMPUTED in dmm/widgets.py.
+// A source that needs more than a table look-up: add it here and, under the same name, to COMPUTED in dmm/widgets/sources.py.
 const computed = { "selective-scan": scanValues };
 
 function evaluate(spec, settings) {
@@ -134,6 +147,15 @@ function niceTicks([low, high], count) {
   const ticks = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) ticks.push(i * step);
   return ticks;
+}
+
+// A colour bar with one number would say nothing about the scale.
+function scaleTicks(range, count) {
+  for (let more = Math.max(2, count); more < 20; more += 1) {
+    const ticks = niceTicks(range, more);
+    if (ticks.length > 2) return ticks;
+  }
+  return range;
 }
 
 function powerTicks([low, high]) {
@@ -246,7 +268,7 @@ function equalRanges(panel, box) {
 // ---- panels: each draws itself and returns the cells that pointer and arrow keys can visit ----
 
 function linesPanel(g, panel, get, w, h, theme) {
-  const series = panel.y.map((entry) => ({ ...entry, values: get(entry.data) }));
+  const series = panel.y.map((entry) => ({ ...entry, values: get(entry.data), ends: entry.low ? [get(entry.low), get(entry.high)] : null }));
   const length = Math.max(...series.map((entry) => entry.values.length));
   const xs = typeof panel.x === "string" ? get(panel.x) : panel.x ?? Array.from({ length }, (_, i) => i);
   const xRange = panel.x_range ?? [0, Math.max(1, length - 1)];
@@ -259,14 +281,17 @@ function linesPanel(g, panel, get, w, h, theme) {
   axes(g, panel, box, theme, { x, y, xTicks, yTicks });
   clipped(g, box, () => {
     for (const mark of panel.marks) drawMark(g, mark, get, box, x, y, theme);
-    for (const entry of series) drawLine(g, entry, entry.values.map((value, i) => [x(xs[i]), value === null ? NaN : y(value)]), theme);
+    const places = (numbers) => numbers.map((value, i) => [x(xs[i]), value === null ? NaN : y(panel.log_y ? Math.max(value, panel.y_range[0]) : value)]);
+    for (const entry of series) if (entry.ends) drawInterval(g, entry, ...entry.ends.map(places), theme);
+    for (const entry of series) drawLine(g, entry, places(entry.values), theme);
   });
   legend(g, series, box, theme);
   const xName = panel.x_label || "x";
+  const spread = (entry, i) => (entry.ends ? ` (${entry.ends.map((end) => formatValue(end[i], ".4g")).join(" to ")})` : "");
   return {
     rows: 1, columns: length,
     rect: (_, i) => ({ x: x(xs[i]) - 1, y: box.y, w: 2, h: box.h }),
-    text: (_, i) => `${xName} ${tickText(xs[i])}: ${series.map((entry) => `${entry.name} ${formatValue(entry.values[i], ".4g")}`).join(", ")}`,
+    text: (_, i) => `${xName} ${tickText(xs[i])}: ${series.map((entry) => `${entry.name} ${formatValue(entry.values[i], ".4g")}${spread(entry, i)}`).join(", ")}`,
     find: (px) => [0, nearest(xs.map((value) => Math.abs(x(value) - px)))],
   };
 }
@@ -288,25 +313,45 @@ function drawMark(g, mark, get, box, x, y, theme) {
   }
 }
 
+const corners = (points) => points.flatMap(([px, py], i) => (i + 1 < points.length ? [[px, py], [points[i + 1][0], py]] : [[px, py]]));
+
+function drawInterval(g, entry, low, high, theme) {
+  const color = theme[entry.color];
+  if (entry.style === "dots") {
+    low.forEach((end, i) => stroke(g, [end, high[i]], { color, width: 1.5 }));
+    return;
+  }
+  const [below, above] = entry.style === "steps" ? [corners(low), corners(high)] : [low, high];
+  g.save();
+  g.fillStyle = color;
+  g.globalAlpha = 0.2;
+  // One polygon per run without gaps.
+  for (let i = 0; i < below.length; i++) {
+    const first = i;
+    while (i < below.length && Number.isFinite(below[i][1]) && Number.isFinite(above[i][1])) i++;
+    g.beginPath();
+    for (const [px, py] of [...above.slice(first, i), ...below.slice(first, i).reverse()]) g.lineTo(px, py);
+    g.fill();
+  }
+  g.restore();
+}
+
 function drawLine(g, entry, points, theme) {
   const color = theme[entry.color];
   if (entry.style === "dots") {
     for (const [px, py] of points) if (Number.isFinite(py)) dot(g, px, py, 3.5, color);
     return;
   }
-  const corners = entry.style === "steps"
-    ? points.flatMap(([px, py], i) => (i + 1 < points.length ? [[px, py], [points[i + 1][0], py]] : [[px, py]])) : points;
-  stroke(g, corners, { color, width: 2.2, dash: entry.style === "dashed" ? [6, 4] : [] });
+  stroke(g, entry.style === "steps" ? corners(points) : points, { color, width: 2.2, dash: entry.style === "dashed" ? [6, 4] : [] });
 }
 
 function heatmapPanel(g, panel, get, w, h, theme) {
   const raw = get(panel.data);
   const matrix = panel.transpose ? raw[0].map((_, j) => raw.map((row) => row[j])) : raw;
   const [rows, columns] = [matrix.length, matrix[0].length];
-  const [rowNames, columnNames] = [panel.y_ticks, panel.x_ticks].map((names, axis) => names ?? Array.from({ length: axis ? columns : rows }, (_, i) => String(i)));
-  const left = tickWidth(g, rowNames, String) + (panel.y_label ? 28 : 12);
-  const barLeft = Math.max(tickWidth(g, panel.range, tickText), 24) + (panel.value_label ? 46 : 30);
-  const box = framed(w, h, { left, right: barLeft, bottom: panel.x_label ? 42 : 24 });
+  const numbered = (length) => Array.from({ length }, (_, i) => String(i));
+  const [rowNames, columnNames] = [panel.y_ticks ?? numbered(rows), panel.x_ticks ?? numbered(columns)];
+  const { box, bar } = heatmapFrame(g, panel, rowNames, w, h);
   const colors = panel.colors === "diverging" ? RED_BLUE : VIRIDIS;
   const share = linear(panel.range, 0, 1);
   const rect = (r, c) => ({ x: box.x + (c * box.w) / columns, y: box.y + (r * box.h) / rows, w: box.w / columns, h: box.h / rows });
@@ -316,27 +361,71 @@ function heatmapPanel(g, panel, get, w, h, theme) {
     g.fillRect(cell.x, cell.y, cell.w + 0.5, cell.h + 0.5);
   }));
   const thin = (count, room) => Array.from({ length: count }, (_, i) => i).filter((i) => i % Math.ceil(count / Math.max(1, Math.floor(room))) === 0);
-  const wide = tickWidth(g, columnNames, String) + 8;
-  axes(g, panel, box, theme, {
+  axes(g, panel, kindBands(g, panel, box, rect, theme), theme, {
     x: (c) => box.x + ((c + 0.5) * box.w) / columns, y: (r) => box.y + ((r + 0.5) * box.h) / rows, grid: false,
-    xTicks: thin(columns, box.w / wide), yTicks: thin(rows, box.h / 15), xText: (c) => columnNames[c], yText: (r) => rowNames[r],
+    xTicks: thin(columns, box.w / (tickWidth(g, columnNames, String) + 8)), yTicks: thin(rows, box.h / 12),
+    xText: (c) => columnNames[c], yText: (r) => rowNames[r],
   });
-  colorBar(g, panel, colors, { x: box.x + box.w + 12, y: box.y, w: 12, h: box.h }, w, theme);
+  colorBar(g, panel, colors, bar, w, theme);
+  legend(g, heatmapKinds(panel), { x: 8, w: w - 16 }, theme, 0);
+  const named = (name, kind) => (kind && !name.includes(kind) && !name.includes(KIND_NAMES[kind]) ? `${name} (${KIND_NAMES[kind] ?? kind})` : name);
   return {
     rows, columns, rect,
-    text: (r, c) => `${panel.y_label || "row"} ${rowNames[r]}, ${panel.x_label || "column"} ${columnNames[c]}: ${panel.value_label || "value"} ${formatValue(matrix[r][c], panel.format)}`,
+    text: (r, c) => `${panel.y_label || "row"} ${named(rowNames[r], panel.y_kinds?.[r])}, ` +
+      `${panel.x_label || "column"} ${named(columnNames[c], panel.x_kinds?.[c])}: ${panel.value_label || "value"} ${formatValue(matrix[r][c], panel.format)}`,
     find: (px, py) => [Math.floor(((py - box.y) / box.h) * rows), Math.floor(((px - box.x) / box.w) * columns)],
   };
 }
 
-function colorBar(g, panel, colors, box, w, theme) {
-  for (let i = 0; i < box.h; i++) {
-    g.fillStyle = mapped(colors, 1 - i / box.h);
-    g.fillRect(box.x, box.y + i, box.w, 1.5);
+// Where the map goes, and where its colour bar: beside it, or on a phone, where the map needs the width, under it.
+function heatmapFrame(g, panel, rowNames, w, h) {
+  const kinds = heatmapKinds(panel);
+  const below = (panel.x_label ? 42 : 24) + (panel.x_kinds ? BAND + 3 : 0);
+  const lying = w < 420 && h >= 200;
+  const beside = Math.max(tickWidth(g, panel.range, tickText), 24) + (panel.value_label ? 46 : 30);
+  const box = framed(w, h, {
+    left: tickWidth(g, rowNames, String) + (panel.y_label ? 28 : 12) + (panel.y_kinds ? BAND + 3 : 0),
+    right: lying ? 8 : beside,
+    top: kinds.length ? legendHeight(g, kinds, w - 16) + 4 : 10,
+    bottom: below + (lying ? (panel.value_label ? 48 : 34) : 0),
+  });
+  const bar = lying ? { lying, x: box.x, y: box.y + box.h + below + 4, w: box.w, h: 10 } : { lying, x: box.x + box.w + 12, y: box.y, w: 12, h: box.h };
+  return { box, bar };
+}
+
+const BAND = 6;
+const KIND_NAMES = { rtg: "return-to-go", state: "state", action: "action" };
+const kindEntries = (kinds) => [...new Set(kinds)].map((kind) => ({ name: KIND_NAMES[kind] ?? kind, color: kind, style: "dots" }));
+const heatmapKinds = (panel) => kindEntries([...(panel.y_kinds ?? []), ...(panel.x_kinds ?? [])]);
+
+// The bands stand between the map and its ticks; returns the box at whose edges the ticks are written.
+function kindBands(g, panel, box, rect, theme) {
+  const [left, below] = [panel.y_kinds ? BAND + 3 : 0, panel.x_kinds ? BAND + 3 : 0];
+  (panel.y_kinds ?? []).forEach((kind, r) => {
+    g.fillStyle = theme[kind];
+    g.fillRect(box.x - BAND - 2, rect(r, 0).y, BAND, rect(r, 0).h + 0.3);
+  });
+  (panel.x_kinds ?? []).forEach((kind, c) => {
+    g.fillStyle = theme[kind];
+    g.fillRect(rect(0, c).x, box.y + box.h + 2, rect(0, c).w + 0.3, BAND);
+  });
+  return { x: box.x - left, y: box.y, w: box.w + left, h: box.h + below };
+}
+
+function colorBar(g, panel, colors, bar, w, theme) {
+  const length = bar.lying ? bar.w : bar.h;
+  for (let i = 0; i < length; i++) {
+    g.fillStyle = mapped(colors, bar.lying ? i / length : 1 - i / length);
+    bar.lying ? g.fillRect(bar.x + i, bar.y, 1.5, bar.h) : g.fillRect(bar.x, bar.y + i, bar.w, 1.5);
   }
-  const place = linear(panel.range, box.y + box.h, box.y);
-  for (const tick of niceTicks(panel.range, Math.max(1, box.h / 45))) text(g, tickText(tick), box.x + box.w + 5, place(tick), { align: "left", color: theme.soft });
-  if (panel.value_label) text(g, panel.value_label, w - 9, box.y + box.h / 2, { turn: -Math.PI / 2, color: theme.ink });
+  const place = bar.lying ? linear(panel.range, bar.x, bar.x + bar.w) : linear(panel.range, bar.y + bar.h, bar.y);
+  for (const tick of scaleTicks(panel.range, length / 50)) {
+    if (bar.lying) text(g, tickText(tick), place(tick), bar.y + bar.h + 4, { base: "top", color: theme.soft });
+    else text(g, tickText(tick), bar.x + bar.w + 5, place(tick), { align: "left", color: theme.soft });
+  }
+  if (!panel.value_label) return;
+  if (bar.lying) text(g, panel.value_label, bar.x + bar.w / 2, bar.y + bar.h + 19, { base: "top", color: theme.ink });
+  else text(g, panel.value_label, w - 9, bar.y + bar.h / 2, { turn: -Math.PI / 2, color: theme.ink });
 }
 
 function planePanel(g, panel, get, w, h, theme) {
@@ -416,9 +505,7 @@ function stripPanel(g, panel, get, w, h, theme) {
   const label = (i) => (labels ? formatValue(labels[i], panel.format) : "");
   const wide = Math.min(STRIP.most, (w - 8) / perRow);
   const rect = (_, i) => ({ x: 4 + (i % perRow) * wide, y: 20 + Math.floor(i / perRow) * STRIP.row, w: wide - STRIP.gap, h: 34 });
-  const names = { rtg: "return-to-go", state: "state", action: "action" };
-  const kinds = [...new Set(panel.kinds)].map((kind) => ({ name: names[kind] ?? kind, color: kind, style: "dots" }));
-  legend(g, kinds, { x: 4, w: w - 8 }, theme, 0);
+  legend(g, kindEntries(panel.kinds), { x: 4, w: w - 8 }, theme, 0);
   panel.kinds.forEach((kind, i) => {
     const cell = rect(0, i);
     const real = present === null || present[i] > 0;
@@ -438,7 +525,7 @@ function stripPanel(g, panel, get, w, h, theme) {
   const inWindow = (i) => (window && i >= window[0] && i < window[1] ? ", in the window" : "");
   return {
     rows: 1, columns: panel.kinds.length, rect,
-    text: (_, i) => `token ${i} (${names[panel.kinds[i]] ?? panel.kinds[i]})${label(i) ? `: ${label(i)}` : ""}` +
+    text: (_, i) => `token ${i} (${KIND_NAMES[panel.kinds[i]] ?? panel.kinds[i]})${label(i) ? `: ${label(i)}` : ""}` +
       `${strength ? `, strength ${formatValue(strength[i], ".3g")}` : ""}${present && !(present[i] > 0) ? ", padding" : ""}${inWindow(i)}`,
     find: (px, py) => [0, Math.min(rows - 1, Math.max(0, Math.floor((py - 16) / STRIP.row))) * perRow + Math.min(perRow - 1, Math.floor((px - 4) / wide))],
   };
@@ -579,10 +666,13 @@ function makePanel(panel, root) {
   function visit(g, theme) {
     at = [Math.min(at[0], cells.rows - 1), Math.min(at[1], cells.columns - 1)];
     const cell = cells.rect(...at);
-    g.strokeStyle = theme.ink;
-    g.lineWidth = 2;
     g.setLineDash([]);
-    g.strokeRect(cell.x, cell.y, cell.w, cell.h);
+    // Two frames, so that one of them stands out from any colour.
+    for (const [color, width] of [[theme.ground, 5], [theme.ink, 2]]) {
+      g.strokeStyle = color;
+      g.lineWidth = width;
+      g.strokeRect(cell.x, cell.y, cell.w, cell.h);
+    }
     probe.textContent = cells.text(...at);
   }
 
@@ -596,7 +686,8 @@ function makePanel(panel, root) {
   const point = (event) => go(...cells.find(event.offsetX, event.offsetY));
   canvas.addEventListener("pointermove", point);
   canvas.addEventListener("pointerdown", point);
-  canvas.addEventListener("pointerleave", () => go(-1, -1));
+  // A finger that is lifted leaves too, and the numbers it asked for must stay to be read.
+  canvas.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") go(-1, -1); });
   canvas.addEventListener("blur", () => go(-1, -1));
   canvas.addEventListener("keydown", (event) => {
     const move = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
@@ -613,7 +704,7 @@ function makePanel(panel, root) {
       get = (name) => (drawn[name] = known[name]);
       for (const name of Object.keys(drawn)) delete drawn[name];
       paint();
-      canvas.setAttribute("aria-label", `${panel.caption || panel.kind}. ${description}`);
+      canvas.setAttribute("aria-label", `${panel.caption || root.getAttribute("aria-label")}. ${description}`);
     },
   };
 }
@@ -645,7 +736,7 @@ function render({ model, el }) {
     element("div", "dmm-buttons", {}, buttons),
     element("div", "dmm-panels", {}, panels.map((panel) => panel.node)),
     readout,
-    element("p", "dmm-hint", { textContent: "To read single numbers, point at a picture, or focus it and press the arrow keys." }),
+    element("p", "dmm-hint", { textContent: "To read single numbers, point at a picture or tap it, or focus it and press the arrow keys." }),
   );
   el.append(root);
 

@@ -25,6 +25,7 @@ def passed(what: str) -> None:
 
 def call(answer: Callable[..., Any], *arguments: Any) -> Any:
     """What `answer(*arguments)` returns, with an empty answer or an exception turned into `CheckFailed`."""
+    require(callable(answer), "there is no function to check: run the cell that defines it")
     name = getattr(answer, "__name__", "your function")
     try:
         result = answer(*arguments)

@@ -47,24 +47,23 @@ def check_kept(answer: Callable[..., Any]) -> None:
 
 def check_chunks(answer: Callable[..., Any]) -> None:
     """`answer(u, delta, A, B, C, chunk)` must equal the scan over the whole sequence, `(b, l, e)`."""
-    b, length, e, n, chunk = 2, 10, 3, 4, 4
+    b, length, e, n, chunk = 2, 11, 3, 4, 4
     generator = torch.Generator().manual_seed(0)
     u, B, C = (torch.randn(b, length, size, generator=generator) for size in (e, n, n))
     delta, A = torch.rand(b, length, e, generator=generator), -1 - torch.rand(e, n, generator=generator)
     result = call(answer, u, delta, A, B, C, chunk)
     shape = tuple(getattr(result, "shape", ()))
     require(shape != (b, 8, e), "the last chunk is missing: the length need not be a multiple of the chunk")
-    require(shape != (b, chunk, e), "only one chunk came back: collect all of them and join them along axis 1")
-    y = as_array(result, (b, length, e), "y")
-    parts = [[x[:, first : first + chunk] for x in (u, delta, B, C)] for first in range(0, length, chunk)]
-    restarted = torch.cat([_scan(u_, d_, A, B_, C_) for u_, d_, B_, C_ in parts], 1)
-    hint = "the state restarts at zero in each chunk: pass the last state on as initial_state"
-    _match(
-        y,
-        _scan(u, delta, A, B, C).double().numpy(),
-        {hint: restarted.double().numpy()},
-        _first_difference(y, _scan(u, delta, A, B, C).double().numpy(), chunk),
+    require(
+        shape not in ((b, chunk, e), (b, 3, e)),
+        "only one chunk came back: collect all of them and join them along axis 1",
     )
+    require(shape[:1] + shape[2:] != (b, e) or shape[1] <= length, "off by one: the chunks overlap, y is too long")
+    require(shape[:1] + shape[2:] != (b, e) or shape[1] >= length, "off by one: tokens between two chunks are left out")
+    y = as_array(result, (b, length, e), "y")
+    parts = [tuple(x[:, first : first + chunk] for x in (u, delta, B, C)) for first in range(0, length, chunk)]
+    expected = _scan(u, delta, A, B, C).double().numpy()
+    _match(y, expected, _wrong_chunks(parts, A), _first_difference(y, expected, chunk))
     passed("chunks of any size give the output of the whole sequence.")
 
 
@@ -101,6 +100,37 @@ def _match(got: Array, expected: Array, mistakes: Mapping[str, Array], otherwise
     for hint, wrong in mistakes.items():
         require(not close(got, wrong, 1e-4), hint)
     require(False, otherwise)
+
+
+def _wrong_chunks(parts: list[tuple[torch.Tensor, ...]], A: torch.Tensor) -> dict[str, Array]:
+    """What the usual mistakes make of the chunks `(u, delta, B, C)`."""
+
+    def scan(order: list[int], keep: Callable[[int], bool]) -> dict[int, Array]:
+        """Outputs of the chunks, scanned in this order; the state is replaced after those that `keep` names."""
+        state, outputs = None, {}
+        for i in order:
+            u, delta, B, C = parts[i]
+            y, last = selective_scan(u, delta, A, B, C, initial_state=state, return_last_state=True)
+            state, outputs[i] = (last if keep(i) else state), y.double().numpy()
+        return outputs
+
+    def join(outputs: dict[int, Array]) -> Array:
+        return np.concatenate([outputs[i] for i in range(len(parts))], 1)
+
+    order = list(range(len(parts)))
+    right = scan(order, lambda i: True)
+    return {
+        "the state restarts at zero in each chunk: pass the last state on as initial_state": join(
+            scan(order, lambda i: False)
+        ),
+        "every later chunk starts from the state after the first one: keep the newest state": join(
+            scan(order, lambda i: i == 0)
+        ),
+        "a leak of the future: the chunks are scanned from the last to the first": join(
+            scan(order[::-1], lambda i: True)
+        ),
+        "the chunks are joined in reverse order": np.concatenate([right[i] for i in order[::-1]], 1),
+    }
 
 
 def _scan(u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor) -> torch.Tensor:

@@ -33,6 +33,11 @@ def check_loss(answer: LossFunction) -> None:
         not close(got, real.sum() / mask.sum()), "divide by the number of action entries, not by the number of steps"
     )
     require(not close(got, squared[~mask].mean()), "the mask is upside down: True marks a real step")
+    per_window = torch.stack([one[real].mean() for one, real in zip(squared, mask, strict=True)])
+    require(
+        not close(got, per_window.mean()),
+        "windows count alike, however many real steps they have: take one mean over all real steps",
+    )
     require(
         not close(got, (predicted - actions)[mask].abs().mean()), "square the difference; this is the absolute error"
     )
@@ -44,14 +49,26 @@ def check_loss(answer: LossFunction) -> None:
 def check_warmup(answer: Callable[[int, int, float], float]) -> None:
     """Exercise 8.2: `answer(step, warmup, peak)` for the update after `step` finished ones."""
     warmup, peak = 10, 1e-3
+    steps = np.arange(30)
     got = np.array([float(as_array(call(answer, step, warmup, peak), (), "warmup_rate(...)")) for step in range(30)])
-    expected = peak * np.minimum(1.0, (np.arange(30) + 1) / warmup)
+    share = np.minimum(1.0, (steps + 1) / warmup)
+    require(not close(got, share, 1e-9), "the factor peak is missing: this is the share of the peak")
+    require(bool(got[: warmup - 1].any()), "it is 0 until the warm-up is over: let it rise a little with each update")
     require(got[0] > 0, "the first update has learning rate 0 and is wasted: count from step + 1")
+    mistakes = {
+        "it goes on rising after the warm-up: cap it at the peak": (steps + 1) / warmup,
+        "it is constant: let it rise over the first `warmup` updates": np.ones(30),
+        "off by one: the peak is reached an update too early; the first update gets peak / warmup": np.minimum(
+            1.0, (steps + 2) / warmup
+        ),
+        "it falls from the peak: that is a decay, the warm-up rises": np.maximum(0.0, 1 - steps / warmup),
+    }
+    for hint, wrong in mistakes.items():
+        require(not close(got, peak * wrong, 1e-9), hint)
     require(
-        not close(got, peak * (np.arange(30) + 1) / warmup, 1e-9),
-        "it goes on rising after the warm-up: cap it at the peak",
+        bool(np.all(got[warmup:] == got[warmup])), "it changes after the warm-up: from there on the rate is the peak"
     )
-    require(not close(got, np.full(30, peak), 1e-9), "it is constant: let it rise over the first `warmup` updates")
+    expected = peak * share
     require(
         close(got, expected, 1e-9), f"at steps 0, 4, 9, 20 expected {expected[[0, 4, 9, 20]]}, got {got[[0, 4, 9, 20]]}"
     )
@@ -62,17 +79,25 @@ def check_interval(answer: Callable[[np.ndarray, np.random.Generator], tuple[flo
     """Exercise 8.3: `answer(values, rng)` is the 95 % percentile bootstrap interval of the mean."""
     values = np.random.default_rng(3).normal(50.0, 20.0, size=100)
     low, high = as_array(call(answer, values, np.random.default_rng(0)), (2,), "interval(...)")
-    half = 1.96 * values.std() / np.sqrt(len(values))
-    require(low < high, "the lower end must come first")
+    again = as_array(call(answer, values, np.random.default_rng(1)), (2,), "interval(...)")
+    half, mean = 1.96 * values.std() / np.sqrt(len(values)), values.mean()
     require(
-        high - low < 30,
+        abs(high - low) > 1e-6, "no spread at all: draw with replacement, and take the mean of each resample by itself"
+    )
+    require(low < high, "the lower end must come first")
+    width = (high - low) / (2 * half)
+    require(not 0.1 < width < 0.25, "wrong axis: average the values of a resample, not the resamples of a value")
+    require(
+        width < 0.9 * values.std() * 1.96 / half or width > 1.1 * values.std() * 1.96 / half,
         "this is the spread of single episodes: resample, take the mean of each resample, then quantiles",
     )
-    require(high - low > 1e-6, "no spread at all: draw with replacement, as many episodes as there are")
-    ninety = 1.645 / 1.96 * half
-    require(abs((high - low) / 2 - ninety) > 0.04 * half, "this is the 90 % interval: cut off 2.5 % on each side")
-    right = abs(low - (values.mean() - half)) < 0.15 * half and abs(high - (values.mean() + half)) < 0.15 * half
+    require(width < 1.6, "far too wide: each resample has as many values as there are, not fewer")
+    require(abs(width - 1.645 / 1.96) > 0.04, "this is the 90 % interval: cut off 2.5 % on each side")
+    require(abs(width - 1 / 1.96) > 0.04, "this is one standard error on each side, 68 %: cut off 2.5 % on each side")
+    right = abs(low - (mean - half)) < 0.15 * half and abs(high - (mean + half)) < 0.15 * half
+    require(right, f"expected about {mean - half:.1f} to {mean + half:.1f}, got {low:.1f} to {high:.1f}")
     require(
-        right, f"expected about {values.mean() - half:.1f} to {values.mean() + half:.1f}, got {low:.1f} to {high:.1f}"
+        not np.array_equal(again, [low, high]),
+        "rng changes nothing: draw the resamples with it, and do not seed your own",
     )
     passed("the interval of the mean")

@@ -9,17 +9,13 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Locator, Page
 
-from dmm.widgets import data_names, readout_texts, start_settings, values
+from dmm.widgets import data_names, start_settings, values
+from tests.browser.reading import Spec, check_drawn, pixels_of, settings_of
 
-Spec = dict[str, Any]
 Figure = tuple[str, int, Spec]
 
 # A change this small, as a share of a panel's scale, need not move a pixel.
 VISIBLE = 0.03
-
-# What each slider says to screen readers and shows beside its label.
-SLIDER_TEXTS = """e => Object.fromEntries([...e.querySelectorAll('input')].map(input =>
-    [input.name, [input.getAttribute('aria-valuetext'), e.querySelector(`output[for='${input.id}']`).textContent]]))"""
 
 
 @pytest.fixture
@@ -33,46 +29,6 @@ def opened(browser: Browser, site: str, figure: Figure) -> Iterator[tuple[Page, 
     page.wait_for_timeout(150)
     yield page, element, spec
     page.context.close()
-
-
-def _settings(element: Locator) -> dict[str, float | str]:
-    found: dict[str, float | str] = element.evaluate("e => e.dmm.settings()")
-    return found
-
-
-def _pixels(element: Locator) -> list[str]:
-    found: list[str] = element.evaluate("e => [...e.querySelectorAll('canvas')].map(c => c.toDataURL())")
-    return found
-
-
-def _numbers(value: Any) -> np.ndarray[Any, Any]:
-    array = np.array(value, dtype=object)
-    if any(isinstance(entry, str) for entry in array.ravel()):
-        return array.astype(str)
-    return np.where(array == None, np.nan, array).astype(float)  # noqa: E711
-
-
-def _check_drawn(element: Locator, spec: Spec) -> dict[str, Any]:
-    """Compare all that the page shows with Python's values at the page's setting; returns those values."""
-    settings = _settings(element)
-    known = values(spec, settings)
-    drawn = element.evaluate("e => e.dmm.drawn()")
-    assert [set(panel) for panel in drawn] == [set(data_names(panel)) for panel in spec["panels"]]
-    for panel in drawn:
-        for name, shown in panel.items():
-            expected = np.asarray(known[name])
-            if expected.dtype.kind == "U":
-                assert _numbers(shown).tolist() == expected.tolist()
-            else:
-                np.testing.assert_allclose(_numbers(shown), expected, rtol=1e-9, atol=1e-12, err_msg=name)
-    texts = readout_texts(spec, known)
-    assert element.locator(".dmm-reading strong").all_inner_texts() == list(texts.values())
-    shown_texts = element.evaluate(SLIDER_TEXTS)
-    for control in spec["controls"]:
-        if control["kind"] == "slider":
-            text = control["texts"][control["values"].index(settings[control["name"]])]
-            assert shown_texts[control["name"]] == [text, text]
-    return known
 
 
 def _clipped(panel: Spec, known: dict[str, Any], name: str) -> np.ndarray[Any, Any] | None:
@@ -96,8 +52,8 @@ def _check_repainted(spec: Spec, before: dict[str, Any], after: dict[str, Any], 
 
 def test_starts_with_the_numbers_of_the_start(opened: tuple[Page, Locator, Spec]) -> None:
     _, element, spec = opened
-    assert _settings(element) == start_settings(spec)
-    _check_drawn(element, spec)
+    assert settings_of(element) == start_settings(spec)
+    check_drawn(element, spec)
     assert not element.locator(":scope > img").is_visible()
     assert element.get_by_role("group").first.get_attribute("aria-label") == spec["title"]
     for canvas in element.locator("canvas").all():
@@ -113,10 +69,10 @@ def test_every_control_answers_to_the_keyboard(opened: tuple[Page, Locator, Spec
             continue
         element.locator(f"input[name='{control['name']}']").focus()
         for key, position in (("Home", 0), ("ArrowRight", 1), ("End", -1), ("ArrowLeft", -2)):
-            before, old = values(spec, _settings(element)), _pixels(element)
+            before, old = values(spec, settings_of(element)), pixels_of(element)
             page.keyboard.press(key)
-            assert _settings(element)[control["name"]] == control["values"][position]
-            after, new = _check_drawn(element, spec), _pixels(element)
+            assert settings_of(element)[control["name"]] == control["values"][position]
+            after, new = check_drawn(element, spec), pixels_of(element)
             _check_repainted(spec, before, after, old, new)
             repaints += old != new
         element.get_by_role("button", name="Reset").click()
@@ -129,10 +85,10 @@ def test_every_choice_can_be_made(opened: tuple[Page, Locator, Spec]) -> None:
     for control in spec["controls"]:
         if control["kind"] == "select":
             for option in control["values"]:
-                before, old = values(spec, _settings(element)), _pixels(element)
+                before, old = values(spec, settings_of(element)), pixels_of(element)
                 element.locator(f"select[name='{control['name']}']").select_option(option)
-                assert _settings(element)[control["name"]] == option
-                _check_repainted(spec, before, _check_drawn(element, spec), old, _pixels(element))
+                assert settings_of(element)[control["name"]] == option
+                _check_repainted(spec, before, check_drawn(element, spec), old, pixels_of(element))
 
 
 def test_every_slider_answers_to_the_mouse(opened: tuple[Page, Locator, Spec]) -> None:
@@ -149,19 +105,19 @@ def test_every_slider_answers_to_the_mouse(opened: tuple[Page, Locator, Spec]) -
         page.mouse.down()
         page.mouse.move(box["x"] + box["width"] - 3, middle, steps=6)
         page.mouse.up()
-        assert _settings(element)[control["name"]] == control["values"][-1]
-        _check_drawn(element, spec)
+        assert settings_of(element)[control["name"]] == control["values"][-1]
+        check_drawn(element, spec)
 
 
 def test_presets_and_reset(opened: tuple[Page, Locator, Spec]) -> None:
     _, element, spec = opened
     for label, settings in spec["presets"].items():
         element.get_by_role("button", name=label, exact=True).click()
-        assert _settings(element) == settings
-        _check_drawn(element, spec)
+        assert settings_of(element) == settings
+        check_drawn(element, spec)
     element.get_by_role("button", name="Reset", exact=True).click()
-    assert _settings(element) == start_settings(spec)
-    _check_drawn(element, spec)
+    assert settings_of(element) == start_settings(spec)
+    check_drawn(element, spec)
 
 
 def test_pictures_tell_their_numbers_to_pointer_and_keyboard(opened: tuple[Page, Locator, Spec]) -> None:
@@ -186,7 +142,7 @@ def test_dark_mode_repaints(opened: tuple[Page, Locator, Spec]) -> None:
         page.evaluate("theme => { document.documentElement.dataset.theme = theme; }", theme)
         page.wait_for_timeout(100)
         grounds.append(element.locator(".dmm-explorer").evaluate("e => getComputedStyle(e).backgroundColor"))
-        pictures.append(_pixels(element))
+        pictures.append(pixels_of(element))
     assert grounds[0] != grounds[1]
     assert all(light != dark for light, dark in zip(*pictures, strict=True))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from typing import Any
@@ -16,10 +17,12 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from dmm.plots import COLORS
+from dmm.widgets.controls import Spec
+from dmm.widgets.formats import format_value
 
-Spec = dict[str, Any]
 Known = Mapping[str, NDArray[Any]]
 
+KIND_NAMES = {"rtg": "return-to-go", "state": "state", "action": "action"}
 _WIDTH = 7.2
 _DPI = 100
 _PIXELS_PER_INCH = 96
@@ -79,6 +82,8 @@ def _lines(axes: Axes, panel: Spec, known: Known) -> None:
             axes.step(x, y, where="post", color=color, label=entry["name"])
         else:
             axes.plot(x, y, _FORMATS[entry["style"]], color=color, label=entry["name"], markersize=4)
+        if "low" in entry:
+            _interval(axes, x, known[entry["low"]], known[entry["high"]], color, entry["style"])
     for mark in panel["marks"]:
         for axis, line in (("x", axes.axvline), ("y", axes.axhline)):
             if mark[axis] is not None:
@@ -91,6 +96,13 @@ def _lines(axes: Axes, panel: Spec, known: Known) -> None:
     _labelled(axes, panel)
 
 
+def _interval(axes: Axes, x: Any, low: Any, high: Any, color: str, style: str) -> None:
+    if style == "dots":
+        axes.vlines(x, low, high, color=color, linewidth=1.5)
+    else:
+        axes.fill_between(x, low, high, step="post" if style == "steps" else None, color=color, alpha=0.2, linewidth=0)
+
+
 def _number(value: Any, known: Known) -> float:
     return float(known[value] if isinstance(value, str) else value)
 
@@ -100,15 +112,30 @@ def _heatmap(axes: Axes, panel: Spec, known: Known) -> None:
     colors = "RdBu_r" if panel["colors"] == "diverging" else "viridis"
     low, high = panel["range"]
     image = axes.imshow(matrix, cmap=colors, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
-    for names, setter in ((panel["x_ticks"], axes.set_xticks), (panel["y_ticks"], axes.set_yticks)):
+    beside, above = _letters(panel) - 20, panel["height"] / 16
+    for names, axis, room in ((panel["x_ticks"], axes.xaxis, beside), (panel["y_ticks"], axes.yaxis, above)):
         if names is not None:
-            every = max(1, len(names) // 12)
-            setter(range(0, len(names), every), names[::every])
+            every = math.ceil(sum(len(name) + 2 if axis is axes.xaxis else 1 for name in names) / room)
+            axis.set_ticks(range(0, len(names), every), names[::every])
         else:
-            axis = axes.xaxis if setter == axes.set_xticks else axes.yaxis
             axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.figure.colorbar(image, ax=axes, label=panel["value_label"])
     _labelled(axes, panel)
+    _kind_bands(axes, panel)
+
+
+def _kind_bands(axes: Axes, panel: Spec) -> None:
+    """A thin strip of modality colours left of the rows and below the columns, and which colour is which."""
+    columns, rows = axes.get_xaxis_transform(), axes.get_yaxis_transform()
+    for i, kind in enumerate(panel["x_kinds"] or ()):
+        axes.add_patch(Rectangle((i - 0.5, -0.03), 1, 0.025, color=COLORS[kind], transform=columns, clip_on=False))
+    for i, kind in enumerate(panel["y_kinds"] or ()):
+        axes.add_patch(Rectangle((-0.015, i - 0.5), 0.012, 1, color=COLORS[kind], transform=rows, clip_on=False))
+    shown = dict.fromkeys([*(panel["y_kinds"] or ()), *(panel["x_kinds"] or ())])
+    if shown:
+        entries = [Rectangle((0, 0), 1, 1, color=COLORS[kind], label=KIND_NAMES.get(kind, kind)) for kind in shown]
+        axes.legend(handles=entries, frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+        axes.tick_params(length=0, pad=8)
 
 
 def _plane(axes: Axes, panel: Spec, known: Known) -> None:
@@ -129,9 +156,16 @@ def _plane(axes: Axes, panel: Spec, known: Known) -> None:
     _labelled(axes, panel)
 
 
+def _letters(panel: Spec) -> int:
+    """How many letters fit below a panel's axis."""
+    return 95 if panel["width"] == "full" else 45
+
+
 def _bars(axes: Axes, panel: Spec, known: Known) -> None:
     heights = known[panel["data"]]
-    axes.bar(panel["names"], heights, color=[COLORS[color] for color in panel["color"]])
+    axes.bar(range(len(heights)), heights, color=[COLORS[color] for color in panel["color"]])
+    every = math.ceil(sum(len(name) + 2 for name in panel["names"]) / _letters(panel))
+    axes.set_xticks(range(0, len(heights), every), panel["names"][::every])
     if panel["intervals"]:
         ends = known[panel["intervals"]]
         for i, (low, high) in enumerate(ends):
@@ -162,8 +196,6 @@ def _strip(axes: Axes, panel: Spec, known: Known) -> None:
 
 
 def _text(value: Any, form: str) -> str:
-    from dmm.widgets import format_value
-
     return format_value(value if isinstance(value, str) else float(value), form)
 
 
