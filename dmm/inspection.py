@@ -1,4 +1,4 @@
-"""What a policy does with its tokens: activations, norms by modality, gradients by distance, what gates let through.
+"""What a policy does with its tokens: activations, norms by modality, gradients by distance, gates, probes.
 
 The measurements behind figures 3 and 4 of the DMM paper (sections 3.2 and 4.3). The paper does not say which tensor its
 norms are of; here every stage has a name, and each function takes one. Tokens are in the order return-to-go, state,
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dmm.data.trajectories import Trajectories
 from dmm.data.windows import Windows, WindowSampler
 from dmm.errors import InputError
-from dmm.mamba import MambaBlock
+from dmm.mamba import MambaBlock, MambaSignals
 from dmm.policy import TokenPolicy
 from dmm.training import action_loss
 
@@ -105,20 +105,14 @@ def gate_shares(policy: TokenPolicy, windows: Windows) -> dict[str, Tensor]:
     windows; empty for a policy without Mamba blocks.
     """
     return {
-        name: (s.gated.abs().sum(-1) / s.y.abs().sum(-1)).mean(0)
-        for name, block, x in _mamba_inputs(policy, windows)
-        if (s := block.signals(x))
+        layer: (signals.gated.abs().sum(-1) / signals.y.abs().sum(-1)).mean(0)
+        for layer, signals in mamba_signals(policy, windows).items()
     }
 
 
 @torch.no_grad()
-def gate_inputs(policy: TokenPolicy, windows: Windows) -> dict[str, Tensor]:
-    """What each Mamba block's gate puts through its SiLU: `layer i, gate` -> `z (b, l, e)`."""
-    return {f"{name}, gate": block.signals(x).z for name, block, x in _mamba_inputs(policy, windows)}
-
-
-def _mamba_inputs(policy: TokenPolicy, windows: Windows) -> Iterator[tuple[str, MambaBlock, Tensor]]:
-    """Each Mamba block with its layer's name and what it is given, `(b, l, d)`."""
+def mamba_signals(policy: TokenPolicy, windows: Windows) -> dict[str, MambaSignals]:
+    """Every signal inside each Mamba block, `layer i` -> `MambaSignals`; empty for a policy without Mamba blocks."""
     inputs: dict[nn.Module, Tensor] = {}
     blocks = {module: name for name, module in _parts(policy) if isinstance(module, MambaBlock)}
     handles = [block.register_forward_pre_hook(lambda m, args: inputs.update({m: args[0]})) for block in blocks]
@@ -128,8 +122,27 @@ def _mamba_inputs(policy: TokenPolicy, windows: Windows) -> Iterator[tuple[str, 
     finally:
         for handle in handles:
             handle.remove()
-    for block, name in blocks.items():
-        yield name.split(",")[0], block, inputs[block]
+    return {name.split(",")[0]: block.signals(inputs[block]) for block, name in blocks.items()}
+
+
+def probe(x: Tensor, target: Tensor, new_x: Tensor, new_target: Tensor, *, strength: float = 1e-4) -> float:
+    """How much of `target` a linear map can read from `x`: R^2 on new samples, the mean over the target's components.
+
+    1 is all of it; 0 is no more than its mean, and below 0 is worse than that. The map is ridge regression on z-scored
+    channels.
+
+    Args:
+        x, target: what the map is fitted on, `(b, d)` and `(b, a)`.
+        new_x, new_target: what it is scored on, `(c, d)` and `(c, a)`; take them from other episodes.
+        strength: of the penalty, per sample.
+    """
+    x, target, new_x, new_target = (t.double() for t in (x, target, new_x, new_target))
+    mean, std, centre = x.mean(0), x.std(0) + 1e-6, target.mean(0)
+    z = (x - mean) / std
+    penalty = strength * len(z) * torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+    weights = torch.linalg.solve(z.T @ z + penalty, z.T @ (target - centre))
+    error = ((new_x - mean) / std @ weights + centre - new_target).square().mean(0)
+    return float((1 - error / new_target.var(0, correction=0)).mean())
 
 
 def _parts(policy: TokenPolicy) -> list[tuple[str, nn.Module]]:

@@ -19,10 +19,11 @@ from dmm.errors import InputError
 from dmm.inspection import (
     activations,
     full_windows,
-    gate_inputs,
     gate_shares,
     gradient_norms,
+    mamba_signals,
     modality_norms,
+    probe,
     token_norms,
 )
 from dmm.model import DecisionMetaMamba, DMMConfig
@@ -155,7 +156,7 @@ MEASUREMENTS: dict[str, Callable[[TokenPolicy, Windows], Any]] = {
     "gradient_norms, action": lambda policy, windows: gradient_norms(policy, windows),
     "gradient_norms, loss": lambda policy, windows: gradient_norms(policy, windows, "loss"),
     "gate_shares": gate_shares,
-    "gate_inputs": gate_inputs,
+    "mamba_signals": mamba_signals,
 }
 
 
@@ -307,12 +308,13 @@ class TestGates:
             assert share.tolist() == pytest.approx(expected)
 
     @pytest.mark.parametrize("name", WITH_GATES)
-    def test_inputs_are_what_enters_the_silu(self, name: str, windows: Windows) -> None:
+    def test_signals_are_those_of_each_layer(self, name: str, windows: Windows) -> None:
         policy = build(name)
-        inputs = gate_inputs(policy, windows)
-        assert list(inputs) == ["layer 1, gate", "layer 2, gate"]
-        for value, (_, z) in zip(inputs.values(), gates_by_hand(policy, windows), strict=True):
-            torch.testing.assert_close(value, z)
+        signals = mamba_signals(policy, windows)
+        assert list(signals) == ["layer 1", "layer 2"]
+        for each, (y, z) in zip(signals.values(), gates_by_hand(policy, windows), strict=True):
+            torch.testing.assert_close(each.z, z)
+            torch.testing.assert_close(each.y, y)
 
     def test_a_shut_gate_lets_nothing_through(self, windows: Windows) -> None:
         policy = build("mamba")
@@ -321,7 +323,38 @@ class TestGates:
         assert not shares["layer 2"].any() and bool((shares["layer 1"] > 0).all())
 
     def test_a_policy_without_gates_has_none(self, windows: Windows) -> None:
-        assert gate_shares(build("dt"), windows) == {} and gate_inputs(build("dt"), windows) == {}
+        assert gate_shares(build("dt"), windows) == {} and mamba_signals(build("dt"), windows) == {}
+
+
+class TestProbe:
+    @staticmethod
+    def samples(count: int, seed: int, noise: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Channels of very different size and centre, and two targets that are linear in them, plus noise."""
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(count, 5, generator=generator) * torch.tensor([1e-3, 1.0, 30.0, 0.5, 2.0]) + 7
+        mix = torch.tensor([[1000.0, 0.0], [0.5, 1.0], [0.0, 0.1], [2.0, 0.0], [0.0, -1.0]])
+        return x, x @ mix + 3 + noise * torch.randn(count, 2, generator=generator)
+
+    def test_what_is_linear_is_read_completely(self) -> None:
+        assert probe(*self.samples(400, 0, 0.0), *self.samples(200, 1, 0.0)) == pytest.approx(1, abs=1e-5)
+
+    def test_noise_leaves_what_least_squares_leaves(self) -> None:
+        (x, target), (new_x, new_target) = self.samples(400, 0, 2.0), self.samples(200, 1, 2.0)
+        design, new = (np.column_stack([s.double(), np.ones(len(s))]) for s in (x, new_x))
+        error = new @ np.linalg.lstsq(design, target.double().numpy(), rcond=None)[0] - new_target.double().numpy()
+        expected = (1 - (error**2).mean(0) / new_target.double().numpy().var(0)).mean()
+        assert probe(x, target, new_x, new_target) == pytest.approx(expected, abs=1e-3)
+        assert 0.3 < expected < 0.9
+
+    def test_what_is_not_there_cannot_be_read(self) -> None:
+        (x, _), (new_x, _) = self.samples(400, 0, 0.0), self.samples(200, 1, 0.0)
+        (_, other), (_, new_other) = self.samples(400, 2, 0.0), self.samples(200, 3, 0.0)
+        assert -0.2 < probe(x, other, new_x, new_other) < 0.05
+
+    def test_a_channel_that_never_changes_does_no_harm(self) -> None:
+        (x, target), (new_x, new_target) = self.samples(400, 0, 0.0), self.samples(200, 1, 0.0)
+        x, new_x = (torch.cat([s, torch.ones(len(s), 1)], 1) for s in (x, new_x))
+        assert probe(x, target, new_x, new_target) == pytest.approx(1, abs=1e-5)
 
 
 class TestFullWindows:

@@ -3,9 +3,10 @@
     python -m dmm.experiments.gating
 
 Three models of one frame (width 64, 8 time steps, 3 layers), two tasks, several training seeds each. Of every trained
-policy the score of the last checkpoint is kept, and on 128 windows (two batches of 64, as in the DMM paper's figure 4)
-the norms of its activations, the norms of its gradients and what its gates let through. The policies of seed 0 are kept
-as files, from which the book draws its heat maps.
+policy the score of the last checkpoint is kept; on 128 windows (two batches of 64, as in the DMM paper's figure 4) the
+norms of its activations, the norms of its gradients and what its gates let through; and what a linear probe can read
+at the last state token before and behind each gate and at the end. The policies of seed 0 are kept as files, from which
+the book draws its heat maps.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from dmm.experiments.grid import (
 )
 
 WINDOWS = 128
+PROBE_WINDOWS = (640, 320)
+"""How many windows probes are fitted on and scored on."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,44 @@ def measure(policy: Any, task: str) -> dict[str, Any]:
         "norms": {name: _rounded(token_norms(x)) for name, x in activations(policy, windows).items()},
         "gradients": {name: _rounded(gradient_norms(policy, windows, name)) for name in get_args(Objective)},
         "gates": {name: _rounded(share) for name, share in gate_shares(policy, windows).items()},
+        "probes": probes(policy, task),
     }
+
+
+def probes(policy: Any, task: str) -> dict[str, dict[str, float]]:
+    """What can be read at the last state token, by place: R^2 for this step's return and state and the action before.
+
+    Fitted on windows of some episodes and scored on windows of others. Places are the scan's output (`layer i, scan`),
+    the same behind the gate (`layer i, gate`), and the residual stream after the last layer (`end`).
+    """
+    from dmm.inspection import MODALITIES, activations, mamba_signals, probe
+
+    read: list[dict[str, Any]] = []  # of the windows to fit on, and of those to score on
+    known: list[dict[str, Any]] = []
+    for seed, count in enumerate(PROBE_WINDOWS):
+        windows = probe_windows(task, policy.context, seed, count)
+        *_, end = activations(policy, windows).values()
+        places = {"end": end}
+        for layer, signals in mamba_signals(policy, windows).items():
+            places |= {f"{layer}, scan": signals.y, f"{layer}, gate": signals.gated}
+        read.append({place: x[:, -2] for place, x in places.items()})
+        targets = (windows.returns_to_go[:, -1], windows.states[:, -1], windows.actions[:, -2])
+        known.append(dict(zip(MODALITIES, targets, strict=True)))
+    return {
+        place: {
+            kind: float(f"{probe(read[0][place], known[0][kind], read[1][place], known[1][kind]):.6g}")
+            for kind in MODALITIES
+        }
+        for place in read[0]
+    }
+
+
+def probe_windows(task: str, context: int, seed: int, count: int) -> Any:
+    """Windows of other episodes for each seed."""
+    from dmm.data.preview import preview
+    from dmm.inspection import full_windows
+
+    return full_windows(preview(TASKS[task].dataset, TASKS[task].preview_episodes, seed=seed), context, count, seed=1)
 
 
 def _rounded(numbers: Any) -> list[float]:
@@ -153,6 +193,7 @@ def main() -> None:
     settings = {
         "learning_rate": LEARNING_RATE,
         "windows": WINDOWS,
+        "probe_windows": PROBE_WINDOWS,
         "seeds": args.seeds,
         "tasks": {name: vars(task) for name, task in TASKS.items()},
     }

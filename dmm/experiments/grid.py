@@ -117,6 +117,30 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return summary
 
 
+def summarize_pooled(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`summarize` for many entries with few seeds each: one standard deviation for all, pooled per target.
+
+    The interval is Student's t with the degrees of freedom of all entries together. It rests on the assumption that
+    seeds scatter alike in every entry, which two or three seeds each cannot check.
+    """
+    summary = summarize(rows)
+    for each in summary:
+        groups = [
+            _scores(rows, other["name"], each["target"]) for other in summary if other["target"] == each["target"]
+        ]
+        freedom = sum(len(group) - 1 for group in groups)
+        if freedom:
+            pooled = np.sqrt(sum(((group - group.mean()) ** 2).sum() for group in groups) / freedom)
+            half = float(stats.t.ppf(0.975, freedom) * pooled / np.sqrt(each["seeds"]))
+            each["ci95"] = [each["mean"] - half, each["mean"] + half]
+    return summary
+
+
+def _scores(rows: Sequence[dict[str, Any]], name: str, target: float) -> np.ndarray:
+    own = [score for row in rows if row["name"] == name for score in row["scores"] if score["target"] == target]
+    return np.array([score["normalized_score"] for score in own])
+
+
 def mean_interval(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
     """`mean` of the values and `ci95`, Student's t interval of it; None for a single value."""
     numbers = np.asarray(values, dtype=np.float64)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dmm.experiments import write_result
-from dmm.experiments.grid import Job, arguments, machine, run_jobs, summarize, train_and_score
+from dmm.experiments.grid import Job, arguments, machine, run_jobs, summarize_pooled, train_and_score
 from dmm.experiments.pointmaze import DATASET, maze_job, maze_settings
 
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -44,7 +44,9 @@ def main() -> None:
     collect(DATASET)
     rows = run_jobs(train_and_score, make_jobs(args.runs, args.seeds), args.workers)
     settings = {**maze_settings(args.seeds), "entries": ENTRIES}
-    write_result(args.out, {"settings": settings, "machine": machine(), "summary": summarize(rows), "runs": rows})
+    write_result(
+        args.out, {"settings": settings, "machine": machine(), "summary": summarize_pooled(rows), "runs": rows}
+    )
 
 
 if __name__ == "__main__":

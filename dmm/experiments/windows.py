@@ -20,7 +20,7 @@ from dmm.experiments.grid import (
     round_weights,
     run_jobs,
     score_job,
-    summarize,
+    summarize_pooled,
     train_job,
 )
 from dmm.experiments.pointmaze import DATASET, maze_job, maze_settings
@@ -55,7 +55,9 @@ def main() -> None:
     collect(DATASET)
     rows = run_jobs(train_and_keep, make_jobs(args.runs, args.seeds), args.workers)
     settings = {**maze_settings(args.seeds), "windows": WINDOWS}
-    write_result(args.out, {"settings": settings, "machine": machine(), "summary": summarize(rows), "runs": rows})
+    write_result(
+        args.out, {"settings": settings, "machine": machine(), "summary": summarize_pooled(rows), "runs": rows}
+    )
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ class TestSwitches:
         result = run_command(switches)
         assert [r["name"] for r in result["runs"]] == list(entries) == list(result["settings"]["entries"])
         assert result["runs"][1]["weights"] < result["runs"][0]["weights"]
-        assert result["summary"] == grid.summarize(result["runs"])
+        assert result["summary"] == grid.summarize_pooled(result["runs"])
         assert not models.exists()
 
     def test_each_entry_is_a_change_of_the_default(self) -> None:

@@ -27,6 +27,7 @@ from dmm.experiments.grid import (
     score_job,
     slug,
     summarize,
+    summarize_pooled,
     train_and_score,
     train_job,
 )
@@ -139,6 +140,21 @@ class TestSummaries:
 
     def test_entries_may_have_targets_of_their_own(self) -> None:
         assert [s["target"] for s in summarize([row("maze", 0, 1.0, 2.0), row("hopper", 0, 3.0)])] == [1.0, 0.0, 1.0]
+
+    def test_pooled_interval_takes_one_deviation_from_all_entries(self) -> None:
+        rows = [row("a", 0, 10.0, 1.0), row("a", 1, 20.0, 1.0), row("b", 0, 50.0, 2.0), row("b", 1, 80.0, 2.0)]
+        rows += [row("c", 0, 7.0, 3.0)]
+        summary = summarize_pooled(rows)
+        pooled = np.sqrt((2 * 5.0**2 + 2 * 15.0**2) / 2)  # the one seed of c has no deviation to add
+        half = stats.t.ppf(0.975, 2) * pooled
+        found = {s["name"]: s for s in summary if s["target"] == 1.0}
+        assert found["a"]["ci95"] == pytest.approx([15 - half / 2**0.5, 15 + half / 2**0.5])
+        assert found["b"]["ci95"] == pytest.approx([65 - half / 2**0.5, 65 + half / 2**0.5])
+        assert found["c"]["ci95"] == pytest.approx([7 - half, 7 + half])
+        assert [s["ci95"] for s in summary if s["target"] == 0.0] == [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]
+
+    def test_pooled_interval_needs_two_seeds_somewhere(self) -> None:
+        assert summarize_pooled([row("a", 0, 10.0)])[0]["ci95"] is None
 
 
 class TestKeptModels:

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from dmm.data.recipes import RECIPES
 from dmm.experiments import MODELS, gating, hopper, kept_run, load_result, pointmaze, switches, windows
-from dmm.experiments.grid import Job, summarize
+from dmm.experiments.grid import Job, summarize, summarize_pooled
 from dmm.registry import MODELS as NAMES
 from dmm.registry import split_changes
 from dmm.training import TrainConfig
@@ -77,7 +77,7 @@ def test_windows() -> None:
     assert stored["settings"] == as_json({**pointmaze.maze_settings(seeds), "windows": windows.WINDOWS})
     assert_rows_are_of_jobs(stored["runs"], windows.make_jobs(Path(), seeds))
     assert all(row["name"] == windows.window_name(row["window"]) for row in stored["runs"])
-    assert_close_entries(stored["summary"], summarize(stored["runs"]))
+    assert_close_entries(stored["summary"], summarize_pooled(stored["runs"]))
 
 
 def test_switches() -> None:
@@ -85,7 +85,7 @@ def test_switches() -> None:
     seeds = stored["settings"]["seeds"]
     assert stored["settings"] == as_json({**pointmaze.maze_settings(seeds), "entries": switches.ENTRIES})
     assert_rows_are_of_jobs(stored["runs"], switches.make_jobs(Path(), seeds))
-    assert_close_entries(stored["summary"], summarize(stored["runs"]))
+    assert_close_entries(stored["summary"], summarize_pooled(stored["runs"]))
 
 
 class TestGating:
