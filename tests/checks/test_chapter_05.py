@@ -1,0 +1,131 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dmm.checks import CheckFailed, chapter_05
+from dmm.inspection import gradient_norms
+
+
+def gate_share(y, z, gate=F.silu):
+    return ((y * gate(z)).abs().sum(-1) / y.abs().sum(-1)).mean(0)
+
+
+def modality_norms(x):
+    return x.abs().sum(-1).mean(0).view(-1, 3).mean(0)
+
+
+def rows(policy, windows, choose=lambda actions: actions[:, -1]):
+    """Gradients of each component, (a, b, l, d)."""
+    tokens = policy.embed(windows).detach().requires_grad_()
+    chosen = choose(policy.decode(tokens, windows))
+    return torch.stack(
+        [torch.autograd.grad(chosen[:, i].sum(), tokens, retain_graph=True)[0] for i in range(policy.action_size)]
+    )
+
+
+def lengths(gradients):
+    return gradients.square().sum((0, -1)).sqrt()
+
+
+def of_normed(policy, windows):
+    x = policy.embed_norm(policy.embed(windows)).detach().requires_grad_()
+    actions = torch.tanh(policy.head(policy.norm(policy.mix(x, windows))[:, 1::3]))[:, -1]
+    each = [torch.autograd.grad(actions[:, i].sum(), x, retain_graph=True)[0] for i in range(policy.action_size)]
+    return lengths(torch.stack(each)).mean(0)
+
+
+@pytest.mark.parametrize(
+    ("check", "answer"),
+    [
+        (chapter_05.check_gate_share, gate_share),
+        (chapter_05.check_modality_norms, modality_norms),
+        (chapter_05.check_modality_norms, lambda x: [x[:, i::3].abs().sum(-1).mean() for i in range(3)]),
+        (
+            chapter_05.check_modality_norms,
+            lambda x: dict(zip(("rtg", "state", "action"), modality_norms(x).tolist(), strict=True)),
+        ),
+        (chapter_05.check_gradient_norms, gradient_norms),
+        (chapter_05.check_gradient_norms, lambda policy, windows: lengths(rows(policy, windows)).mean(0)),
+    ],
+)
+def test_right_answers_pass_with_one_line(check, answer, capsys):
+    check(answer)
+    printed = capsys.readouterr().out
+    assert printed.startswith("Correct") and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        (lambda y, z: gate_share(y, z, gate=lambda z: z), "silu is missing"),
+        (lambda y, z: gate_share(y, z, gate=torch.sigmoid), "sigmoid gate"),
+        (lambda y, z: gate_share(y, z, gate=F.relu), "ReLU gate"),
+        (lambda y, z: gate_share(z, y), "changed places"),
+        (lambda y, z: (y * F.silu(z)).abs().sum((0, 1)) / y.abs().sum((0, 1)), "per channel"),
+        (lambda y, z: (y * F.silu(z)).abs().sum(-1) / y.abs().sum(-1), "per window"),
+        (lambda y, z: ((y * F.silu(z)).abs() / y.abs()).mean((0, 2)), "must count more"),
+        (lambda y, z: ((y * F.silu(z)).sum(-1) / y.sum(-1)).mean(0), "absolute values are missing"),
+        (lambda y, z: 1 - gate_share(y, z), "what is lost"),
+        (lambda y, z: (y.abs().sum(-1) / (y * F.silu(z)).abs().sum(-1)).mean(0), "upside down"),
+        (lambda y, z: (y * F.silu(z)).abs().sum((0, 2)) / y.abs().sum((0, 2)), "summed before dividing"),
+        (lambda y, z: ((y * F.silu(z)).norm(dim=-1) / y.norm(dim=-1)).mean(0), "L1 norm"),
+        (lambda y, z: torch.ones(4), "share is not"),
+        (lambda y, z: y * F.silu(z), "sum sizes over the channels"),
+        (lambda y, z: None, "returned nothing"),
+    ],
+)
+def test_wrong_shares_are_told_why(answer, hint):
+    with pytest.raises(CheckFailed, match=hint) as caught:
+        chapter_05.check_gate_share(answer)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        (lambda x: modality_norms(x)[[1, 2, 0]], "token 0 is a return-to-go"),
+        (lambda x: modality_norms(x)[[0, 2, 1]], "wrong order"),
+        (lambda x: x.abs().sum(-1).mean(0).view(3, -1).mean(1), "interleaved"),
+        (lambda x: torch.stack([x[..., i::3].abs().sum(-1).mean() for i in range(3)]), "channel for a token"),
+        (lambda x: x.norm(dim=-1).mean(0).view(-1, 3).mean(0), "Euclidean"),
+        (lambda x: x.sum(-1).mean(0).view(-1, 3).mean(0), "absolute values are missing"),
+        (lambda x: modality_norms(x) / x.shape[-1], "averages over the channels"),
+        (lambda x: x.abs().sum(-1).mean(0).view(-1, 3).sum(0), "time steps are summed"),
+        (lambda x: x.abs().sum((0, -1)).view(-1, 3).mean(0), "windows are summed"),
+        (lambda x: modality_norms(x.mean(0, keepdim=True)), "averaged before the norm"),
+        (lambda x: x.abs().sum(-1).mean(0), "per token"),
+        (lambda x: x.abs().mean(0).unflatten(0, (-1, 3)).mean(0), "per channel"),
+        (lambda x: torch.ones(3), "norms are not"),
+        (lambda x: None, "returned nothing"),
+    ],
+)
+def test_wrong_norms_are_told_why(answer, hint):
+    with pytest.raises(CheckFailed, match=hint):
+        chapter_05.check_modality_norms(answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        (lambda p, w: lengths(rows(p, w, lambda actions: actions.sum(1))).mean(0), "all time steps"),
+        (lambda p, w: rows(p, w).sum(0).norm(dim=-1).mean(0), "one gradient for each"),
+        (lambda p, w: lengths(rows(p, w)).sum(0), "windows are summed"),
+        (lambda p, w: lengths(rows(p, w)).mean(0) / len(w.states), "twice"),
+        (lambda p, w: lengths(rows(p, w).mean(1)), "averaged over the windows"),
+        (of_normed, "behind the embedding's LayerNorm"),
+        (lambda p, w: gradient_norms(p, w).flip(0), "reversed"),
+        (lambda p, w: lengths(rows(p, w)).square().mean(0), "those are squares"),
+        (lambda p, w: lengths(rows(p, w)).square().mean(0).sqrt(), "each window's norm first"),
+        (lambda p, w: rows(p, w).abs().sum((0, -1)).mean(0), "absolute values"),
+        (lambda p, w: rows(p, w).norm(dim=-1).mean((0, 1)), "averaged: put all"),
+        (lambda p, w: rows(p, w).norm(dim=-1).sum(0).mean(0), "added: put all"),
+        (lambda p, w: gradient_norms(p, w)[:-1], "one token is missing"),
+        (lambda p, w: lengths(rows(p, w)), "per window"),
+        (lambda p, w: rows(p, w).square().sum((0, 2)).sqrt().mean(0), "channel for a token"),
+        (lambda p, w: torch.zeros(3 * p.context), "norms are not"),
+        (lambda p, w: p.nothing, "raised AttributeError"),
+    ],
+)
+def test_wrong_gradients_are_told_why(answer, hint):
+    with pytest.raises(CheckFailed, match=hint):
+        chapter_05.check_gradient_norms(answer)
