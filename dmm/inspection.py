@@ -128,8 +128,8 @@ def mamba_signals(policy: TokenPolicy, windows: Windows) -> dict[str, MambaSigna
 def probe(x: Tensor, target: Tensor, new_x: Tensor, new_target: Tensor, *, strength: float = 1e-4) -> float:
     """How much of `target` a linear map can read from `x`: R^2 on new samples, the mean over the target's components.
 
-    1 is all of it; 0 is no more than its mean, and below 0 is worse than that. The map is ridge regression on z-scored
-    channels.
+    1 is all of it; 0 is no more than its mean, and below 0 is worse than that; NaN where the new target does not vary.
+    The map is ridge regression on z-scored channels.
 
     Args:
         x, target: what the map is fitted on, `(b, d)` and `(b, a)`.

@@ -10,12 +10,13 @@ in `--runs`; a second call goes on where a killed one stopped.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dmm.experiments import write_result
-from dmm.experiments.grid import Job, arguments, machine, run_jobs, slug, summarize, train_and_score
+from dmm.experiments.grid import Job, arguments, machine, run_jobs, slug, summarize, summarize_pooled, train_and_score
 
 DATASET = "dmm/pointmaze/umaze-v0"
 STEPS = 3000
@@ -77,6 +78,24 @@ def maze_settings(seeds: int) -> dict[str, Any]:
         "targets": TARGETS,
         "seeds": seeds,
     }
+
+
+def compare_on_maze(
+    name: str,
+    description: str,
+    make_jobs: Callable[[Path, int], list[Job]],
+    work: Callable[[Job], dict[str, Any]],
+    **settings: Any,
+) -> None:
+    """The command of an experiment whose jobs are all `maze_job`s: train, score, and write its result file."""
+    args = arguments(name, description, seeds=3)
+
+    from dmm.data.collect import collect
+
+    collect(DATASET)
+    rows = run_jobs(work, make_jobs(args.runs, args.seeds), args.workers)
+    result = {"settings": {**maze_settings(args.seeds), **settings}, "machine": machine()}
+    write_result(args.out, {**result, "summary": summarize_pooled(rows), "runs": rows})
 
 
 def make_jobs(runs: Path, seeds: int) -> list[Job]:

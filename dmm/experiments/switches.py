@@ -10,9 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dmm.experiments import write_result
-from dmm.experiments.grid import Job, arguments, machine, run_jobs, summarize_pooled, train_and_score
-from dmm.experiments.pointmaze import DATASET, maze_job, maze_settings
+from dmm.experiments.grid import Job, train_and_score
+from dmm.experiments.pointmaze import compare_on_maze, maze_job
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -37,15 +36,8 @@ def make_jobs(runs: Path, seeds: int) -> list[Job]:
 
 
 def main() -> None:
-    args = arguments("switches", "Remake the comparison of paper and released code.", seeds=3)
-
-    from dmm.data.collect import collect
-
-    collect(DATASET)
-    rows = run_jobs(train_and_score, make_jobs(args.runs, args.seeds), args.workers)
-    settings = {**maze_settings(args.seeds), "entries": ENTRIES}
-    write_result(
-        args.out, {"settings": settings, "machine": machine(), "summary": summarize_pooled(rows), "runs": rows}
+    compare_on_maze(
+        "switches", "Remake the comparison of paper and released code.", make_jobs, train_and_score, entries=ENTRIES
     )
 
 

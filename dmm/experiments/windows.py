@@ -11,19 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dmm.experiments import write_result
-from dmm.experiments.grid import (
-    Job,
-    arguments,
-    keep_model,
-    machine,
-    round_weights,
-    run_jobs,
-    score_job,
-    summarize_pooled,
-    train_job,
-)
-from dmm.experiments.pointmaze import DATASET, maze_job, maze_settings
+from dmm.experiments.grid import Job, keep_model, round_weights, score_job, train_job
+from dmm.experiments.pointmaze import compare_on_maze, maze_job
 
 WINDOWS = tuple(range(1, 13))
 
@@ -48,16 +37,7 @@ def make_jobs(runs: Path, seeds: int) -> list[Job]:
 
 
 def main() -> None:
-    args = arguments("windows", "Remake the comparison of window sizes.", seeds=3)
-
-    from dmm.data.collect import collect
-
-    collect(DATASET)
-    rows = run_jobs(train_and_keep, make_jobs(args.runs, args.seeds), args.workers)
-    settings = {**maze_settings(args.seeds), "windows": WINDOWS}
-    write_result(
-        args.out, {"settings": settings, "machine": machine(), "summary": summarize_pooled(rows), "runs": rows}
-    )
+    compare_on_maze("windows", "Remake the comparison of window sizes.", make_jobs, train_and_keep, windows=WINDOWS)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 from dmm import experiments
 from dmm.data import collect as collecting
 from dmm.data.recipes import RECIPES
-from dmm.experiments import gating, grid, pointmaze, switches, windows
+from dmm.experiments import gating, grid, pointmaze
 
 MAZE, HOPPER = "dmm/pointmaze/umaze-v0", "dmm/hopper/medium-v0"
 TINY: dict[str, Any] = {"width": 8, "layers": 1, "batch_size": 4}
@@ -71,11 +71,12 @@ def run_command(small_sets: None, models: Path, tmp_path: Path, monkeypatch: pyt
     def run_here(work: Callable[[grid.Job], Any], jobs: list[grid.Job], workers: int) -> list[Any]:
         return [grid._row(work, job) for job in jobs]
 
-    for module in (gating, pointmaze, switches, windows):
+    for module in (pointmaze, gating):
         monkeypatch.setattr(module, "run_jobs", run_here)
     monkeypatch.setattr(pointmaze, "STEPS", 2)
     monkeypatch.setattr(pointmaze, "EPISODES", 2)
     monkeypatch.setattr(gating, "WINDOWS", 4)
+    monkeypatch.setattr(gating, "PROBE_WINDOWS", (8, 4))
     monkeypatch.setattr(gating, "measured_windows", functools.cache(gating.measured_windows))
     monkeypatch.setattr(
         gating,

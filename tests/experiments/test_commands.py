@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dmm.evaluation import evaluate
@@ -130,9 +131,13 @@ class TestGating:
                 assert all(len(tokens) == 24 for tokens in lists.values())
             assert list(row["gradients"]) == ["action", "loss"]
             assert list(row["gates"]) == ([] if row["model"] == "dt" else ["layer 1", "layer 2", "layer 3"])
+            gates = [f"layer {i}, {at}" for i in (1, 2, 3) for at in ("scan", "gate") if row["model"] == "mamba"]
+            assert list(row["probes"]) == ["end", *gates]
             if row["seed"] == 0:
                 again = gating.measure(kept_run(f"gating/{row['task']}-{row['model']}-seed0").policy, row["task"])
-                assert again == {key: row[key] for key in ("norms", "gradients", "gates")}
+                assert {key: again[key] for key in ("norms", "gradients", "gates")} == {
+                    key: row[key] for key in ("norms", "gradients", "gates")
+                }
 
     def test_second_call_trains_nothing(self, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(gating, "ENTRIES", ("dmm",))
@@ -164,9 +169,10 @@ class TestGating:
             ("gradients", "loss", "state"),
         ]
         norms = found["norms", "layer 1, MLP", "rtg"]
-        assert norms["mean"] == pytest.approx((0.25 + 0.5) / 2) and norms["seeds"] == 2
-        assert norms["ci95"] == grid.mean_interval([0.25, 0.5])["ci95"]
-        assert found["gradients", "loss", "state"]["mean"] == 0.5
+        logarithms = grid.mean_interval(np.log([0.25, 0.5]))
+        assert norms["mean"] == pytest.approx((0.25 * 0.5) ** 0.5) and norms["seeds"] == 2
+        assert norms["ci95"] == pytest.approx(np.exp(logarithms["ci95"]))
+        assert found["gradients", "loss", "state"]["mean"] == pytest.approx(0.5)
         assert (norms["task"], norms["model"]) == ("hopper", "dt")
 
     def test_jobs_differ_by_task_and_model_alone(self) -> None:

@@ -110,6 +110,9 @@ class TestGating:
                 assert found[kind].keys() == row[kind].keys()
                 for name, tokens in found[kind].items():
                     assert tokens == pytest.approx(row[kind][name], rel=1e-3, abs=1e-9), (model, kind, name)
+            assert found["probes"].keys() == row["probes"].keys()
+            for place, scores in found["probes"].items():
+                assert scores == pytest.approx(row["probes"][place], abs=1e-3), (model, place)
 
 
 def kept_jobs() -> dict[str, Job]:
