@@ -1,5 +1,6 @@
 # make book    the site, from nothing: installs into .venv, executes the notebooks, builds _build/html
 # make test    the same set-up, then every check: style, types, the site without warnings, unit tests, notebooks, browser
+# make classroom  graded exercises: student and instructor editions and autograders, in _build/classroom
 # make address URL=https://github.com/you/decision-metamamba    tells every file the repository's public address
 
 PYTHON ?= python3
@@ -22,7 +23,7 @@ ifeq ($(shell uname),Linux)
 export MUJOCO_GL ?= $(shell PATH="$$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null | grep -q libEGL.so.1 && echo egl || echo osmesa)
 endif
 
-.PHONY: book test site lint unit notebooks clean address
+.PHONY: book test site lint unit notebooks classroom clean address
 
 book: site
 	@echo
@@ -46,6 +47,9 @@ unit: .venv/.test-stamp
 
 notebooks: .venv/.test-stamp
 	$(RUN) -m pytest notebooks $(NBVAL) -n auto --dist loadfile -q
+
+classroom: .venv/.book-stamp
+	$(RUN) book/_tools/classroom.py build
 
 address:
 	@test -n "$(URL)" || { echo "say which: make address URL=https://github.com/you/decision-metamamba"; exit 2; }

@@ -1,4 +1,4 @@
-"""What this site needs beyond Jupyter Book: the live figures' script, and an execution cache that knows the package."""
+"""What this site needs beyond Jupyter Book: live figures, a cache that knows the package, exercises by chapter."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx.environment import BuildEnvironment
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "dmm" / "_assets"
@@ -54,6 +55,14 @@ def _write_assets(app: Sphinx) -> None:
     shutil.copyfile(ASSETS / "widgets.css", static / "dmm-widgets.css")
 
 
+def _number_exercises(app: Sphinx, env: BuildEnvironment) -> None:
+    """Count exercises by chapter, 4.1, 4.2, ..., so that a new chapter does not renumber those of the others."""
+    for page, kinds in env.toc_fignumbers.items():
+        chapter = re.match(r"notebooks/(\d+)_", page)
+        if chapter and "exercise" in kinds:
+            kinds["exercise"] = {name: (int(chapter[1]), i) for i, name in enumerate(kinds["exercise"], 1)}
+
+
 def _drop_foreign_scripts(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Leave out thebe, which would fetch from a CDN, and the kernel's widget state, which nothing here reads."""
     context["script_files"] = [script for script in context["script_files"] if not _is_foreign(script)]
@@ -82,6 +91,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_config_value("execution_key", "", "env", types=[str])
     app.connect("config-inited", _use_keyed_cache)
     app.connect("builder-inited", _write_assets)
+    app.connect("env-check-consistency", _number_exercises)
     app.connect("html-page-context", _drop_foreign_scripts, priority=900)
     app.connect("html-page-context", _mend_roles)
     app.connect("build-finished", _drop_icon_script)

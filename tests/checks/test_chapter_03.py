@@ -24,6 +24,22 @@ def restarted(u, delta, A, B, C, chunk):
     return torch.cat([selective_scan(u_, delta_, A, B_, C_) for u_, delta_, B_, C_ in parts], 1)
 
 
+def chunks_by_hand(u, delta, A, B, C, chunk, order=1, keep=lambda first: True, longer=0, step=0):
+    """Chunks with mistakes: in reverse order, with the state kept only now and then, or with wrong ends."""
+    state, parts = None, []
+    for first in list(range(0, u.shape[1], chunk + step))[::order]:
+        u_, delta_, B_, C_ = (x[:, first : first + chunk + longer] for x in (u, delta, B, C))
+        y, last = selective_scan(u_, delta_, A, B_, C_, initial_state=state, return_last_state=True)
+        state = last if keep(first) else state
+        parts.append(y)
+    return torch.cat(parts[::order], 1)
+
+
+def joined_backwards(u, delta, A, B, C, chunk):
+    y = chunks(u, delta, A, B, C, chunk)
+    return torch.cat([y[:, first : first + chunk] for first in range(0, u.shape[1], chunk)][::-1], 1)
+
+
 def last_chunk_spoilt(*arguments):
     y = chunks(*arguments)
     y[:, 9:] += 1
@@ -84,6 +100,11 @@ def test_wrong_shares_are_told_why(answer, hint):
         (restarted, "restarts at zero"),
         (lambda *arguments: chunks(*arguments)[:, :8], "last chunk is missing"),
         (lambda *arguments: chunks(*arguments)[:, -4:], "only one chunk"),
+        (lambda *arguments: chunks_by_hand(*arguments, keep=lambda first: first == 0), "keep the newest state"),
+        (lambda *arguments: chunks_by_hand(*arguments, order=-1), "leak of the future"),
+        (joined_backwards, "joined in reverse order"),
+        (lambda *arguments: chunks_by_hand(*arguments, longer=1), "the chunks overlap"),
+        (lambda *arguments: chunks_by_hand(*arguments, step=1), "left out"),
         (last_chunk_spoilt, "first at token 9, which is token 1 of chunk 2"),
         (lambda *arguments: chunks(*arguments)[0], "expected shape"),
         (lambda *arguments: None, "returned nothing"),

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from dmm.checks import CheckFailed, chapter_08
 
@@ -8,12 +9,16 @@ def masked(predicted, actions, mask):
     return (predicted - actions)[mask].square().mean()
 
 
+def window_means(predicted, actions, mask):
+    return torch.stack([masked(*one) for one in zip(predicted, actions, mask, strict=True)]).mean()
+
+
 def rate(step, warmup, peak):
     return peak * min(1.0, (step + 1) / warmup)
 
 
-def bootstrap(values, rng, tail=2.5):
-    means = rng.choice(values, size=(4000, len(values))).mean(axis=1)
+def bootstrap(values, rng, tail=2.5, size=None, axis=1):
+    means = rng.choice(values, size=(4000, size or len(values))).mean(axis=axis)
     return tuple(np.percentile(means, [tail, 100 - tail]))
 
 
@@ -34,6 +39,8 @@ def test_right_answers_pass(check, answer, capsys):
         (lambda p, a, m: (p - a)[m].square().sum() / m.sum(), "number of action entries"),
         (lambda p, a, m: (p - a)[~m].square().mean(), "upside down"),
         (lambda p, a, m: (p - a)[m].abs().mean(), "absolute error"),
+        (window_means, "windows count alike"),
+        (lambda p, a, m: (p - a)[m].square(), "expected shape"),
         (lambda p, a, m: None, "returned nothing"),
     ],
 )
@@ -48,7 +55,12 @@ def test_wrong_losses_are_told_why(answer, hint):
         (lambda step, warmup, peak: peak * min(1.0, step / warmup), "first update"),
         (lambda step, warmup, peak: peak * (step + 1) / warmup, "goes on rising"),
         (lambda step, warmup, peak: peak, "constant"),
-        (lambda step, warmup, peak: peak * min(1.0, (step + 2) / warmup), "expected"),
+        (lambda step, warmup, peak: peak * min(1.0, (step + 2) / warmup), "update too early"),
+        (lambda step, warmup, peak: min(1.0, (step + 1) / warmup), "factor peak is missing"),
+        (lambda step, warmup, peak: peak * min(1, (step + 1) // warmup), "0 until the warm-up is over"),
+        (lambda step, warmup, peak: peak * max(0.0, 1 - step / warmup), "that is a decay"),
+        (lambda step, warmup, peak: rate(step, warmup, peak) * min(1, warmup / (step + 1)), "changes after"),
+        (lambda step, warmup, peak: peak * min(1.0, (step + 1) / warmup) ** 2, "expected"),
     ],
 )
 def test_wrong_rates_are_told_why(answer, hint):
@@ -63,6 +75,12 @@ def test_wrong_rates_are_told_why(answer, hint):
         (lambda values, rng: bootstrap(values, rng, tail=5), "90 %"),
         (lambda values, rng: bootstrap(values, rng)[::-1], "lower end"),
         (lambda values, rng: (values.mean(), values.mean() + 1e-9), "no spread"),
+        (lambda values, rng: np.full(2, rng.choice(values, size=4000).mean()), "no spread"),
+        (lambda values, rng: bootstrap(values, rng, axis=0), "wrong axis"),
+        (lambda values, rng: bootstrap(values, rng, size=25), "as many values as there are"),
+        (lambda values, rng: bootstrap(values, rng, tail=15.87), "one standard error"),
+        (lambda values, rng: bootstrap(values, np.random.default_rng(0)), "do not seed your own"),
+        (lambda values, rng: bootstrap(values - 10, rng), "expected about"),
     ],
 )
 def test_wrong_intervals_are_told_why(answer, hint):
