@@ -492,10 +492,12 @@ function barsPanel(g, panel, get, w, h, theme) {
 const STRIP = { gap: 3, row: 62, least: 34, most: 64 };
 
 function stripRows(panel, w) {
-  const perRow = Math.max(1, Math.min(panel.kinds.length, Math.floor((w - 8) / STRIP.least)));
-  // Whole time steps stay together when a strip must break.
-  const whole = perRow < panel.kinds.length && perRow >= 3 ? perRow - (perRow % 3) : perRow;
-  return { perRow: whole, rows: Math.ceil(panel.kinds.length / whole) };
+  const tokens = panel.kinds.length;
+  const most = Math.max(1, Math.min(tokens, Math.floor((w - 8) / STRIP.least)));
+  if (most === tokens || most < 3) return { perRow: most, rows: Math.ceil(tokens / most) };
+  // When a strip must break, whole time steps stay together and the rows are about equally long.
+  const rows = Math.ceil(tokens / (most - (most % 3)));
+  return { perRow: 3 * Math.ceil(tokens / rows / 3), rows };
 }
 
 function stripPanel(g, panel, get, w, h, theme) {

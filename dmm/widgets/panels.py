@@ -109,9 +109,9 @@ class Lines(Panel):
         fitted: Spec = {}
         keys = [line[key] for line in spec["y"] for key in ("data", "low", "high") if key in line]
         if spec["y_range"] is None:
-            fitted["y_range"] = (
-                ranges(keys) if spec["log_y"] else _padded(ranges(keys), (mark.y for mark in self.marks))
-            )
+            limits = ranges(keys)
+            extra = [mark.y for mark in self.marks]
+            fitted["y_range"] = _padded_in_powers(limits) if spec["log_y"] else _padded(limits, extra)
         if spec["x_range"] is None and spec["x"] is not None:
             x = spec["x"]
             fitted["x_range"] = ranges([x]) if isinstance(x, str) else (min(x), max(x))
@@ -279,6 +279,12 @@ def _padded(limits: Range, extra: Any) -> Range:
     low, high = min([low, *numbers]), max([high, *numbers])
     pad = 0.05 * (high - low) or 0.5
     return low - pad, high + pad
+
+
+def _padded_in_powers(limits: Range) -> Range:
+    low, high = limits
+    factor = float((high / low) ** 0.05) if 0 < low < high else 1.0
+    return low / factor, high * factor
 
 
 @dataclass(frozen=True)

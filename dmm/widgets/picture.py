@@ -134,7 +134,9 @@ def _kind_bands(axes: Axes, panel: Spec) -> None:
     shown = dict.fromkeys([*(panel["y_kinds"] or ()), *(panel["x_kinds"] or ())])
     if shown:
         entries = [Rectangle((0, 0), 1, 1, color=COLORS[kind], label=KIND_NAMES.get(kind, kind)) for kind in shown]
-        axes.legend(handles=entries, frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+        look: Spec = {"frameon": False, "fontsize": 8, "ncols": 3, "columnspacing": 1, "handlelength": 1}
+        axes.legend(handles=entries, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, **look)
+        axes.set_title(panel["caption"], fontsize=9, loc="left", pad=20)  # above the legend
         axes.tick_params(length=0, pad=8)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from dmm import experiments
 from dmm.data import collect as collecting
+from dmm.data import preview
 from dmm.data.recipes import RECIPES
 from dmm.experiments import gating, grid, pointmaze
 
@@ -77,7 +78,7 @@ def run_command(small_sets: None, models: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(pointmaze, "EPISODES", 2)
     monkeypatch.setattr(gating, "WINDOWS", 4)
     monkeypatch.setattr(gating, "PROBE_WINDOWS", (8, 4))
-    monkeypatch.setattr(gating, "measured_windows", functools.cache(gating.measured_windows))
+    monkeypatch.setattr(preview, "preview", functools.cache(preview.preview))
     monkeypatch.setattr(
         gating,
         "TASKS",

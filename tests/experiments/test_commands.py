@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dmm.evaluation import evaluate
 from dmm.experiments import gating, grid, hopper, kept_run, pointmaze, switches, windows
@@ -75,11 +76,22 @@ class TestWindows:
         run = kept_run("windows/w12")
         assert run.info["training"]["seed"] == 0 and run.policy.config.window == 12
 
-    def test_kept_run_scores_what_its_row_says(self, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_policy_that_is_kept_is_the_one_that_is_scored(
+        self, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scored, score = [], grid.score_job
+
+        def remember(job: Job, run: Any) -> dict[str, Any]:
+            scored.append(run.policy)
+            return score(job, run)
+
         monkeypatch.setattr(windows, "WINDOWS", (3,))
+        monkeypatch.setattr(windows, "score_job", remember)
         (row,) = run_command(windows)["runs"]
-        (job,) = windows.make_jobs(Path("runs/windows"), seeds=1)
-        result = evaluate(kept_run("windows/w03"), episodes=job.episodes, targets=job.targets, progress=False)
+        kept, (job,) = kept_run("windows/w03"), windows.make_jobs(Path("runs/windows"), seeds=1)
+        for name, value in scored[0].state_dict().items():
+            assert torch.equal(value, kept.policy.state_dict()[name]), name
+        result = evaluate(kept, episodes=job.episodes, targets=job.targets, progress=False)
         assert [s.normalized_score for s in result.scores] == [s["normalized_score"] for s in row["scores"]]
 
     def test_jobs_change_the_window_alone(self) -> None:
