@@ -39,6 +39,6 @@ def kept_run(name: str) -> Run:
     from dmm.training import load_run
 
     if not (MODELS / name / "run.json").exists():
-        there = sorted(str(file.parent.relative_to(MODELS)) for file in MODELS.rglob("run.json"))
+        there = sorted(file.parent.relative_to(MODELS).as_posix() for file in MODELS.rglob("run.json"))
         raise InputError(f"name: no committed run {name!r}, allowed are {', '.join(there)}")
     return load_run(MODELS / name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
 import platform
@@ -97,13 +98,14 @@ def run_jobs(work: Callable[[Job], dict[str, Any]], jobs: Sequence[Job], workers
 
 
 def _row(work: Callable[[Job], dict[str, Any]], job: Job) -> dict[str, Any]:
-    """What an earlier, interrupted call found for this job, or `work(job)`."""
+    """What an earlier, interrupted call found for this very job, or `work(job)`."""
     file = job.folder / "row.json"
-    if not file.exists():
-        row = work(job)
-        write_result(file, row)
-    kept: dict[str, Any] = json.loads(file.read_text())
-    return kept
+    asked = json.loads(json.dumps({**dataclasses.asdict(job), "folder": job.folder.name}))
+    kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    if kept.get("job") != asked:
+        write_result(file, {"job": asked, "row": work(job)})
+        kept = json.loads(file.read_text())
+    return kept["row"]  # type: ignore[no-any-return]
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

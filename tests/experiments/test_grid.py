@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import operator
 import sys
@@ -16,7 +17,7 @@ from scipy import stats
 from dmm import training
 from dmm.errors import InputError
 from dmm.evaluation import evaluate
-from dmm.experiments import RESULTS, grid, kept_run, write_result
+from dmm.experiments import RESULTS, grid, kept_run
 from dmm.experiments.grid import (
     Job,
     arguments,
@@ -84,7 +85,9 @@ class TestJobs:
             return {"name": job.name, "pair": (1, 2)}
 
         assert grid._row(work, job) == grid._row(work, job) == {"name": "dmm", "pair": [1, 2]}
-        assert asked == [job] and json.loads((job.folder / "row.json").read_text())["name"] == "dmm"
+        assert asked == [job] and json.loads((job.folder / "row.json").read_text())["row"]["name"] == "dmm"
+        other = dataclasses.replace(job, episodes=job.episodes + 1)
+        assert grid._row(work, other)["name"] == "dmm" and asked == [job, other]  # a row of another job is no answer
 
     def test_work_that_fails_leaves_no_row(self, maze_job: MakeJob) -> None:
         with pytest.raises(ZeroDivisionError):
@@ -93,7 +96,7 @@ class TestJobs:
 
     def test_rows_of_processes_come_in_the_order_of_the_jobs(self, tmp_path: Path) -> None:
         jobs = [Job(f"{i}", i, tmp_path / f"{i}", "", "", 1, (), 1, {"i": i}) for i in range(5)]
-        write_result(tmp_path / "3" / "row.json", {"i": "made before"})
+        grid._row(lambda job: {"i": "made before"}, jobs[3])
         rows = run_jobs(operator.attrgetter("changes"), jobs, workers=2)
         assert [row["i"] for row in rows] == [0, 1, 2, "made before", 4]
 
