@@ -86,6 +86,8 @@ def build(name: str, to: Path) -> Edition:
             notebook = read(made / theirs / f"{name}.ipynb")
             after = 1 + next(i for i, each in enumerate(notebook["cells"]) if each["source"].strip() == SETUP_CELL)
             notebook["cells"].insert(after, nbformat.v4.new_code_cell(cell, metadata=_locked()))
+            for each in notebook["cells"]:
+                each["source"] = each["source"].rstrip()  # where solutions were cut off the end
             nbformat.write(notebook, ours)
         shutil.move(next((made / "autograder").glob("*.zip")), edition.autograder)
     return edition

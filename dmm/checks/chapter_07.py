@@ -186,7 +186,7 @@ def _wrong_count(off: float, part: Mapping[str, int], s: int, a: int, d: int, la
         -4 * part["norm"]: "which forgets the LayerNorms: four of them, scale and shift",
         -4 * d: "which is 4 d short: two of the four LayerNorms, or the shifts of all (each has scale and shift)",
         layers * 5 * d: "which still has Mamba's convolution, 4 d weights and d biases: here it is left out",
-        layers * (3 * d * d + d * (2 * rank + 50)): "which has Mamba's expansion of 2: the code has 1",
+        layers * (3 * d * d + d * (2 * rank + 50)): "this has expand 2, the released model expand 1",
         layers * 2 * d * (floor - rank) if floor != rank else 0: "in which d/16 is not rounded up for the step size",
         -layers * d: "which is d short in each layer: Mamba's D, or the bias of the step size",
         -layers * 16 * d: "which forgets Mamba's A, n = 16 numbers per channel",

@@ -107,7 +107,14 @@ def _miscounts(a: int, d: int, layers: int) -> dict[str, int]:
         "a pair of LayerNorms for each layer: here one pair serves all": (layers - 1) * 4 * d,
         "the DSM has no bias here": d,
         "the window counts tokens, not steps: the DSM maps 6 d numbers to d": -4 * d * d,
-        "dt_proj has a bias, one number per channel and layer": -layers * d,
+        "d numbers are missing in each layer: Mamba's D, or the bias of dt_proj": -layers * d,
+        "Mamba's convolution is still counted, 5 d numbers in each layer: the released code leaves it out": (
+            layers * 5 * d
+        ),
+        "Mamba's convolution is still counted, 4 d weights in each layer: the released code leaves it out": (
+            layers * 4 * d
+        ),
+        "the rank is d / 16 rounded up, not always 4": layers * 2 * d * (4 - rank),
         "16 numbers per channel and layer are missing: those of A, or of B and C, which are two": -layers * 16 * d,
         "A and D are missing: 16 + 1 numbers per channel and layer": -layers * 17 * d,
         "this is expand 2: the released code has as many inner channels as channels": layers * mamba,

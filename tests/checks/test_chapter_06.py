@@ -159,6 +159,8 @@ def test_the_package_passes():
         (lambda x, W: regrouped(x, W, sort=False), "blocks of tokens"),
         (lambda x, W: sum(windows(x, 3) @ mixer.T for mixer in W), "added up"),
         (lambda x, W: windows(x, 3) @ W[0].T, r"all tokens go through W\[0\]"),
+        (lambda x, W: modality(x, W, lambda x, w: windows(x, 6)), "window is hard-coded as 6"),
+        (lambda x, W: modality(x, W, lambda x, w: windows(x, 3)), "window is hard-coded as 3"),
         (in_place, "changed its input"),
         (spoilt, "first at token 4, a state"),
         (lambda x, W: modality(x, W)[0], "expected shape"),

@@ -176,7 +176,7 @@ def test_wrong_frames_are_told_why(answer, hint):
         (lambda *n: count(*n, norms=0), "forgets the LayerNorms"),
         (lambda *n: count(*n) - 3 * n[2], "biases of the embeddings$"),
         (lambda *n: count(*n) - n[1], "the head's bias"),
-        (lambda *n: count(*n, expand=2), "expansion of 2"),
+        (lambda *n: count(*n, expand=2), "this has expand 2"),
         (lambda *n: count(*n, conv=5 * n[2]), "still has Mamba's convolution"),
         (lambda *n: count(*n, conv=-16 * n[2]), "forgets Mamba's A"),
         (lambda *n: count(*n, conv=-n[2]), "short in each layer"),

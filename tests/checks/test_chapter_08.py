@@ -22,6 +22,19 @@ def bootstrap(values, rng, tail=2.5, size=None, axis=1):
     return tuple(np.percentile(means, [tail, 100 - tail]))
 
 
+def resampled(values, rng):
+    return rng.choice(values, size=(4000, len(values))).mean(axis=1)
+
+
+def legacy_bootstrap(values):
+    state = np.random.RandomState(5)
+    return np.percentile(resampled(values, state), [2.5, 97.5])
+
+
+def symmetric(mean, error):
+    return mean - 1.96 * error, mean + 1.96 * error
+
+
 @pytest.mark.parametrize(
     ("check", "answer"),
     [(chapter_08.check_loss, masked), (chapter_08.check_warmup, rate), (chapter_08.check_interval, bootstrap)],
@@ -35,7 +48,10 @@ def test_right_answers_pass(check, answer, capsys):
     ("answer", "hint"),
     [
         (lambda p, a, m: (p - a).square().mean(), "padded steps"),
-        (lambda p, a, m: ((p - a).square() * m[..., None]).mean(), "divided by all steps"),
+        (
+            lambda p, a, m: ((p - a).square() * m[..., None]).mean(),
+            r"divided by all steps: count only the entries where mask is True$",
+        ),
         (lambda p, a, m: (p - a)[m].square().sum() / m.sum(), "number of action entries"),
         (lambda p, a, m: (p - a)[~m].square().mean(), "upside down"),
         (lambda p, a, m: (p - a)[m].abs().mean(), "absolute error"),
@@ -56,6 +72,7 @@ def test_wrong_losses_are_told_why(answer, hint):
         (lambda step, warmup, peak: peak * (step + 1) / warmup, "goes on rising"),
         (lambda step, warmup, peak: peak, "constant"),
         (lambda step, warmup, peak: peak * min(1.0, (step + 2) / warmup), "update too early"),
+        (lambda step, warmup, peak: peak * min(1.0, max(step, 1) / warmup), "one update late after the first"),
         (lambda step, warmup, peak: min(1.0, (step + 1) / warmup), "factor peak is missing"),
         (lambda step, warmup, peak: peak * min(1, (step + 1) // warmup), "0 until the warm-up is over"),
         (lambda step, warmup, peak: peak * max(0.0, 1 - step / warmup), "that is a decay"),
@@ -80,6 +97,13 @@ def test_wrong_rates_are_told_why(answer, hint):
         (lambda values, rng: bootstrap(values, rng, size=25), "as many values as there are"),
         (lambda values, rng: bootstrap(values, rng, tail=15.87), "one standard error"),
         (lambda values, rng: bootstrap(values, np.random.default_rng(0)), "do not seed your own"),
+        (lambda values, rng: legacy_bootstrap(values), "rng was not used"),
+        (lambda values, rng: np.percentile(resampled(values, rng), [0.025, 0.975]), "np.percentile wants per cent"),
+        (lambda values, rng: bootstrap(values, rng, size=4000), "4,000 is how many resamples"),
+        (lambda values, rng: (values.mean(), 1.96 * resampled(values, rng).std()), "not the mean and a half-width"),
+        (lambda values, rng: (values.mean(), np.ptp(bootstrap(values, rng)) / 2), "not the mean and a half-width"),
+        (lambda values, rng: symmetric(values.mean(), resampled(values, rng).std()), "begins below 0"),
+        (lambda values, rng: symmetric(values.mean(), values.std(ddof=1) / len(values) ** 0.5), "begins below 0"),
         (lambda values, rng: bootstrap(values - 10, rng), "expected about"),
     ],
 )
