@@ -30,9 +30,16 @@ def call(answer: Callable[..., Any], *arguments: Any) -> Any:
     try:
         result = answer(*arguments)
     except Exception as error:
-        raise CheckFailed(f"{name} raised {type(error).__name__}: {error}") from error
-    require(result is not None and result is not ..., f"{name} returned nothing: is its return missing?")
+        raise CheckFailed(f"{name} raised {_in_one_line(error)}") from error
+    require(
+        result is not None and result is not ..., f"{name} returned nothing: no answer yet, or is its return missing?"
+    )
     return result
+
+
+def _in_one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def as_array(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:

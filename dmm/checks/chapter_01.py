@@ -144,6 +144,16 @@ def _judge_counts(counts: np.ndarray, per_episode: np.ndarray, lengths: np.ndarr
     """`counts (N,)` of each row and `per_episode (E,)` against uniform ones, at six standard deviations."""
     draws = counts.sum()
     equal, fair = draws / len(lengths), draws * lengths / lengths.sum()
+    drawn, longest = np.flatnonzero(counts), int(np.argmax(lengths))
+    # steps counted from each episode's start: all small numbers occur, and none beyond the longest episode
+    forgotten = bool(drawn[-1] < lengths.max() and counts[: len(counts) - lengths.max()].all())
+    require(not forgotten, "these are steps counted within an episode: add starts[i] to get rows of the flat table")
+    if per_episode[longest]:
+        unused = int(np.argmax(np.split(counts, np.cumsum(lengths)[:-1])[longest][::-1] > 0))
+        hint = f"the last {unused} steps of a long episode are never drawn: a window that needs padding counts, too"
+        require(unused < 2, hint)
+    single = np.count_nonzero(per_episode) == 1
+    require(not single, "the whole batch comes from one episode: draw an episode for each of the batch's rows")
     if np.all(np.abs(per_episode - equal) < 6 * np.sqrt(equal)):
         require(False, "each episode is drawn equally often; draw it in proportion to its length")
     ends = np.cumsum(lengths) - 1

@@ -78,7 +78,9 @@ def check_causal_fft(answer: Callable[..., Any]) -> None:
 
 def check_euler_limit(answer: Callable[..., Any]) -> None:
     """`answer(poles (n,) complex)` must give `min(-2 Re(pole) / |pole|^2)`."""
-    for poles in (np.array([-0.2 + 1.99j, -0.2 - 1.99j]), np.array([-1.0, -16.0 + 0j, -0.5 + 3j, -0.5 - 3j])):
+    # in this order each mistake meets first a system in which no other one gives the same number
+    swinging, mixed, stiff = [-0.2 + 1.99j, -0.2 - 1.99j], [-1.0, -16.0, -0.5 + 3j, -0.5 - 3j], [-1.0, -50.0]
+    for poles in (np.array(each_pole, dtype=complex) for each_pole in (swinging, mixed, stiff)):
         limit = float(as_array(call(answer, poles), (), "the limit"))
         each = -2 * poles.real / np.abs(poles) ** 2
         _match(
@@ -87,6 +89,10 @@ def check_euler_limit(answer: Callable[..., Any]) -> None:
             {
                 "the factor 2 is missing": np.array(each.min() / 2),
                 "the sign is wrong: the real parts are negative, the limit is positive": np.array(-each.min()),
+                "that is the slowest pole's limit; a fast one may bind sooner": each[poles.real.argmax()],
+                "that is the fastest pole's limit; a slower one that swings may bind sooner": each[
+                    np.abs(poles).argmax()
+                ],
                 "that is the limit of the tamest pole; all must be stable, so the smallest limit counts": np.array(
                     each.max()
                 ),

@@ -74,6 +74,16 @@ def check_adjoint(answer: Callable[..., Any]) -> None:
     g = as_array(call(answer, a, dh), (2, 6, 3), "g")
     forward, backward = a.double().numpy(), dh.double().numpy()
     expected = _reversed(forward, backward, shift=1)
+    # these two leave open what fills the gap at the end of the shifted a, so the token that it meets is not compared
+    earlier, later = np.roll(forward, 1, axis=1), np.roll(forward, -1, axis=1)
+    wrong_way = _reversed(earlier, backward, shift=0)
+    require(
+        not close(g[:, 1:], wrong_way[:, 1:], 1e-4), "a is shifted the wrong way: token t needs a_(t+1), not a_(t-1)"
+    )
+    require(
+        not close(g[:, :-1], _forward(later, backward)[:, :-1], 1e-4),
+        "a is shifted, but the scan still runs from first to last: flip a and dh, and flip the result back",
+    )
     _match(
         g,
         expected,

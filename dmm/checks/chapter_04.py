@@ -157,6 +157,7 @@ class _Step:
     taps: Callable[[Tensor], Tensor] = lambda taps: taps
     conv_bias: float = 1.0
     activation: Callable[[Tensor], Tensor] = F.silu
+    join: Callable[[Tensor, Tensor], Tensor] = lambda conv, x: torch.cat([conv, x[..., None]], -1)
     keep: Callable[[Tensor, Tensor], Tensor] = lambda window, u: window[..., 1:]
     step_bias: float = 1.0
     positive: Callable[[Tensor], Tensor] = F.softplus
@@ -164,7 +165,9 @@ class _Step:
     write: Callable[[Tensor, Tensor], Tensor] = lambda delta, u: delta * u
     swap: bool = False
     read_old: bool = False
+    return_old: bool = False
     skip: float = 1.0
+    skip_of: Callable[[Tensor, Tensor], Tensor] = lambda x, u: u
     skip_after: bool = False
     gate: Callable[[Tensor], Tensor] = F.silu
     branches: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda x, z: (x, z)
@@ -172,7 +175,7 @@ class _Step:
     def __call__(self, block: MambaBlock, token: Tensor, conv: Tensor, ssm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         assert block.conv1d is not None and block.conv1d.bias is not None
         x, z = self.branches(*block.in_proj(token).chunk(2, dim=-1))
-        window = torch.cat([conv, x[..., None]], -1)
+        window = self.join(conv, x)
         u = self.activation(
             (window * self.taps(block.conv1d.weight[:, 0])).sum(-1) + self.conv_bias * block.conv1d.bias
         )
@@ -181,10 +184,10 @@ class _Step:
         delta = self.positive(F.linear(low, block.dt_proj.weight) + self.step_bias * block.dt_proj.bias)
         decay = torch.exp(delta[..., None] * self.rate(block.A_log))
         new = decay * ssm + self.write(delta, u)[..., None] * B[:, None]
-        skip = self.skip * block.D * u
+        skip = self.skip * block.D * self.skip_of(x, u)
         y = ((ssm if self.read_old else new) * C[:, None]).sum(-1) + (0 if self.skip_after else skip)
         gated = y * self.gate(z) + (skip if self.skip_after else 0)
-        return block.out_proj(gated), self.keep(window, u), new
+        return block.out_proj(gated), self.keep(window, u), ssm if self.return_old else new
 
 
 _RIGHT = _Step()
@@ -203,6 +206,13 @@ _STEP_MISTAKES = {
     "conv comes back newest first: the oldest value belongs first": replace(
         _RIGHT, keep=lambda window, u: window[..., 1:].flip(-1)
     ),
+    "the token's x is put before conv: the oldest value comes first, so the newest belongs at the end": replace(
+        _RIGHT, join=lambda conv, x: torch.cat([x[..., None], conv], -1), keep=lambda window, u: window[..., :-1]
+    ),
+    "the new conv begins with the token's x: drop the oldest value in front and append x at the end": replace(
+        _RIGHT, keep=lambda window, u: torch.cat([window[..., -1:], window[..., :-2]], -1)
+    ),
+    "the bias of dt_proj is added twice: block.dt_proj(...) adds it already": replace(_RIGHT, step_bias=2.0),
     "the bias of dt_proj is missing: it carries the first step sizes": replace(_RIGHT, step_bias=0.0),
     "the step sizes are not positive: softplus is missing": replace(_RIGHT, positive=lambda raw: raw),
     "A is used as A_log: it is -exp(A_log)": replace(_RIGHT, rate=lambda A_log: A_log),
@@ -213,6 +223,12 @@ _STEP_MISTAKES = {
     "B and C are swapped: x_proj gives the step's numbers, then B, then C": replace(_RIGHT, swap=True),
     "off by one: the output reads the state before the token, it must read the new one": replace(_RIGHT, read_old=True),
     "the skip D u is missing": replace(_RIGHT, skip=0.0),
+    "the skip takes x from before the convolution: it is D u, with u from after it": replace(
+        _RIGHT, skip_of=lambda x, u: x
+    ),
+    "the ssm state comes back unchanged: return the new one, which the output has read": replace(
+        _RIGHT, return_old=True
+    ),
     "the skip is added after the gate: the gate closes on both, (C h + D u) silu(z)": replace(_RIGHT, skip_after=True),
     "the gate is z itself: it is silu(z)": replace(_RIGHT, gate=lambda z: z),
     "the gate is the sigmoid of z: it is silu(z), which is z sigmoid(z)": replace(_RIGHT, gate=torch.sigmoid),
@@ -232,12 +248,16 @@ def check_step(answer: Callable[..., Any]) -> None:
         mistakes = {hint: _run(wrong, block, tokens) for hint, wrong in _STEP_MISTAKES.items()}
     where = next((t for t in range(6) if not close(got[0][:, t], expected[0][:, t], 1e-4)), None)
     if where is None:
+        newest_first = close(got[1], expected[1][..., ::-1], 1e-4)
+        require(not newest_first, "the outputs are right, but conv holds its newest value first: put the oldest first")
         # all outputs agree: what is left to be wrong is the state after the last token
         require(close(got[1], expected[1], 1e-4), "conv after the last token is wrong, though no output shows it yet")
         require(close(got[2], expected[2], 1e-4), "ssm after the last token is wrong, though no output shows it yet")
     else:
-        for hint, wrong in mistakes.items():
-            require(not close(got[0], wrong[0], 1e-4), hint)
+        for parts in (3, 1):  # two mistakes may share their outputs and differ in the states
+            for hint, wrong in mistakes.items():
+                same = all(close(mine, other, 1e-4) for mine, other in zip(got[:parts], wrong, strict=False))
+                require(not same, hint)
         first = "the first token's output is wrong, when both states are still zero: look at what needs no memory"
         later = f"token {where} is the first with a wrong output: look at what is carried over in conv and ssm"
         require(False, first if where == 0 else later)
@@ -285,8 +305,20 @@ def _run(step: Callable[..., Any], block: MambaBlock, tokens: Tensor) -> tuple[A
 def check_bias(answer: Callable[..., Any]) -> None:
     """`answer(share (e,))` must be the inverse softplus of step sizes log-uniform in `STEP_RANGE`, `(e,)`."""
     share = np.array([0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0])
-    bias = as_array(call(answer, torch.tensor(share, dtype=torch.get_default_dtype())), share.shape, "the bias")
+    shares = torch.tensor(share, dtype=torch.get_default_dtype())
     low, high = STEP_RANGE
+    bias = as_array(call(answer, shares), share.shape, "the bias")
+    _judge_bias(bias, share, low, high)
+    other = as_array(call(answer, shares, 0.01, 0.5), share.shape, "the bias for low=0.01 and high=0.5")
+    ignored = f"low and high are ignored: with 0.01 and 0.5 the step sizes still run from {low} to {high}"
+    require(not close(other, bias, 1e-3), ignored)
+    _judge_bias(other, share, 0.01, 0.5)
+    passed(
+        f"softplus of the bias runs from {low} to {high}, and half of the channels lie below {low**0.5 * high**0.5:g}."
+    )
+
+
+def _judge_bias(bias: Array, share: Array, low: float, high: float) -> None:
     step = low * (high / low) ** share
     linear = low + share * (high - low)
     reverse = step[::-1]
@@ -304,9 +336,6 @@ def check_bias(answer: Callable[..., Any]) -> None:
     }
     expected = np.log(np.expm1(step))
     _match(bias, expected, mistakes, _worst_step(bias, step), 1e-3)
-    passed(
-        f"softplus of the bias runs from {low} to {high}, and half of the channels lie below {low**0.5 * high**0.5:g}."
-    )
 
 
 def _worst_step(bias: Array, step: Array) -> str:

@@ -124,6 +124,23 @@ def _starts_changed(change: Callable[[np.ndarray, np.random.Generator], np.ndarr
     return answer
 
 
+def _start_forgotten(starts: np.ndarray, lengths: np.ndarray, batch: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(rng.choice(lengths, size=batch, p=lengths / lengths.sum()))
+
+
+def _one_episode(number: int) -> Callable[..., np.ndarray]:
+    return lambda starts, lengths, batch, rng: starts[number] + rng.integers(lengths[number], size=batch)
+
+
+def _full_windows(k: int) -> Callable[..., np.ndarray]:
+    def answer(starts: np.ndarray, lengths: np.ndarray, batch: int, rng: np.random.Generator) -> np.ndarray:
+        room = np.maximum(lengths - k + 1, 0)
+        numbers = rng.choice(len(lengths), size=batch, p=room / room.sum())
+        return starts[numbers] + rng.integers(room[numbers])
+
+    return answer
+
+
 def _uniform_episodes(starts: np.ndarray, lengths: np.ndarray, batch: int, rng: np.random.Generator) -> np.ndarray:
     numbers = rng.integers(len(lengths), size=batch)
     return starts[numbers] + rng.integers(lengths[numbers])
@@ -139,6 +156,10 @@ def test_right_sampler_passes(answer: Callable, capsys: pytest.CaptureFixture) -
     ("answer", "hint"),
     [
         (_uniform_episodes, "equally often"),
+        (_start_forgotten, r"add starts\[i\]"),
+        *[(_one_episode(number), "comes from one episode") for number in range(4)],
+        *[(_full_windows(k), f"the last {k - 1} steps of a long episode") for k in (3, 8, 20, 30, 60)],
+        (_starts_changed(lambda lengths, rng: rng.integers(np.maximum(lengths - 19, 1))), "the last 19 steps"),
         (_starts_changed(lambda lengths, rng: rng.integers(lengths - 1)), "last step"),
         (_starts_changed(lambda lengths, rng: rng.integers(1, lengths)), "first step"),
         (_starts_changed(lambda lengths, rng: rng.integers(lengths + 1)), "leaves its episode"),
@@ -158,3 +179,22 @@ def test_helpers() -> None:
     assert as_array(torch.ones(2, requires_grad=True), (2,), "x").tolist() == [1, 1]
     with pytest.raises(CheckFailed, match="returned nothing"):
         call(lambda: ...)
+    with pytest.raises(CheckFailed, match="no answer yet"):
+        call(lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("one\ntwo"), "raised ValueError: one"),
+        (ValueError("\none"), "raised ValueError: one"),
+        (KeyError(), "raised KeyError"),
+    ],
+)
+def test_foreign_errors_are_cut_to_one_line(error: Exception, line: str) -> None:
+    def answer() -> None:
+        raise error
+
+    with pytest.raises(CheckFailed, match=f"^answer {line}$") as caught:
+        call(answer)
+    assert "\n" not in str(caught.value)

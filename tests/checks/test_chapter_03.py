@@ -51,6 +51,18 @@ def adjoint(a, dh, shift=1):
     return forward(later.flip(1), dh.flip(1)).flip(1)
 
 
+def shifted(a, gap, way):
+    """`a` moved by one token: `way` -1 brings a_(t+1) to token t, 1 brings a_(t-1); `gap` fills the free place."""
+    moved = torch.roll(a, way, 1)
+    if gap is not None:
+        moved[:, -1 if way == -1 else 0] = gap
+    return moved
+
+
+def wrong_way(a, dh, gap):
+    return forward(shifted(a, gap, 1).flip(1), dh.flip(1)).flip(1)
+
+
 def forward(a, x):
     h, rows = torch.zeros_like(x[:, 0]), []
     for t in range(x.shape[1]):
@@ -121,6 +133,8 @@ def test_wrong_chunks_are_told_why(answer, hint):
         (lambda a, dh: adjoint(a, dh, shift=0), "not a_t"),
         (lambda a, dh: adjoint(a, dh, shift=2), "one token too many"),
         (forward, "from the last to the first"),
+        *[(lambda a, dh, gap=gap: wrong_way(a, dh, gap), "shifted the wrong way") for gap in (0, 1, None)],
+        *[(lambda a, dh, gap=gap: forward(shifted(a, gap, -1), dh), "a is shifted, but") for gap in (0, 1, None)],
         (lambda a, dh: adjoint(a, dh).flip(1), "flip it back"),
         (lambda a, dh: dh, "nothing flowed back"),
         (lambda a, dh: dh * a, "g_t is not"),
