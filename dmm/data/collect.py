@@ -21,6 +21,7 @@ from minari.storage import get_dataset_path
 from tqdm import tqdm
 
 from dmm.data.atomic import replacement_of
+from dmm.data.interrupts import interrupts_deferred
 from dmm.data.minari_files import dataset_folder
 from dmm.data.observations import build_env
 from dmm.data.recipes import RECIPES, Recipe, find_recipe
@@ -115,10 +116,12 @@ def _write(recipe: Recipe, folder: Path, settings: dict[str, int], workers: int,
     returns: list[float] = []
     bar = tqdm(total=settings["transitions"], unit=" steps", desc=recipe.name, disable=not progress, delay=0.5)
     try:
-        storage = _new_storage(recipe, folder)
+        with interrupts_deferred():
+            storage = _new_storage(recipe, folder)
         with bar, closing(record(recipe, settings["seed"], workers)) as episodes:
             for batch in _batches(episodes, settings["transitions"]):
-                storage.update_episodes([_buffer(episode) for episode in batch])
+                with interrupts_deferred():
+                    storage.update_episodes([_buffer(episode) for episode in batch])
                 returns.extend(float(episode.rewards.sum()) for episode in batch)
                 bar.update(sum(len(episode.rewards) for episode in batch))
         storage.update_metadata(_metadata(recipe, settings, returns))
