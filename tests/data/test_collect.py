@@ -205,7 +205,13 @@ class TestInterrupted:
         assert [path.name for path in file.parents[2].parent.iterdir() if path.is_dir()] == ["umaze-v0"]
 
     def test_ctrl_c_cleans_up(self, datasets_path: Path) -> None:
-        process = subprocess.Popen([sys.executable, "-c", self.CODE], stderr=subprocess.PIPE, text=True)
+        # a shell's background jobs, and all they start, ignore Ctrl-C; this process shall not
+        process = subprocess.Popen(
+            [sys.executable, "-c", self.CODE],
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         wait_for_file(datasets_path)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)

@@ -7,6 +7,14 @@ import pytest
 from dmm.data.interrupts import interrupts_deferred
 
 
+@pytest.fixture(autouse=True)
+def python_handles_interrupts():
+    """Also where the tests run as a shell's background job, which ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Thing:
     pass
 
