@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -57,3 +57,14 @@ def close(left: Any, right: Any, tolerance: float = 1e-5) -> bool:
     """Same shape and equal up to `tolerance`, absolute and relative."""
     a, b = np.asarray(left, dtype=np.float64), np.asarray(right, dtype=np.float64)
     return a.shape == b.shape and bool(np.allclose(a, b, rtol=tolerance, atol=tolerance))
+
+
+def match(
+    got: np.ndarray, expected: np.ndarray, mistakes: Mapping[str, np.ndarray], otherwise: str, tolerance: float = 1e-4
+) -> None:
+    """Says which known mistake `got` is, or `otherwise`, unless it equals `expected`."""
+    if close(got, expected, tolerance):
+        return
+    for hint, wrong in mistakes.items():
+        require(not close(got, wrong, tolerance), hint)
+    require(False, otherwise)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dmm.checks import as_array, call, close, passed, require
+from dmm.checks import as_array, call, close, match, passed, require
 from dmm.scan import selective_scan
 
 Array = NDArray[np.float64]
@@ -23,7 +23,7 @@ def check_kept(answer: Callable[..., Any]) -> None:
     kept = as_array(result, (5, 3), "kept")
     later = delta.sum() - delta.cumsum()
     expected = np.exp(later[:, None] * A)
-    _match(
+    match(
         kept,
         expected,
         {
@@ -63,7 +63,7 @@ def check_chunks(answer: Callable[..., Any]) -> None:
     y = as_array(result, (b, length, e), "y")
     parts = [tuple(x[:, first : first + chunk] for x in (u, delta, B, C)) for first in range(0, length, chunk)]
     expected = _scan(u, delta, A, B, C).double().numpy()
-    _match(y, expected, _wrong_chunks(parts, A), _first_difference(y, expected, chunk))
+    match(y, expected, _wrong_chunks(parts, A), _first_difference(y, expected, chunk))
     passed("chunks of any size give the output of the whole sequence.")
 
 
@@ -84,7 +84,7 @@ def check_adjoint(answer: Callable[..., Any]) -> None:
         not close(g[:, :-1], _forward(later, backward)[:, :-1], 1e-4),
         "a is shifted, but the scan still runs from first to last: flip a and dh, and flip the result back",
     )
-    _match(
+    match(
         g,
         expected,
         {
@@ -101,15 +101,6 @@ def check_adjoint(answer: Callable[..., Any]) -> None:
         "g_t is not dh_t + a_(t+1) g_(t+1)",
     )
     passed("the gradient of a scan is a scan in reverse time.")
-
-
-def _match(got: Array, expected: Array, mistakes: Mapping[str, Array], otherwise: str) -> None:
-    """Says which known mistake `got` is, or `otherwise`, unless it equals `expected`."""
-    if close(got, expected, 1e-4):
-        return
-    for hint, wrong in mistakes.items():
-        require(not close(got, wrong, 1e-4), hint)
-    require(False, otherwise)
 
 
 def _wrong_chunks(parts: list[tuple[torch.Tensor, ...]], A: torch.Tensor) -> dict[str, Array]:

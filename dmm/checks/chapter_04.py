@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dmm.checks import as_array, call, close, passed, require
+from dmm.checks import as_array, call, close, match, passed, require
 from dmm.mamba import STEP_RANGE, MambaBlock
 
 Array = NDArray[np.float64]
@@ -70,7 +70,7 @@ def check_conv(answer: Callable[..., Any]) -> None:
     v = as_array(result, (b, length, e), "the convolution")
     expected = _convolved(x, taps, bias, left=width - 1)
     if not close(v, expected, 1e-4):
-        _match(v, expected, _conv_mistakes(x, taps, bias), _probed(answer, x, taps, bias) or _first(v, expected))
+        match(v, expected, _conv_mistakes(x, taps, bias), _probed(answer, x, taps, bias) or _first(v, expected))
     passed("each channel looks back over its own taps, and no token sees a later one.")
 
 
@@ -335,7 +335,7 @@ def _judge_bias(bias: Array, share: Array, low: float, high: float) -> None:
         "the bias is the inverse with the wrong sign: a small step needs a very negative bias": -np.log(np.expm1(step)),
     }
     expected = np.log(np.expm1(step))
-    _match(bias, expected, mistakes, _worst_step(bias, step), 1e-3)
+    match(bias, expected, mistakes, _worst_step(bias, step), 1e-3)
 
 
 def _worst_step(bias: Array, step: Array) -> str:
@@ -347,15 +347,6 @@ def _worst_step(bias: Array, step: Array) -> str:
 def _random(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=generator) for shape in shapes]
-
-
-def _match(got: Array, expected: Array, mistakes: Mapping[str, Array], otherwise: str, tolerance: float = 1e-4) -> None:
-    """Says which known mistake `got` is, or `otherwise`, unless it equals `expected`."""
-    if close(got, expected, tolerance):
-        return
-    for hint, wrong in mistakes.items():
-        require(not close(got, wrong, tolerance), hint)
-    require(False, otherwise)
 
 
 def _first(got: Array, expected: Array) -> str:

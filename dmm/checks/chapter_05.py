@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dmm.baselines.mamba import MambaConfig, MambaPolicy
-from dmm.checks import as_array, call, close, passed, require
+from dmm.checks import as_array, call, match, passed, require
 from dmm.data.windows import Windows
 from dmm.inspection import gradient_norms
 
@@ -36,7 +36,7 @@ def check_gate_share(answer: Callable[..., Any]) -> None:
         return _numpy((above.abs().sum(-1) / below.abs().sum(-1)).mean(0))
 
     expected = ratio(y * F.silu(z), y)
-    _match(
+    match(
         share,
         expected,
         {
@@ -78,7 +78,7 @@ def check_modality_norms(answer: Callable[..., Any]) -> None:
     tokens = x.abs().sum(-1)  # (b, 3k)
     expected = _numpy(tokens.view(b, k, 3).mean((0, 1)))
     blocks = _numpy(tokens.view(b, 3, k).mean((0, 2)))
-    _match(
+    match(
         norms,
         expected,
         {
@@ -121,7 +121,7 @@ def check_gradient_norms(answer: Callable[..., Any]) -> None:
     norms = as_array(result, (length,), "norms")
     rows, every = _jacobian(policy, windows, last=True), _jacobian(policy, windows, last=False)  # (a, b, l, d)
     lengths = _frobenius(rows)  # (b, l)
-    _match(
+    match(
         norms,
         expected,
         {
@@ -197,12 +197,3 @@ def _frobenius(rows: Tensor) -> Tensor:
 
 def _numpy(x: Tensor) -> Array:
     return np.asarray(x.detach().double().numpy())
-
-
-def _match(got: Array, expected: Array, mistakes: Mapping[str, Array], otherwise: str) -> None:
-    """Says which known mistake `got` is, or `otherwise`, unless it equals `expected`."""
-    if close(got, expected, 1e-4):
-        return
-    for hint, wrong in mistakes.items():
-        require(not close(got, wrong, 1e-4), hint)
-    require(False, otherwise)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dmm.checks import CheckFailed, as_array, call, close, passed, require
+from dmm.checks import CheckFailed, as_array, call, close, match, passed, require
 
 Array = NDArray[np.float64]
 
@@ -42,7 +42,7 @@ def check_modality_mixer(answer: Callable[..., Any]) -> None:
     )
     y = as_array(result, (b, length, d), "y")
     require(torch.equal(x, kept), "your function changed its input x: work on a copy")
-    _match(y, _numbers(_by_modality(_windows(x, w), W)), _modality_mistakes(x, W, w), _first_wrong_token(x, W, w, y))
+    match(y, _numbers(_by_modality(_windows(x, w), W)), _modality_mistakes(x, W, w), _first_wrong_token(x, W, w, y))
     require(
         _mixes(answer, 2) and _mixes(answer, 4), "the window is hard-coded as 3: w follows from the shapes of x and W"
     )
@@ -81,7 +81,7 @@ def check_to_linear(answer: Callable[..., Any]) -> None:
     }
     columns = np.flatnonzero(np.abs(weight - _numbers(expected)).max(0) > 1e-4)
     token, channel = divmod(int(columns[0]), d_in) if len(columns) else (0, 0)
-    _match(
+    match(
         weight,
         _numbers(expected),
         {hint: _numbers(wrong) for hint, wrong in mistakes.items()},
@@ -130,9 +130,9 @@ def _run_steps(answer: Callable[..., Any], x: Tensor, state: Tensor, W: Tensor) 
         now = as_array(new, (b, w - 1, d), "new state")
         require(tuple(getattr(y, "shape", ())) != (b, 1, d), "y has a token axis: its shape is (b, d)")
         out = as_array(y, (b, d), "y")
-        _match(out, expected[:, t], _step_mistakes(x[:, t], before, W), f"y is wrong at token {t}")
+        match(out, expected[:, t], _step_mistakes(x[:, t], before, W), f"y is wrong at token {t}")
         right = _numbers(tokens[:, t + 1 : t + w])
-        _match(now, right, _state_mistakes(before, x[:, t], y, t), f"the state after token {t} is wrong")
+        match(now, right, _state_mistakes(before, x[:, t], y, t), f"the state after token {t} is wrong")
         state = new
 
 
@@ -250,12 +250,3 @@ def _first_wrong_token(x: Tensor, W: Tensor, w: int, y: Array) -> str:
 
 def _numbers(x: Tensor) -> Array:
     return x.detach().double().numpy()
-
-
-def _match(got: Array, expected: Array, mistakes: Mapping[str, Array], otherwise: str) -> None:
-    """Says which known mistake `got` is, or `otherwise`, unless it equals `expected`."""
-    if close(got, expected, 1e-4):
-        return
-    for hint, wrong in mistakes.items():
-        require(not close(got, wrong, 1e-4), hint)
-    require(False, otherwise)
