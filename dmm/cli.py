@@ -24,6 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+bench = typer.Typer(help="Measure this machine: everything compared in one run, as ratios.", rich_markup_mode=None)
+app.add_typer(bench, name="bench")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
@@ -108,10 +110,10 @@ def train(
     ] = None,
     threads: Threads = None,
     rewards: Annotated[
-        str, typer.Option(help="What the data set stores: per-step, or cumulative as in Kitchen.")
-    ] = "per-step",
+        str, typer.Option(help="What the data set stores: per-step, or cumulative; auto: as the data set says.")
+    ] = "auto",
     download: Annotated[
-        bool, typer.Option("--download", help="Fetch the data set if it is not on this machine.")
+        bool, typer.Option("--download", help="Fetch a public data set if it is not on this machine.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -123,7 +125,8 @@ def train(
         raise InputError(f"seeds: got {seeds}, allowed is at least 1")
     _set_threads(threads)
     fields, rows = _parse_changes(changes or []), []
-    data = load_trajectories(dataset, rewards=rewards, download=download)  # type: ignore[arg-type]
+    stored: Any = None if rewards == "auto" else rewards
+    data = load_trajectories(dataset, rewards=stored, download=download)
     for each in range(seed, seed + seeds):
         folder = out if out is None or seeds == 1 else out / f"seed{each}"
         run = fit(data, model, steps=steps, seed=each, out=folder, device=device, resume=resume, changes=fields)
@@ -199,6 +202,20 @@ def inspect(
     lines = [f"{result['model']} on {result['dataset']}, step {result['step']:,}, {windows} windows"]
     lines += [str(folder / name) for name in result["files"]]
     _print(as_json, result, "\n".join(lines))
+
+
+@bench.command("data")
+def bench_data(
+    dataset: Annotated[str, typer.Argument(help="A data set that `dmm datasets` lists.")] = "dmm/hopper/medium-v0",
+    transitions: Annotated[int, typer.Option(help="How many are recorded and read per measurement.")] = 100_000,
+    repeats: Annotated[int, typer.Option(help="Rounds; medians are reported.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """How fast a data set is recorded, read and sampled here."""
+    from dmm.bench import data as module
+
+    result = module.bench_data(dataset, transitions=transitions, repeats=repeats)
+    _print(as_json, result, module.report(result))
 
 
 def _summary(made: Any) -> dict[str, Any]:

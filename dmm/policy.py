@@ -17,6 +17,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from dmm.data.windows import Windows
 from dmm.errors import InputError
@@ -30,6 +31,8 @@ RELEASED_ACTION_PADDING = -10.0
 class Policy(nn.Module):
     """A model that acts on returns-to-go, states and actions of the last `context` time steps.
 
+    Discrete actions are one-hot vectors, and squared error on them estimates the probability of each.
+
     Args:
         state_size: `s`.
         action_size: `a`.
@@ -38,6 +41,7 @@ class Policy(nn.Module):
 
     state_mean: Tensor
     state_std: Tensor
+    discrete_actions: bool = False  # set where actions are one-hot: then `act` picks the largest entry
 
     def __init__(self, state_size: int, action_size: int, context: int):
         super().__init__()
@@ -93,6 +97,8 @@ class Policy(nn.Module):
             mask=_shift(state.mask, torch.ones_like(began)),
         )
         action = self.forward(now)[:, -1]
+        if self.discrete_actions:  # what is played, and what later steps see, is one-hot as in the data
+            action = one_hot(action.argmax(dim=-1), self.action_size).to(action)
         now.actions[:, -1] = action
         return action, now
 

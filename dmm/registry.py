@@ -37,7 +37,7 @@ def _paper(state_size: int, action_size: int, env_id: str, **changes: Any) -> DM
 
 
 def _released(state_size: int, action_size: int, env_id: str, **changes: Any) -> DMMConfig:
-    domains: dict[str, Domain] = {"AntMaze": "antmaze", "PointMaze": "antmaze", "FrankaKitchen": "kitchen"}
+    domains: dict[str, Domain] = {"AntMaze": "antmaze", "PointMaze": "antmaze", "Kitchen": "kitchen"}
     domain: Domain = next((domain for family, domain in domains.items() if family in env_id), "mujoco")
     return DMMConfig.released(state_size, action_size, domain=domain, **changes)
 

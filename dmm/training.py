@@ -144,6 +144,7 @@ def train(
         torch.manual_seed(seed)
         policy = entry.policy(config)
         policy.set_state_moments(*map(torch.from_numpy, t.state_moments()))
+        policy.discrete_actions = t.discrete_actions
         loop = _Loop(policy.to(torch_device), t, training, path)
         _claim(path, info, resume, loop)
         loop.run(progress)
@@ -168,6 +169,7 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
     except TypeError as error:
         raise InputError(f"run: {path / 'run.json'} does not fit this version of the package ({error})") from error
     _require_dataset(path, info)
+    policy.discrete_actions = bool(info["dataset"].get("discrete_actions"))  # runs of earlier versions do not say
     name = "checkpoint.safetensors" if step is None else kept_name(step)
     return Run(path, policy.eval(), info, read_checkpoint(path / name, policy).step)
 
@@ -217,6 +219,8 @@ def describe_run(trajectories: Trajectories, model: str, config: Any, training: 
             "env_id": t.env_id,
             "env_spec": t.env_spec,
             "observation_keys": list(t.observation_keys),
+            "environment": t.environment,
+            "discrete_actions": t.discrete_actions,
             "reference": t.reference,
             "transitions": t.transitions,
             "mean_return": float(returns.mean()),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from minari.storage import get_dataset_path
 from tqdm import tqdm
 
 from dmm.data.atomic import replacement_of
+from dmm.data.environments import environment_record, package_versions
 from dmm.data.interrupts import interrupts_deferred
 from dmm.data.minari_files import dataset_folder
 from dmm.data.observations import build_env
@@ -29,8 +30,6 @@ from dmm.data.rollout import RecordedEpisode, record
 from dmm.errors import InputError, RunError
 from dmm.normalize import normalize
 
-PACKAGES = ("decision-metamamba", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "numpy")
-"""Their versions are written into the data set: other versions may give other bytes."""
 SMALL = 20_000
 """Transitions below which starting worker processes would take longer than the work."""
 EPISODES_PER_WRITE = 64
@@ -50,7 +49,7 @@ class CollectSummary:
 
 
 def collect(
-    name: str,
+    recipe: str | Recipe,
     *,
     transitions: int | None = None,
     seed: int = 0,
@@ -58,12 +57,14 @@ def collect(
     force: bool = False,
     progress: bool = True,
 ) -> CollectSummary:
-    """Make the data set of recipe `name`: whole episodes 0, 1, ... until they hold `transitions` steps.
+    """Make a recipe's data set: whole episodes, in order, until they hold `transitions` steps.
 
-    Episode i depends on `(seed, i)` alone, so the number of worker processes changes nothing but the time. The data
-    set appears under its id only when it is complete. One that is there with the same settings is returned at once.
+    Every episode (of a recipe with stages: every block of episodes) depends on the seed and its number alone, so the
+    number of worker processes changes nothing but the time. The data set appears under its id only when it is complete.
+    One that is there with the same settings is returned at once.
 
     Args:
+        recipe: a name that `dmm datasets` lists, or a `Recipe` of your own.
         transitions: at least this many; the recipe's own number by default.
         workers: processes; by default all cores, or one for a small data set.
         force: make the data set even if one of that id is there, and replace it.
@@ -73,18 +74,18 @@ def collect(
         InputError: unknown recipe, a number out of range, another data set under that id, or no right to write there.
     """
     begin = time.perf_counter()
-    recipe = find_recipe(name)
+    recipe = recipe if isinstance(recipe, Recipe) else find_recipe(recipe)
     wanted = recipe.transitions if transitions is None else _at_least("transitions", transitions, 1)
     settings = {"recipe_version": recipe.version, "seed": _at_least("seed", seed, 0), "transitions": wanted}
     processes = _default_workers(wanted) if workers is None else _at_least("workers", workers, 1)
-    folder = dataset_folder(name)
+    folder = dataset_folder(recipe.name)
     if not force and folder.exists():
-        return _summary(recipe, _require_same(name, folder, settings), folder, begin)
+        return _summary(recipe, _require_same(recipe.name, folder, settings), folder, begin)
     with replacement_of(folder, overwrite=force) as new:
         _write(recipe, new, settings, processes, progress)
     with suppress(ValueError, OSError):  # there already
         create_namespace(folder.parent.relative_to(get_dataset_path()).as_posix())
-    return _summary(recipe, _require_same(name, folder, settings), folder, begin)
+    return _summary(recipe, _require_same(recipe.name, folder, settings), folder, begin)
 
 
 def installed() -> list[CollectSummary]:
@@ -113,59 +114,73 @@ def _default_workers(transitions: int) -> int:
 
 def _write(recipe: Recipe, folder: Path, settings: dict[str, int], workers: int, progress: bool) -> None:
     """Records the episodes and writes them to `folder` as they come."""
-    returns: list[float] = []
+    made = _Tally()
     bar = tqdm(total=settings["transitions"], unit=" steps", desc=recipe.name, disable=not progress, delay=0.5)
     try:
         with interrupts_deferred():
-            storage = _new_storage(recipe, folder)
-        with bar, closing(record(recipe, settings["seed"], workers)) as episodes:
-            for batch in _batches(episodes, settings["transitions"]):
+            storage, environment = _new_storage(recipe, folder)
+        with bar, closing(record(recipe, settings["seed"], workers, settings["transitions"])) as episodes:
+            for batch in _batches(episodes):
                 with interrupts_deferred():
-                    storage.update_episodes([_buffer(episode) for episode in batch])
-                returns.extend(float(episode.rewards.sum()) for episode in batch)
+                    storage.update_episodes([_buffer(episode, recipe.rewards) for episode in batch])
+                made.add(batch)
                 bar.update(sum(len(episode.rewards) for episode in batch))
-        storage.update_metadata(_metadata(recipe, settings, returns))
+        storage.update_metadata(_metadata(recipe, settings, made, environment))
     except OSError as error:
         raise RunError(f"collect: {folder} could not be written ({error})") from error
     except BrokenProcessPool as error:
         raise RunError(f"collect: a worker process died ({error})") from error
 
 
-def _batches(episodes: Iterator[RecordedEpisode], transitions: int) -> Iterator[list[RecordedEpisode]]:
-    """Lists of whole episodes, up to and including the one in which the sum of steps reaches `transitions`."""
-    batch: list[RecordedEpisode] = []
-    for episode in episodes:
-        batch.append(episode)
-        transitions -= len(episode.rewards)
-        if transitions <= 0 or len(batch) == EPISODES_PER_WRITE:
-            yield batch
-            batch = []
-        if transitions <= 0:
-            return
+class _Tally:
+    """What the metadata say about the episodes."""
+
+    def __init__(self) -> None:
+        self.returns: list[float] = []
+        self.histories: list[int] = []  # episodes per block
+
+    def add(self, episodes: list[RecordedEpisode]) -> None:
+        for episode in episodes:
+            self.returns.append(float(episode.rewards.sum()))
+            self.histories.extend([0] * (episode.block + 1 - len(self.histories)))
+            self.histories[episode.block] += 1
 
 
-def _buffer(episode: RecordedEpisode) -> EpisodeBuffer:
+def _batches(episodes: Iterator[RecordedEpisode]) -> Iterator[list[RecordedEpisode]]:
+    """The episodes in lists of `EPISODES_PER_WRITE`, the last one shorter."""
+    while batch := list(islice(episodes, EPISODES_PER_WRITE)):
+        yield batch
+
+
+def _buffer(episode: RecordedEpisode, rewards: str) -> EpisodeBuffer:
     ends = np.zeros((2, len(episode.rewards)), dtype=bool)
     ends[:, -1] = episode.terminated, episode.truncated
     return EpisodeBuffer(
         seed=episode.seed,
         observations=episode.observations,
         actions=episode.actions,  # type: ignore[arg-type]
-        rewards=episode.rewards,  # type: ignore[arg-type]
+        rewards=np.cumsum(episode.rewards) if rewards == "cumulative" else episode.rewards,  # type: ignore[arg-type]
         terminations=ends[0],  # type: ignore[arg-type]
         truncations=ends[1],  # type: ignore[arg-type]
     )
 
 
-def _new_storage(recipe: Recipe, folder: Path) -> MinariStorage:
+def _new_storage(recipe: Recipe, folder: Path) -> tuple[MinariStorage, dict[str, Any]]:
+    """An empty data set for the recipe's environment, and what its metadata say of that environment."""
     folder.mkdir()
     env = build_env(recipe.env_id, **recipe.env_kwargs)
     storage = MinariStorage.new(folder / "data", env.observation_space, env.action_space, env.spec, "hdf5")
+    own: dict[str, Any] = {"environment": environment_record(env)}
     env.close()
-    return storage
+    if not recipe.eval_kwargs:
+        return storage, {"dmm": own}
+    env = build_env(recipe.env_id, **{**recipe.env_kwargs, **recipe.eval_kwargs})
+    own["eval_environment"] = environment_record(env)
+    env.close()
+    return storage, {"dmm": own, "eval_env_spec": env.spec.to_json() if env.spec else None}
 
 
-def _metadata(recipe: Recipe, settings: dict[str, int], returns: list[float]) -> dict[str, Any]:
+def _metadata(recipe: Recipe, settings: dict[str, int], made: _Tally, environment: dict[str, Any]) -> dict[str, Any]:
     low, high = recipe.reference
     return {
         "dataset_id": recipe.name,
@@ -175,22 +190,19 @@ def _metadata(recipe: Recipe, settings: dict[str, int], returns: list[float]) ->
         "description": f"{recipe.description} Regenerated, not D4RL.",
         "ref_min_score": low,
         "ref_max_score": high,
+        **{key: value for key, value in environment.items() if key != "dmm"},
         "dmm": {
             **settings,
             "observation_keys": list(recipe.observation_keys),
             "behaviour": recipe.behaviour_name,
-            "mean_return": float(np.mean(returns)),
+            "rewards": recipe.rewards,
+            **({"histories": made.histories} if recipe.histories else {}),
+            "mean_return": float(np.mean(made.returns)),
+            **environment["dmm"],
             "origin": "regenerated, not D4RL",
-            "packages": {name: _version(name) for name in PACKAGES},
+            "packages": package_versions(),
         },
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _read_metadata(folder: Path) -> dict[str, Any]:

@@ -5,27 +5,37 @@ from __future__ import annotations
 import difflib
 import functools
 import http.client
+import os
+import sys
 import threading
 import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import h5py
 import minari
 import numpy as np
 from minari.dataset.minari_dataset import parse_dataset_id
+from minari.dataset.minari_storage import METADATA_FILE_NAME, MinariStorage
+from minari.namespace import create_namespace
 from minari.storage import get_dataset_path
 
-from dmm.data.observations import flatten_observation
+from dmm.data.atomic import replacement_of
+from dmm.data.observations import action_size, flatten_actions, flatten_observation, register_environments
 from dmm.data.recipes import RECIPES
 from dmm.errors import InputError
 
-NETWORK_TIMEOUT = 5.0
+NETWORK_TIMEOUT = 3.0
 """Seconds to wait for the data server's first answer; Minari itself would retry for half a minute."""
+PUBLIC = ("D4RL/", "mujoco/", "atari/", "minigrid/")
+"""How the ids of the public data sets begin; of other namespaces only the server knows."""
+DATASETS_PATH = "MINARI_DATASETS_PATH"
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,7 @@ class Episode:
     """One stored episode of l transitions."""
 
     observations: np.ndarray  # (l + 1, s) float32
-    actions: np.ndarray  # (l, a)
+    actions: np.ndarray  # (l, a) float32, one-hot where they are Discrete
     rewards: np.ndarray  # (l,)
     terminated: bool
 
@@ -68,37 +78,46 @@ def open_dataset(minari_id: str, *, download: bool = False) -> minari.MinariData
         InputError: unknown id, no network, or files that Minari cannot read.
     """
     folder = dataset_folder(minari_id)
+    if download and not _complete(folder):
+        _download(minari_id, folder)
     if not (folder / "data").is_dir():
-        if not download:
-            raise InputError(_not_here(minari_id))
-        _download(minari_id)
+        raise InputError(_not_here(minari_id))
     try:
+        metadata = MinariStorage.read_raw_metadata(folder / "data")
+        if metadata["data_format"] != "hdf5":
+            raise InputError(f"dataset: {minari_id!r} is stored as {metadata['data_format']}; allowed: hdf5")
+        if not {"observation_space", "action_space"} <= metadata.keys():
+            register_environments()  # Minari then asks the environment for its spaces
         return minari.load_dataset(minari_id)
-    except (OSError, ValueError, KeyError, AssertionError, NotImplementedError) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AssertionError, NotImplementedError, gym.error.Error) as error:
         raise InputError(f"dataset: {minari_id!r} at {folder} cannot be read ({error})") from error
 
 
 def read_episodes(dataset: minari.MinariDataset, keys: tuple[str, ...]) -> Iterator[Episode]:
-    """The episodes in stored order, observations flattened by `keys`.
+    """The episodes in stored order, observations flattened by `keys`, actions as `flatten_actions` does.
 
     HDF5 files are read directly: Minari's own iterator also decodes every `info`, which nothing here needs.
+
+    Raises:
+        InputError: actions that are not supported, or files that cannot be read.
     """
-    if dataset.storage.FORMAT != "hdf5":
-        raise InputError(f"dataset: {dataset.spec.dataset_id!r} is stored as {dataset.storage.FORMAT}; allowed: hdf5")
+    action_size(dataset.action_space)
     try:
         with h5py.File(Path(dataset.storage.data_path) / "main_data.hdf5", "r") as file:
             for i in range(dataset.total_episodes):
-                yield _episode(functools.partial(_read_array, file.id, f"episode_{i}"), keys)
+                yield _episode(functools.partial(_read_array, file.id, f"episode_{i}"), keys, dataset.action_space)
     except (OSError, KeyError) as error:
         raise InputError(f"dataset: {dataset.spec.dataset_id!r} cannot be read ({error})") from error
 
 
-def _episode(read: Callable[..., Any], keys: tuple[str, ...]) -> Episode:
+def _episode(read: Callable[..., Any], keys: tuple[str, ...], actions: gym.Space[Any]) -> Episode:
     observations = {key: read("observations", key) for key in keys} if keys else read("observations")
     terminations = read("terminations")
     return Episode(
         observations=flatten_observation(observations, keys),
-        actions=read("actions"),
+        actions=flatten_actions(read("actions"), actions),
         rewards=read("rewards"),
         terminated=bool(len(terminations) and terminations[-1]),
     )
@@ -112,28 +131,65 @@ def _read_array(file: h5py.h5f.FileID, *path: str) -> np.ndarray:
     return array
 
 
+def _complete(folder: Path) -> bool:
+    """Whether metadata and something beside them are there; a download with Minari's own command can leave less."""
+    data = folder / "data"
+    return (data / METADATA_FILE_NAME).is_file() and len(list(data.iterdir())) > 1
+
+
 def _not_here(minari_id: str) -> str:
     if minari_id in RECIPES:
         return f"dataset: {minari_id!r} is not on this machine yet; make it with `dmm collect {minari_id}`"
+    here = f"dataset: {minari_id!r} is not on this machine (download not asked for)"
+    if minari_id.startswith(PUBLIC):
+        return f"{here}; `dmm train {minari_id} --download` or `minari download {minari_id}` fetches it"
     near = difflib.get_close_matches(minari_id, sorted({*local_ids(), *RECIPES}), n=3, cutoff=0.4)
-    hint = f"did you mean {', '.join(near)}?" if near else f"recipes: {', '.join(sorted(RECIPES))}"
-    return f"dataset: {minari_id!r} is not on this machine (download not asked for); {hint}"
+    return f"{here}; " + (f"did you mean {', '.join(near)}?" if near else "`dmm datasets` lists what can be made")
 
 
-def _download(minari_id: str) -> None:
+def _download(minari_id: str, folder: Path) -> None:
+    """Fetches a data set to a hidden place and moves it to `folder` when it is complete.
+
+    Minari itself writes file after file to the final place, and takes what an interrupted download left for the whole.
+    """
     if minari_id in RECIPES:
         raise InputError(f"download: {minari_id!r} is made, not fetched; use `dmm collect {minari_id}`")
+    _require_server(minari_id)
+    with replacement_of(folder, overwrite=True) as new:
+        try:
+            with _datasets_below(new.parent), redirect_stdout(sys.stderr):
+                minari.download_dataset(minari_id)
+                fetched = Path(get_dataset_path(minari_id))
+            MinariStorage.read(fetched / "data")
+        except Exception as error:  # Minari passes on whatever its network library raises
+            reason = str(error).strip().split("\n")[0]
+            raise InputError(f"download: {minari_id!r} cannot be fetched ({type(error).__name__}: {reason})") from error
+        fetched.rename(new)
+    with suppress(ValueError, OSError):  # there already
+        create_namespace(folder.parent.relative_to(get_dataset_path()).as_posix())
+
+
+def _require_server(minari_id: str) -> None:
     try:
         from huggingface_hub import constants
     except ImportError as error:
         raise InputError('download: needs huggingface_hub; install it with `pip install "minari[hf]"`') from error
     if not reachable(constants.ENDPOINT, NETWORK_TIMEOUT):
         raise InputError(f"download: {constants.ENDPOINT} does not answer, so {minari_id!r} cannot be fetched")
+
+
+@contextmanager
+def _datasets_below(root: Path) -> Iterator[None]:
+    """Inside, Minari finds and puts its data sets below `root`."""
+    before = os.environ.get(DATASETS_PATH)
+    os.environ[DATASETS_PATH] = str(root)
     try:
-        minari.download_dataset(minari_id)
-    except Exception as error:  # Minari passes on whatever its network library raises
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"download: {minari_id!r} cannot be fetched ({type(error).__name__}: {reason})") from error
+        yield
+    finally:
+        if before is None:
+            del os.environ[DATASETS_PATH]
+        else:
+            os.environ[DATASETS_PATH] = before
 
 
 def reachable(url: str, timeout: float) -> bool:

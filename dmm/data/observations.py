@@ -1,18 +1,21 @@
-"""One flat vector per observation, the same from a stored data set and from a live environment."""
+"""One flat vector per observation and per action, the same from a stored data set and from a live environment."""
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import fields
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from dmm.data.environments import require_same_environment
 from dmm.errors import InputError
 
 GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
@@ -22,7 +25,8 @@ GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 def choose_keys(space: gym.Space[Any], wanted: tuple[str, ...] | None = None) -> tuple[str, ...]:
     """The entries of `space` that make the state vector: `()` for a 1-D Box, else keys of the goal dictionary.
 
-    `wanted` fixes keys and order; by default they are those of `GOAL_KEYS` that exist and are 1-D boxes.
+    `wanted` fixes keys and order; by default they are those of `GOAL_KEYS` that exist and are 1-D boxes. So the goals
+    of FrankaKitchen, dictionaries themselves, stay out: one never changes, the other is part of the observation.
 
     Raises:
         InputError: the observations are images, or neither a 1-D Box nor a dictionary of them.
@@ -37,9 +41,9 @@ def choose_keys(space: gym.Space[Any], wanted: tuple[str, ...] | None = None) ->
         wanted = tuple(key for key in GOAL_KEYS if key in space.spaces and _is_vector(space[key]))
     missing = [key for key in wanted if key not in space.spaces]
     if missing or not wanted:
+        there = ", ".join(f"{key!r} ({_kind(entry)})" for key, entry in space.spaces.items())
         raise InputError(
-            f"observations: keys {missing or list(GOAL_KEYS)} not found as 1-D Box entries; "
-            f"the dictionary has {sorted(space.spaces)}"
+            f"observations: keys {missing or list(GOAL_KEYS)} not found as 1-D Box entries; the dictionary has {there}"
         )
     for key in wanted:
         _require_vector(f"observations[{key!r}]", space[key])
@@ -51,6 +55,52 @@ def flatten_observation(observation: Any, keys: tuple[str, ...]) -> np.ndarray:
     if not keys:
         return np.asarray(observation, dtype=np.float32)
     return np.concatenate([observation[key] for key in keys], axis=-1, dtype=np.float32, casting="unsafe")
+
+
+def action_size(space: gym.Space[Any]) -> int:
+    """How many numbers an action becomes: a of a Box `(a,)`, n of a Discrete space with n actions.
+
+    Raises:
+        InputError: another kind of space.
+    """
+    if isinstance(space, gym.spaces.Discrete):
+        return int(space.n)
+    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
+        return int(space.shape[0])
+    raise InputError(f"actions: {space} is not supported; allowed: a 1-D Box or a Discrete space")
+
+
+def flatten_actions(actions: Any, space: gym.Space[Any]) -> np.ndarray:
+    """Actions of a Box `(l, a)` as float32; those of a Discrete space `(l,)` as one-hot float32 vectors `(l, n)`.
+
+    The first action of a Discrete space is its `start`, which need not be 0. Squared error on one-hot vectors
+    estimates the probability of each action, so that the largest entry of a prediction is the most likely action.
+
+    Raises:
+        InputError: a number that is no action of the Discrete space, or a kind of space as in `action_size`.
+    """
+    n = action_size(space)
+    if not isinstance(space, gym.spaces.Discrete):
+        return np.asarray(actions, dtype=np.float32)
+    index = np.asarray(actions).reshape(-1).astype(np.int64) - int(space.start)
+    if len(index) and (index.min() < 0 or index.max() >= n):
+        wrong = int(space.start) + int(index.min() if index.min() < 0 else index.max())
+        raise InputError(f"actions: {wrong} is no action of {space}")
+    return np.eye(n, dtype=np.float32)[index]
+
+
+class LargestScore(gym.ActionWrapper):
+    """Makes an environment with n Discrete actions take one score per action, `(n,)`, and play the largest."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        space = env.action_space
+        assert isinstance(space, gym.spaces.Discrete)
+        self.start = int(space.start)
+        self.action_space = gym.spaces.Box(-np.inf, np.inf, (int(space.n),), np.float32)
+
+    def action(self, action: np.ndarray) -> int:
+        return self.start + int(np.argmax(action))
 
 
 class FlatObservation(gym.ObservationWrapper):
@@ -77,7 +127,7 @@ def build_env(spec: str | EnvSpec, **kwargs: Any) -> gym.Env:
     name = spec if isinstance(spec, str) else spec.id
     try:
         if name not in gym.registry:
-            _register_robotics()
+            register_environments()
         with _private_tempdir():
             return gym.make(spec, disable_env_checker=True, **kwargs)
     except (gym.error.Error, ImportError, TypeError, ValueError, AttributeError) as error:
@@ -86,14 +136,28 @@ def build_env(spec: str | EnvSpec, **kwargs: Any) -> gym.Env:
 
 
 def build_flat_env(
-    spec: str | EnvSpec, keys: tuple[str, ...], state_size: int, action_size: int, **kwargs: Any
+    spec: str | EnvSpec,
+    keys: tuple[str, ...],
+    state_size: int,
+    action_size: int,
+    *,
+    record: dict[str, Any] | None = None,
+    **kwargs: Any,
 ) -> FlatObservation:
-    """`build_env` with flat observations, whose sizes must be those of the data.
+    """`build_env` with flat observations `(s,)` and actions `(a,)`, whose sizes must be those of the data.
+
+    With Discrete actions, the action is a score for each, and the largest is played. With a `record` of
+    `environment_record`, the environment must be that one, unless `kwargs` ask for another than the specification's.
 
     Raises:
-        InputError: as `build_env`, or other sizes.
+        InputError: as `build_env`, other sizes, or not the recorded environment.
     """
-    env = FlatObservation(build_env(spec, **kwargs), keys)
+    plain = build_env(spec, **kwargs)
+    if record and not kwargs.keys() - {"render_mode"}:
+        require_same_environment(plain, record)
+    if isinstance(plain.action_space, gym.spaces.Discrete):
+        plain = LargestScore(plain)
+    env = FlatObservation(plain, keys)
     sizes, expected = (env.observation_space.shape, env.action_space.shape), ((state_size,), (action_size,))
     if sizes != expected:
         env.close()
@@ -103,17 +167,30 @@ def build_flat_env(
 
 
 def parse_env_spec(text: str) -> EnvSpec:
-    """The environment specification a data set stores; fields dropped by Gymnasium 1.0 are ignored, as in Minari."""
-    for old in ('"order_enforce": true,', '"apply_api_compatibility": false,', '"autoreset": false, '):
-        text = text.replace(old, "")
+    """The environment specification a data set stores, also one of an earlier version of Gymnasium.
+
+    Fields that Gymnasium 1.0 has dropped are ignored, and a time limit such as 1e6 becomes a whole number.
+
+    Raises:
+        InputError: it is no specification.
+    """
     try:
-        return EnvSpec.from_json(text)
-    except (ValueError, TypeError, KeyError) as error:
+        stored = json.loads(text)
+        known = {field.name for field in fields(EnvSpec) if field.init}
+        kept = {name: value for name, value in stored.items() if name in known}
+        # some data sets of Minari have null where nothing was given
+        kept |= {name: kept.get(name) or empty for name, empty in (("kwargs", {}), ("additional_wrappers", []))}
+        if kept.get("max_episode_steps") is not None:
+            kept["max_episode_steps"] = int(kept["max_episode_steps"])
+        return EnvSpec.from_json(json.dumps(kept))
+    except (ValueError, TypeError, KeyError, AttributeError, gym.error.Error) as error:
         raise InputError(f"environment: the stored specification cannot be read ({error})") from error
 
 
-def _register_robotics() -> None:
-    """Imports gymnasium-robotics without the news about other environments that it prints."""
+def register_environments() -> None:
+    """Makes this project's and gymnasium-robotics' ids known, without the news that the latter prints."""
+    import dmm.envs  # noqa: F401
+
     with redirect_stderr(io.StringIO()):
         import gymnasium_robotics
     gym.register_envs(gymnasium_robotics)
@@ -147,6 +224,11 @@ def _require_vector(name: str, space: gym.Space[Any]) -> None:
     if _is_vector(space):
         return
     if isinstance(space, gym.spaces.Box):
-        kind = "images" if space.dtype == np.uint8 else "arrays"
-        raise InputError(f"{name}: {kind} of shape {space.shape} are not supported; allowed: vectors (s,)")
-    raise InputError(f"{name}: {type(space).__name__} is not supported; allowed: a 1-D Box")
+        raise InputError(f"{name}: {_kind(space)} are not supported; allowed: vectors (s,)")
+    raise InputError(f"{name}: {_kind(space)} is not supported; allowed: a 1-D Box")
+
+
+def _kind(space: gym.Space[Any]) -> str:
+    if not isinstance(space, gym.spaces.Box):
+        return type(space).__name__
+    return f"{'images' if space.dtype == np.uint8 else 'arrays'} of shape {space.shape}"

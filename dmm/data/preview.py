@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from itertools import islice
 
+import gymnasium as gym
 import numpy as np
 
-from dmm.data.observations import build_env, flatten_observation
+from dmm.data.environments import environment_record
+from dmm.data.observations import build_env, flatten_actions, flatten_observation
 from dmm.data.recipes import find_recipe
 from dmm.data.rollout import RecordedEpisode, record
 from dmm.data.trajectories import Trajectories
@@ -22,14 +25,15 @@ def preview(name: str, episodes: int, *, seed: int = 0) -> Trajectories:
     if episodes < 1:
         raise InputError(f"episodes: got {episodes}, allowed is at least 1")
     recipe = find_recipe(name)
-    recorded = list(islice(record(recipe, seed, workers=1), episodes))
-    env = build_env(recipe.env_id, **recipe.env_kwargs)
-    spec = env.spec
+    with closing(record(recipe, seed, 1, recipe.transitions)) as stream:
+        recorded = list(islice(stream, episodes))
+    env = build_env(recipe.env_id, **{**recipe.env_kwargs, **recipe.eval_kwargs})
+    spec, space, environment = env.spec, env.action_space, environment_record(env)
     env.close()
     lengths = np.array([len(episode.rewards) for episode in recorded], dtype=np.int64)
     return Trajectories(
         observations=np.concatenate([_states(episode, recipe.observation_keys) for episode in recorded]),
-        actions=np.concatenate([episode.actions for episode in recorded]),
+        actions=np.concatenate([flatten_actions(episode.actions, space) for episode in recorded]),
         rewards=np.concatenate([episode.rewards.astype(np.float32) for episode in recorded]),
         starts=np.cumsum(lengths) - lengths,
         lengths=lengths,
@@ -39,6 +43,9 @@ def preview(name: str, episodes: int, *, seed: int = 0) -> Trajectories:
         observation_keys=recipe.observation_keys,
         reference=recipe.reference,
         env_spec=spec.to_json() if spec else None,
+        environment=environment,
+        discrete_actions=isinstance(space, gym.spaces.Discrete),
+        histories=np.array([episode.block for episode in recorded]) if recipe.histories else None,
     )
 
 

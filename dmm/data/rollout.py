@@ -1,4 +1,4 @@
-"""Recorded episodes, each decided by `(seed, number)` alone, so that any number of processes gives the same data."""
+"""Recorded episodes, each decided by seed and place alone, so that any number of processes gives the same data."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import sys
 import threading
 import types
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from multiprocessing.connection import wait
 from multiprocessing.synchronize import Event
 from typing import Any
@@ -22,7 +22,7 @@ import gymnasium as gym
 import numpy as np
 
 from dmm.data.observations import build_env
-from dmm.data.recipes import Behaviour, Recipe
+from dmm.data.recipes import Behaviour, Learner, Recipe
 
 CHUNK = 8
 """Episodes per task of a worker process: long enough to hide the hand-over, short enough to waste little at the end."""
@@ -33,71 +33,150 @@ class RecordedEpisode:
     """One episode of l transitions, as the environment gave it."""
 
     observations: Any  # (l + 1, s), or a dictionary of such arrays
-    actions: np.ndarray  # (l, a) float32
+    actions: np.ndarray  # (l, a) float32 for a Box, (l,) int64 for a Discrete space
     rewards: np.ndarray  # (l,) float64
     terminated: bool
     truncated: bool
     seed: int  # what `env.reset` was given
+    block: int = 0  # of a recipe with stages: which of `blocks(...)` it belongs to
+
+
+@dataclass(frozen=True)
+class Block:
+    """A run of episodes that one behaviour of a stage records from beginning to end."""
+
+    index: int  # among all blocks of the data set
+    stage: int
+    number: int  # within the stage
+    transitions: int  # at least; episodes are kept whole
+
+
+def blocks(recipe: Recipe, transitions: int) -> list[Block]:
+    """The blocks that make `transitions` steps of a recipe with stages: equal shares, in the order of the stages."""
+    ends = np.linspace(0, transitions, len(recipe.stages) + 1).round().astype(int)
+    plan: list[Block] = []
+    for stage, share in enumerate(np.diff(ends).tolist()):
+        for number, first in enumerate(range(0, share, recipe.block)):
+            plan.append(Block(len(plan), stage, number, min(recipe.block, share - first)))
+    return plan
 
 
 class Recorder:
-    """An environment and a behaviour, ready to record episodes by number."""
+    """An environment, ready to record a recipe's episodes."""
 
     def __init__(self, recipe: Recipe, seed: int):
         self.env: gym.Env = build_env(recipe.env_id, **recipe.env_kwargs)
-        self.behaviour: Behaviour = recipe.behaviour()
+        self.recipe = recipe
         self.seed = seed
+        self.behaviour = recipe.behaviour() if recipe.behaviour else None
+        self.action_type = np.int64 if isinstance(self.env.action_space, gym.spaces.Discrete) else np.float32
 
     def episode(self, number: int) -> RecordedEpisode:
-        """Episode `number` of the seed; nothing of earlier episodes reaches it."""
-        env, behaviour = self.env, self.behaviour
-        reset_sequence, noise_sequence = np.random.SeedSequence([self.seed, number]).spawn(2)
+        """Episode `number` of a recipe without stages; nothing of earlier episodes reaches it."""
+        assert self.behaviour is not None
+        return self._record(self.behaviour, np.random.SeedSequence([self.seed, number]))
+
+    def block(self, block: Block) -> Iterator[RecordedEpisode]:
+        """The episodes of a block, until they hold its transitions; nothing of other blocks reaches them."""
+        behaviour, place = self.recipe.stages[block.stage](), (block.stage, block.number)
+        options: dict[str, Any] | None = None
+        if isinstance(behaviour, Learner):
+            options = behaviour.options(np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=place)))
+        left = block.transitions
+        for number in count():
+            sequence = np.random.SeedSequence(self.seed, spawn_key=(*place, number))
+            episode = self._record(behaviour, sequence, options, block.index)
+            yield episode
+            left -= len(episode.rewards)
+            if left <= 0:
+                return
+
+    def _record(
+        self,
+        behaviour: Behaviour,
+        sequence: np.random.SeedSequence,
+        options: dict[str, Any] | None = None,
+        block: int = 0,
+    ) -> RecordedEpisode:
+        env, learner = self.env, behaviour if isinstance(behaviour, Learner) else None
+        reset_sequence, noise_sequence = sequence.spawn(2)
         reset_seed, rng = int(reset_sequence.generate_state(1)[0]), np.random.default_rng(noise_sequence)
-        observation, _ = env.reset(seed=reset_seed)
+        observation, _ = env.reset(seed=reset_seed, options=options)
         behaviour.begin(env, observation, rng)
         observations, actions, rewards = [observation], [], []
         terminated = truncated = False
         while not (terminated or truncated):
             action = behaviour.act(observation, rng)
+            before = observation
             observation, reward, terminated, truncated, _ = env.step(action)
+            if learner:
+                learner.learn(before, action, float(reward), observation, terminated)
             observations.append(observation)
             actions.append(action)
             rewards.append(reward)
         return RecordedEpisode(
             observations=_stack(observations),
-            actions=np.array(actions, dtype=np.float32),
+            actions=np.array(actions, dtype=self.action_type),
             rewards=np.array(rewards, dtype=np.float64),
             terminated=bool(terminated),
             truncated=bool(truncated),
             seed=reset_seed,
+            block=block,
         )
 
 
-def record(recipe: Recipe, seed: int, workers: int) -> Generator[RecordedEpisode, None, None]:
-    """Episodes 0, 1, 2, ... without end, in order; close the iterator to stop. `workers=1` stays in this process."""
-    if workers == 1:
-        recorder = Recorder(recipe, seed)
-        try:
-            yield from map(recorder.episode, count())
-        finally:
-            recorder.env.close()
-    else:
-        yield from _record_in_parallel(recipe, seed, workers)
+def record(recipe: Recipe, seed: int, workers: int, transitions: int) -> Generator[RecordedEpisode, None, None]:
+    """A recipe's whole episodes, in order, until they hold `transitions` steps; `workers=1` stays in this process."""
+    if recipe.stages:
+        plan = blocks(recipe, transitions)
+        with closing(_recorded(recipe, seed, workers, Recorder.block, plan)) as episodes:
+            yield from episodes
+        return
+    chunks = (range(first, first + CHUNK) for first in count(0, CHUNK))
+    with closing(_recorded(recipe, seed, workers, _chunk, chunks)) as episodes:
+        for episode in episodes:
+            yield episode
+            transitions -= len(episode.rewards)
+            if transitions <= 0:
+                return
 
 
-def _record_in_parallel(recipe: Recipe, seed: int, workers: int) -> Iterator[RecordedEpisode]:
+def _chunk(recorder: Recorder, numbers: Iterable[int]) -> Iterator[RecordedEpisode]:
+    return map(recorder.episode, numbers)
+
+
+Task = Callable[[Recorder, Any], Iterator[RecordedEpisode]]
+
+
+def _recorded(
+    recipe: Recipe, seed: int, workers: int, task: Task, arguments: Iterable[Any]
+) -> Generator[RecordedEpisode, None, None]:
+    """The episodes of `task(recorder, argument)` for each argument in turn."""
+    if workers > 1:
+        yield from _recorded_in_parallel(recipe, seed, workers, task, iter(arguments))
+        return
+    recorder = Recorder(recipe, seed)
+    try:
+        for argument in arguments:
+            yield from task(recorder, argument)
+    finally:
+        recorder.env.close()
+
+
+def _recorded_in_parallel(
+    recipe: Recipe, seed: int, workers: int, task: Task, arguments: Iterator[Any]
+) -> Iterator[RecordedEpisode]:
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(recipe, seed, stop))
     pending: deque[Future[list[RecordedEpisode]]] = deque()
-    chunks = count(0, CHUNK)
     try:
         with _hidden_main():
-            for _ in range(3 * workers):  # enough in flight to keep everyone busy, few enough for flat memory
-                pending.append(pool.submit(_record_chunk, next(chunks)))
-        while True:
+            # enough in flight to keep everyone busy, few enough for flat memory
+            pending.extend(pool.submit(_work, task, argument) for argument in islice(arguments, 3 * workers))
+        while pending:
             episodes = pending.popleft().result()
-            pending.append(pool.submit(_record_chunk, next(chunks)))
+            pending.extend(pool.submit(_work, task, argument) for argument in islice(arguments, 1))
             yield from episodes
     finally:
         stop.set()
@@ -116,8 +195,13 @@ def _start_worker(recipe: Recipe, seed: int, stop: Event) -> None:
     _recorder = Recorder(recipe, seed)
 
 
-def _record_chunk(first: int) -> list[RecordedEpisode]:
-    return [_recorder.episode(number) for number in range(first, first + CHUNK) if not _stop.is_set()]
+def _work(task: Task, argument: Any) -> list[RecordedEpisode]:
+    episodes = []
+    for episode in task(_recorder, argument):
+        episodes.append(episode)
+        if _stop.is_set():
+            break
+    return episodes
 
 
 def _end_with_parent() -> None:

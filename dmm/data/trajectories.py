@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
+import minari
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
 from dmm.data.minari_files import Episode, open_dataset, read_episodes
 from dmm.data.observations import FlatObservation, build_flat_env, choose_keys, flatten_observation, parse_env_spec
+from dmm.data.rewards import StoredRewards, counts_tasks, paying_once, pays_again, per_step_rewards, stored_rewards
 from dmm.errors import InputError
 from dmm.normalize import reference_returns
 
@@ -34,7 +37,7 @@ class Trajectories:
     """
 
     observations: np.ndarray  # (N, s) float32, the one before each action
-    actions: np.ndarray  # (N, a) float32
+    actions: np.ndarray  # (N, a) float32; one-hot where the environment's actions are Discrete
     rewards: np.ndarray  # (N,) float32, one per step
     starts: np.ndarray  # (E,) int64, row of each episode's first transition
     lengths: np.ndarray  # (E,) int64
@@ -44,6 +47,9 @@ class Trajectories:
     observation_keys: tuple[str, ...] = ()  # entries of the goal dictionary; empty for a Box
     reference: tuple[float, float] | None = None  # (random, expert) return
     env_spec: str | None = None  # Gymnasium's specification as JSON
+    environment: dict[str, Any] | None = None  # what that environment exactly was (`dmm.data.environments`)
+    discrete_actions: bool = False
+    histories: np.ndarray | None = None  # (E,) int64: which learner's history each episode belongs to, in order
 
     def __post_init__(self) -> None:
         n, ends = len(self.observations), np.cumsum(self.lengths)
@@ -54,6 +60,8 @@ class Trajectories:
             raise InputError("lengths: every episode must have at least one transition")
         if not np.array_equal(self.starts, ends - self.lengths):
             raise InputError("starts: episodes must lie one after another, starts = cumsum(lengths) - lengths")
+        if self.histories is not None and len(self.histories) != len(self.lengths):
+            raise InputError(f"histories: got {len(self.histories)} entries for {len(self.lengths)} episodes")
 
     @property
     def episodes(self) -> int:
@@ -88,7 +96,8 @@ class Trajectories:
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change when any array does (SHA-256)."""
         digest = hashlib.sha256()
-        for array in (self.observations, self.actions, self.rewards, self.lengths, self.terminated):
+        arrays = [self.observations, self.actions, self.rewards, self.lengths, self.terminated]
+        for array in arrays if self.histories is None else [*arrays, self.histories]:
             digest.update(f"{array.dtype}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
@@ -96,64 +105,57 @@ class Trajectories:
     def make_env(self, **kwargs: Any) -> gym.Env:
         """The data set's environment with flat float32 observations `(s,)`; the caller seeds it in `reset(seed=...)`.
 
+        With Discrete actions it takes a score for each, `(a,)`, and plays the largest.
+
         `kwargs` go to `gymnasium.make`, for example `render_mode="rgb_array"`.
 
         Raises:
-            InputError: the data set names no environment, it cannot be made here, or its sizes differ from the data's.
+            InputError: the data set names no environment, it cannot be made here, or not exactly as it was.
         """
         if not self.env_spec and not self.env_id:
             raise InputError(f"environment: data set {self.dataset_id!r} does not say which environment it comes from")
         spec = parse_env_spec(self.env_spec) if self.env_spec else self.env_id
-        return build_flat_env(spec, self.observation_keys, self.state_size, self.action_size, **kwargs)
+        sizes = self.state_size, self.action_size
+        return build_flat_env(spec, self.observation_keys, *sizes, record=self.environment, **kwargs)
 
 
-def load_trajectories(
-    minari_id: str, *, rewards: Literal["per-step", "cumulative"] = "per-step", download: bool = False
-) -> Trajectories:
+def load_trajectories(minari_id: str, *, rewards: StoredRewards | None = None, download: bool = False) -> Trajectories:
     """Read a Minari data set of this machine, for example `dmm/hopper/medium-v0`, into flat arrays.
 
-    Observations are a 1-D Box or a goal dictionary, actions a 1-D Box; both are cast to float32 once. An environment
-    meant for evaluation, if the data set stores one, is preferred over the one that made the data.
+    Observations are a 1-D Box or a goal dictionary, actions a 1-D Box or Discrete; all are cast to float32 once. An
+    environment meant for evaluation, if the data set stores one, is preferred over the one that made the data.
 
     Args:
-        rewards: `cumulative` when the stored reward is the sum so far, as in Kitchen; then Algorithm 1 is applied.
+        rewards: `per-step`, or `cumulative` when the stored reward is the sum so far, as in Kitchen; then Algorithm 1
+            is applied. If not given, the data set decides (see `dmm.data.rewards`).
         download: fetch the data set from Minari's server when it is not on this machine.
 
     Raises:
         InputError: unknown id, no network, unsupported spaces, NaN or infinity, an episode without transitions.
     """
-    converters: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "per-step": lambda values: values,
-        "cumulative": per_step_rewards,
-    }
-    if rewards not in converters:
-        raise InputError(f"rewards: got {rewards!r}; allowed: {', '.join(map(repr, converters))}")
+    stored_rewards(rewards, {}, None)
     dataset = open_dataset(minari_id, download=download)
     metadata = dataset.storage.metadata
-    stored_keys = metadata.get("dmm", {}).get("observation_keys")
-    keys = choose_keys(dataset.observation_space, tuple(stored_keys) if stored_keys else None)
-    if not isinstance(dataset.action_space, gym.spaces.Box) or len(dataset.action_space.shape) != 1:
-        raise InputError(f"actions: {dataset.action_space} is not supported; allowed: a 1-D Box")
-    spec = metadata.get("eval_env_spec") or metadata.get("env_spec")
-    env_id = parse_env_spec(spec).id if spec else ""
-    arrays = _concatenate(read_episodes(dataset, keys), minari_id, converters[rewards])
+    text = metadata.get("eval_env_spec") or metadata.get("env_spec")
+    spec = parse_env_spec(text) if text else None
+    keys, env_keys = _keys(dataset, metadata)
+    cumulative = stored_rewards(rewards, metadata, spec) == "cumulative"
+    if cumulative and spec is not None and counts_tasks(spec):
+        spec = paying_once(spec)
+        text = spec.to_json()
+    converter = per_step_rewards if cumulative else _unchanged
+    arrays = _concatenate(read_episodes(dataset, keys), minari_id, converter)
     return Trajectories(
         **arrays,
         dataset_id=minari_id,
-        env_id=env_id,
-        observation_keys=keys,
-        reference=_reference(metadata, env_id),
-        env_spec=spec,
+        env_id=spec.id if spec else "",
+        observation_keys=env_keys,
+        reference=_reference(metadata, spec),
+        env_spec=text,
+        environment=_environment(metadata),
+        discrete_actions=isinstance(dataset.action_space, gym.spaces.Discrete),
+        histories=_histories(metadata, len(arrays["lengths"]), minari_id),
     )
-
-
-def per_step_rewards(cumulative: np.ndarray, *, keep_first: bool = False) -> np.ndarray:
-    """`r_t = c_t - c_{t-1}`, `r_0 = 0`, from the running sums `c (l,)` of one episode.
-
-    This is "compute delta" of the paper's Algorithm 1. `keep_first=True` is the released code's variant, `r_0 = c_0`.
-    """
-    first = cumulative[:1] if keep_first else np.zeros_like(cumulative[:1])
-    return np.concatenate([first, np.diff(cumulative)])
 
 
 def returns_to_go(rewards: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -183,7 +185,7 @@ def _concatenate(
                 f"{len(episode.actions)} actions for {steps} rewards; allowed: {steps + 1} and {steps}"
             )
         parts["observations"].append(episode.observations[:-1])
-        parts["actions"].append(episode.actions.astype(np.float32, copy=False))
+        parts["actions"].append(episode.actions)
         # differences are taken before rounding to float32
         parts["rewards"].append(per_step(episode.rewards).astype(np.float32, copy=False))
         terminated.append(episode.terminated)
@@ -204,11 +206,43 @@ def _require_finite(arrays: dict[str, np.ndarray], lengths: np.ndarray, dataset_
             raise InputError(f"{name}: NaN or infinity in episode {episode} of {dataset_id!r}")
 
 
-def _reference(metadata: dict[str, Any], env_id: str) -> tuple[float, float] | None:
+def _unchanged(rewards: np.ndarray) -> np.ndarray:
+    return rewards
+
+
+def _keys(dataset: minari.MinariDataset, metadata: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The entries that make the state vector: those to read from the files, and those of the live environment.
+
+    They differ in a data set written from plain arrays, whose rows are what a goal dictionary was flattened to.
+    """
+    wanted = tuple(metadata.get("dmm", {}).get("observation_keys") or ())
+    stored = choose_keys(dataset.observation_space, wanted or None)
+    return stored, wanted or stored
+
+
+def _environment(metadata: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of the environment to evaluate in, if the data set was made by a recipe."""
+    own = metadata.get("dmm", {})
+    record: dict[str, Any] | None = own.get("eval_environment") or own.get("environment")
+    return record
+
+
+def _histories(metadata: dict[str, Any], episodes: int, dataset_id: str) -> np.ndarray | None:
+    counts = metadata.get("dmm", {}).get("histories")
+    if not counts:
+        return None
+    if sum(counts) != episodes:
+        raise InputError(f"dataset: the histories of {dataset_id!r} have {sum(counts)} episodes, it holds {episodes}")
+    return np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+
+
+def _reference(metadata: dict[str, Any], spec: EnvSpec | None) -> tuple[float, float] | None:
     low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     if low is not None and high is not None:
         return float(low), float(high)
+    if spec is None or pays_again(spec):
+        return None
     try:
-        return reference_returns(env_id)
+        return reference_returns(spec.id)
     except InputError:
         return None

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import socket
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import minari
@@ -11,7 +15,7 @@ import numpy as np
 import pytest
 
 from dmm.data import minari_files
-from dmm.data.minari_files import dataset_folder, local_ids, open_dataset, read_episodes
+from dmm.data.minari_files import dataset_folder, local_ids
 from dmm.data.trajectories import load_trajectories
 from dmm.errors import InputError
 
@@ -26,9 +30,10 @@ def test_unknown_id_names_the_near_ones(make_dataset) -> None:
     assert "mine/walker-good-v0" in str(caught.value) and "download not asked for" in str(caught.value)
 
 
-def test_unknown_id_like_nothing_else_lists_the_recipes(datasets_path: Path) -> None:
-    with pytest.raises(InputError, match="dmm/hopper/medium-v0, dmm/pointmaze/umaze-v0"):
+def test_unknown_id_like_nothing_else_names_the_command_that_lists_recipes(datasets_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
         load_trajectories("zzzz-v0")
+    assert str(caught.value).endswith("; `dmm datasets` lists what can be made")
 
 
 @pytest.mark.parametrize("download", [False, True])
@@ -68,12 +73,10 @@ def test_damaged_files(make_dataset, datasets_path: Path) -> None:
         load_trajectories("mine/broken-v0")
 
 
-def test_only_hdf5_is_read(make_dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_dataset("mine/set-v0", [EPISODE], BOX)
-    dataset = open_dataset("mine/set-v0")
-    monkeypatch.setattr(type(dataset.storage), "FORMAT", "arrow")
-    with pytest.raises(InputError, match="stored as arrow; allowed: hdf5"):
-        next(read_episodes(dataset, ()))
+@pytest.mark.parametrize("minari_id", ["D4RL/kitchen/complete-v2", "mujoco/hopper/medium-v0"])
+def test_public_data_set_that_is_not_here_says_how(datasets_path: Path, minari_id: str) -> None:
+    with pytest.raises(InputError, match=f"download not asked for.*; `dmm train {minari_id} --download`"):
+        load_trajectories(minari_id)
 
 
 class TestDownload:
@@ -129,7 +132,9 @@ class TestDownload:
     def test_what_does_not_speak_http_is_quietly_not_reachable(self, content: str) -> None:
         assert not self.reachable_when_it_answers(content)
 
-    def test_fetches_with_minari_and_then_loads(self, make_dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_fetches_with_minari_and_then_loads(
+        self, make_dataset, datasets_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         asked = []
 
         def fetch(minari_id: str) -> None:
@@ -141,6 +146,109 @@ class TestDownload:
         assert load_trajectories("mujoco/test/medium-v0", download=True).transitions == 2
         assert load_trajectories("mujoco/test/medium-v0", download=True).transitions == 2
         assert asked == ["mujoco/test/medium-v0"]  # once: the second time it is on this machine
+        assert local_ids() == ["mujoco/test/medium-v0"]
+        assert [path.name for path in (datasets_path / "mujoco/test").iterdir() if path.name.startswith(".")] == []
+
+    def test_minaris_own_download_puts_files_where_they_belong(
+        self, make_dataset, datasets_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make_dataset("D4RL/test/human-v0", [EPISODE], BOX)
+        server = tmp_path / "server"
+        (datasets_path / "D4RL").rename(server)
+
+        class Server:
+            """A remote storage of Minari whose files lie on this machine."""
+
+            def list_datasets(self, prefix: str | None = None) -> list[str]:
+                return ["D4RL/test/human-v0"]
+
+            def get_dataset_metadata(self, minari_id: str) -> dict[str, Any]:
+                return json.loads((server / "test/human-v0/data/metadata.json").read_text())
+
+            def list_namespaces(self) -> list[str]:
+                return ["D4RL", "D4RL/test"]
+
+            def download_namespace_metadata(self, namespace: str, path: Path) -> None:
+                (path / namespace / "namespace_metadata.json").write_text("{}")
+
+            def download_dataset(self, minari_id: str, path: Path) -> None:
+                shutil.copytree(server / "test", path / "D4RL/test", dirs_exist_ok=True)
+
+        for module in ("minari.storage.hosting", "minari.namespace"):
+            monkeypatch.setattr(f"{module}.get_cloud_storage", lambda **given: Server())
+        monkeypatch.setattr(minari_files, "reachable", lambda url, timeout: True)
+        assert load_trajectories("D4RL/test/human-v0", download=True).transitions == 2
+        assert local_ids() == ["D4RL/test/human-v0"]
+        assert [path.name for path in datasets_path.rglob(".*")] == []
+
+    def test_what_it_prints_does_not_mix_with_results(
+        self, make_dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def fetch(minari_id: str) -> None:
+            print(f"Downloading {minari_id} from Farama servers...")
+            make_dataset(minari_id, [EPISODE], BOX)
+
+        monkeypatch.setattr(minari_files, "reachable", lambda url, timeout: True)
+        monkeypatch.setattr(minari, "download_dataset", fetch)
+        load_trajectories("mujoco/test/medium-v0", download=True)
+        printed = capsys.readouterr()
+        assert printed.out == "" and "Downloading mujoco/test/medium-v0" in printed.err
+
+    @pytest.mark.parametrize("broken_off", [ConnectionError("the line is dead"), KeyboardInterrupt()])
+    def test_half_a_download_is_never_seen(
+        self, make_dataset, datasets_path: Path, monkeypatch: pytest.MonkeyPatch, broken_off: BaseException
+    ) -> None:
+        def fetch(minari_id: str) -> None:
+            make_dataset(minari_id, [EPISODE], BOX)
+            next(minari_files.dataset_folder(minari_id).rglob("*.hdf5")).unlink()
+            raise broken_off
+
+        monkeypatch.setattr(minari_files, "reachable", lambda url, timeout: True)
+        monkeypatch.setattr(minari, "download_dataset", fetch)
+        with pytest.raises((InputError, KeyboardInterrupt)):
+            load_trajectories("mujoco/test/medium-v0", download=True)
+        assert local_ids() == [] and not list(datasets_path.rglob("metadata.json"))
+        with pytest.raises(InputError, match="not on this machine"):
+            load_trajectories("mujoco/test/medium-v0")
+
+    def test_files_that_do_not_open_are_not_kept(
+        self, make_dataset, datasets_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fetch(minari_id: str) -> None:
+            make_dataset(minari_id, [EPISODE], BOX)
+            next(minari_files.dataset_folder(minari_id).rglob("*.hdf5")).unlink()
+
+        monkeypatch.setattr(minari_files, "reachable", lambda url, timeout: True)
+        monkeypatch.setattr(minari, "download_dataset", fetch)
+        with pytest.raises(InputError, match="'mujoco/test/medium-v0' cannot be fetched"):
+            load_trajectories("mujoco/test/medium-v0", download=True)
+        assert local_ids() == []
+
+    def test_what_another_program_left_half_is_fetched_again(
+        self, make_dataset, datasets_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make_dataset("mujoco/test/medium-v0", [EPISODE], BOX)
+        (datasets_path / "mujoco/test/medium-v0/data/main_data.hdf5").unlink()
+        with pytest.raises(InputError, match="cannot be read"):
+            load_trajectories("mujoco/test/medium-v0")
+        monkeypatch.setattr(minari_files, "reachable", lambda url, timeout: True)
+        monkeypatch.setattr(minari, "download_dataset", lambda minari_id: make_dataset(minari_id, [EPISODE], BOX))
+        assert load_trajectories("mujoco/test/medium-v0", download=True).transitions == 2
+
+    def test_the_place_of_data_sets_is_the_same_afterwards(
+        self, make_dataset, datasets_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        places = []
+
+        def fetch(minari_id: str) -> None:
+            places.append(os.environ["MINARI_DATASETS_PATH"])
+            raise ValueError("no such data set")
+
+        monkeypatch.setattr(minari_files, "reachable", lambda url, timeout: True)
+        monkeypatch.setattr(minari, "download_dataset", fetch)
+        with pytest.raises(InputError, match="no such data set"):
+            load_trajectories("mujoco/test/medium-v0", download=True)
+        assert places != [str(datasets_path)] and os.environ["MINARI_DATASETS_PATH"] == str(datasets_path)
 
     def test_what_the_server_refuses_is_one_line(self, datasets_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(minari_id: str) -> None:

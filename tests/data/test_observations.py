@@ -5,12 +5,24 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 
-from dmm.data.observations import FlatObservation, build_env, choose_keys, flatten_observation, parse_env_spec
+from dmm.data.observations import (
+    FlatObservation,
+    LargestScore,
+    action_size,
+    build_env,
+    build_flat_env,
+    choose_keys,
+    flatten_actions,
+    flatten_observation,
+    parse_env_spec,
+)
 from dmm.errors import InputError
 
 
@@ -34,7 +46,7 @@ def test_keys_by_default_and_by_wish() -> None:
         (gym.spaces.Box(-1, 1, (2, 3), np.float32), None, ["arrays", "(2, 3)"]),
         (gym.spaces.Discrete(4), None, ["Discrete"]),
         (gym.spaces.Tuple([vector(2)]), None, ["Tuple"]),
-        (gym.spaces.Dict({"camera": gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)}), None, ["camera"]),
+        (gym.spaces.Dict({"camera": gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)}), None, ["'camera' (images of"]),
         (GOAL, ("velocity",), ["velocity", "achieved_goal"]),
         (gym.spaces.Dict({"observation": gym.spaces.Discrete(2)}), ("observation",), ["'observation'", "Discrete"]),
     ],
@@ -90,6 +102,50 @@ def test_building_a_maze_prints_nothing() -> None:
     assert (done.stdout, done.stderr) == ("", "")
 
 
+class Counter(gym.Env):
+    """Remembers the action it was given; its three actions are 5, 6 and 7."""
+
+    observation_space = vector(2)
+    action_space = gym.spaces.Discrete(3, start=5)
+    played: Any = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        return np.zeros(2), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.played = action
+        return np.zeros(2), 0.0, False, False, {}
+
+
+class TestDiscreteActions:
+    @pytest.fixture(autouse=True)
+    def _registered(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(gym.registry, "Counter-v0", EnvSpec("Counter-v0", entry_point=Counter))
+
+    def test_largest_score_is_played(self) -> None:
+        env = build_flat_env("Counter-v0", (), 2, 3)
+        assert env.action_space.shape == (3,)
+        env.reset()
+        for scores, expected in [([0.1, 0.2, -3], 6), ([0, 0, 1], 7), ([-0.1, -0.2, -0.3], 5)]:
+            env.step(np.array(scores, dtype=np.float32))
+            assert env.unwrapped.played == expected and isinstance(env.unwrapped.played, int)  # type: ignore[attr-defined]
+
+    def test_their_number_must_be_that_of_the_data(self) -> None:
+        with pytest.raises(InputError, match=r"'Counter-v0' has .*\(3,\).*data set has .*\(4,\)"):
+            build_flat_env("Counter-v0", (), 2, 4)
+
+    def test_flattening_matches_what_is_played(self) -> None:
+        space = Counter.action_space
+        for action in (5, 6, 7):
+            scores = flatten_actions(np.array([action]), space)
+            assert scores.shape == (1, 3) and scores.dtype == np.float32
+            assert LargestScore(Counter()).action(scores[0]) == action
+        assert action_size(space) == 3 and action_size(vector(4)) == 4
+        for wrong in (4, 8):
+            with pytest.raises(InputError, match=f"actions: {wrong} is no action of"):
+                flatten_actions(np.array([5, wrong]), space)
+
+
 @pytest.mark.parametrize(
     ("env_id", "kwargs"),
     [("Nowhere-v0", {}), ("Hopper-v999", {}), ("no id!", {}), ("Hopper-v5", {"not_an_argument": 1})],
@@ -105,5 +161,9 @@ def test_specification_round_trip_with_fields_of_old_versions() -> None:
     assert spec is not None
     text = spec.to_json().replace('"nondeterministic"', '"autoreset": false, "nondeterministic"')
     assert parse_env_spec(text).max_episode_steps == 9
+    for new, old in (("9", "1000000.0"), ("{}", "null")):
+        text = text.replace(f": {new},", f": {old},")
+    assert "1000000.0" in text and '"kwargs": null' in text
+    assert parse_env_spec(text).max_episode_steps == 1_000_000 and parse_env_spec(text).kwargs == {}
     with pytest.raises(InputError, match="stored specification"):
         parse_env_spec("not json")

@@ -56,5 +56,5 @@ def test_less_than_one_episode_is_named(episodes: int) -> None:
 
 
 def test_unknown_recipe_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"^name: no recipe 'mine/any-v0'; recipes: dmm/hopper/medium-v0, dmm/poi"):
-        preview("mine/any-v0", 1)
+    with pytest.raises(InputError, match=r"^name: no recipe 'dmm/hoper/medium-v0'; did you mean dmm/hopper/medium-v0"):
+        preview("dmm/hoper/medium-v0", 1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 
 import gymnasium as gym
 import minari
@@ -9,11 +10,16 @@ import pytest
 from minari.dataset.minari_dataset import parse_dataset_id
 
 from dmm.data.observations import FlatObservation, build_env
-from dmm.data.recipes import RECIPES, Recipe
+from dmm.data.recipes import RECIPES, Behaviour, Learner, Recipe
 from dmm.data.rollout import Recorder
 from dmm.normalize import normalized_score
 
-ALL = pytest.mark.parametrize("recipe", RECIPES.values(), ids=str)
+
+def factories(recipe: Recipe) -> list[Callable[[], Behaviour]]:
+    return [recipe.behaviour] if recipe.behaviour else list(recipe.stages)
+
+
+ALL = pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +42,31 @@ def test_names_are_minari_ids_and_recipes_travel_to_workers(recipe: Recipe) -> N
     assert RECIPES[recipe.name] is recipe
     assert parse_dataset_id(recipe.name)[2] >= 0 and minari is not None
     copy = pickle.loads(pickle.dumps(recipe))
-    assert copy.name == recipe.name and type(copy.behaviour()) is type(recipe.behaviour())
+    assert copy.name == recipe.name
+    assert [type(make()) for make in factories(copy)] == [type(make()) for make in factories(recipe)]
 
 
 @ALL
 def test_environment_has_the_recipes_keys_and_takes_the_behaviours_actions(recipe: Recipe) -> None:
     env = build_env(recipe.env_id, **recipe.env_kwargs)
     flat = FlatObservation(env, recipe.observation_keys)
-    observation, _ = env.reset(seed=0)
-    behaviour, rng = recipe.behaviour(), np.random.default_rng(0)
-    behaviour.begin(env, observation, rng)
-    action = behaviour.act(observation, rng)
-    assert isinstance(env.action_space, gym.spaces.Box) and env.action_space.contains(action)
     assert flat.observation_space.shape is not None and len(flat.observation_space.shape) == 1
+    for make in factories(recipe):
+        behaviour, rng = make(), np.random.default_rng(0)
+        options = behaviour.options(rng) if isinstance(behaviour, Learner) else None
+        observation, _ = env.reset(seed=0, options=options)
+        behaviour.begin(env, observation, rng)
+        action = behaviour.act(observation, rng)
+        assert env.action_space.contains(action)
+        assert not isinstance(env.action_space, gym.spaces.Box) or action.dtype == np.float32
     env.close()
+
+
+@ALL
+def test_names_and_descriptions_say_what_the_data_are(recipe: Recipe) -> None:
+    assert recipe.name.startswith("dmm/") and recipe.behaviour_name and recipe.description.endswith(".")
+    assert recipe.reference[0] < recipe.reference[1]
+    assert recipe.histories is False or recipe.stages
 
 
 def test_about_half_of_the_maze_episodes_succeed(maze: dict[str, np.ndarray]) -> None:

@@ -1,18 +1,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import subprocess
 import sys
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from dmm.data.observations import build_env
+from dmm.data.policies.waypoints import MazeWalker
 from dmm.data.recipes import RECIPES
-from dmm.data.rollout import RecordedEpisode, Recorder, record
+from dmm.data.rollout import RecordedEpisode, Recorder, blocks, record
+from dmm.errors import InputError
 
 MAZE, HOPPER = RECIPES["dmm/pointmaze/umaze-v0"], RECIPES["dmm/hopper/medium-v0"]
 
@@ -58,7 +62,7 @@ def test_a_script_without_main_guard_can_use_workers(tmp_path: Path) -> None:
         "print('script runs')\n"
         "from dmm.data.recipes import RECIPES\n"
         "from dmm.data.rollout import record\n"
-        "episodes = record(RECIPES['dmm/pointmaze/umaze-v0'], 0, workers=2)\n"
+        "episodes = record(RECIPES['dmm/pointmaze/umaze-v0'], 0, workers=2, transitions=10**6)\n"
         "print(next(episodes).seed)\n"
         "episodes.close()\n"
     )
@@ -68,5 +72,101 @@ def test_a_script_without_main_guard_can_use_workers(tmp_path: Path) -> None:
 
 def test_a_worker_that_cannot_start_ends_the_recording() -> None:
     broken = dataclasses.replace(HOPPER, env_kwargs={"max_episode_steps": 5, "frame_skip": "x"})
-    with pytest.raises(BrokenProcessPool), closing(record(broken, 0, workers=2)) as episodes:
+    with pytest.raises(BrokenProcessPool), closing(record(broken, 0, workers=2, transitions=100)) as episodes:
         next(episodes)
+
+
+STAGED = dataclasses.replace(
+    MAZE,
+    name="dmm/test/staged-v0",
+    behaviour=None,
+    stages=tuple(functools.partial(MazeWalker, seek_probability=p, noise=0.5) for p in (0.0, 1.0)),
+    block=300,
+)
+
+
+class Counter:
+    """Pulls the same way for a whole block and counts what it learns from."""
+
+    made: ClassVar[list[Counter]] = []
+
+    def __init__(self) -> None:
+        self.rewards: list[float] = []
+        self.episodes = self.tasks = 0
+        self.made.append(self)
+
+    def options(self, rng: np.random.Generator) -> dict[str, object]:
+        self.tasks += 1
+        return {"goal_cell": np.array([1, 1])}
+
+    def begin(self, env: object, observation: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+        self.episodes += 1
+        self.goal = observation["desired_goal"]
+
+    def act(self, observation: dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
+        self.last = observation
+        return np.array([-1.0, 0.5], dtype=np.float32)
+
+    def learn(self, observation, action, reward, next_observation, terminated) -> None:  # type: ignore[no-untyped-def]
+        assert observation is self.last and next_observation is not observation
+        self.rewards.append(reward)
+
+
+class TestStages:
+    def test_blocks_share_the_transitions_equally_and_in_order(self) -> None:
+        plan = blocks(STAGED, 1501)
+        assert [block.index for block in plan] == list(range(6))
+        assert [(block.stage, block.number) for block in plan] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+        assert [block.transitions for block in plan] == [300, 300, 150, 300, 300, 151]
+        assert sum(block.transitions for block in blocks(STAGED, 7)) == 7
+
+    def test_every_block_holds_whole_episodes_that_reach_its_transitions(self) -> None:
+        episodes = list(record(STAGED, 0, 1, 1500))
+        for block in blocks(STAGED, 1500):
+            lengths = [len(episode.rewards) for episode in episodes if episode.block == block.index]
+            assert sum(lengths) >= block.transitions > sum(lengths[:-1])
+        assert [episode.block for episode in episodes] == sorted(episode.block for episode in episodes)
+        first, second = ([e.rewards.sum() for e in episodes if (e.block > 2) is late] for late in (False, True))
+        assert np.mean(second) == 1 > np.mean(first)  # wanderers first, then seekers
+
+    def test_a_block_depends_on_the_seed_and_its_place_alone(self) -> None:
+        plan, recorder = blocks(STAGED, 1500), Recorder(STAGED, 3)
+        expected = list(recorder.block(plan[4]))
+        list(recorder.block(plan[1]))
+        for again in (list(recorder.block(plan[4])), list(Recorder(STAGED, 3).block(plan[4]))):
+            for episode, other in zip(expected, again, strict=True):
+                assert_same(episode, other)
+        assert expected[0].seed not in {next(recorder.block(plan[i])).seed for i in (0, 1, 3, 5)}
+
+    def test_workers_change_nothing(self) -> None:
+        alone = list(record(STAGED, 5, 1, 900))
+        shared = list(record(STAGED, 5, 2, 900))
+        for episode, other in zip(alone, shared, strict=True):
+            assert_same(episode, other)
+
+    def test_a_learner_lives_through_its_block_and_sees_every_step(self) -> None:
+        Counter.made.clear()
+        recipe = dataclasses.replace(STAGED, stages=(Counter,), histories=True, block=400)
+        episodes = list(record(recipe, 0, 1, 800))
+        assert [len(learner.rewards) for learner in Counter.made] == [
+            sum(len(e.rewards) for e in episodes if e.block == block) for block in (0, 1)
+        ]
+        assert [learner.tasks for learner in Counter.made] == [1, 1]
+        assert [learner.episodes for learner in Counter.made] == [sum(e.block == b for e in episodes) for b in (0, 1)]
+        goals = [episode.observations["desired_goal"][0] for episode in episodes]
+        assert np.ptp(goals, axis=0).max() < 1  # all in the cell that the options name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stages": (Counter,)}, "recipe: got both of behaviour and stages"),
+        ({"behaviour": None}, "recipe: got neither of behaviour and stages"),
+        ({"transitions": 0}, "transitions: got 0"),
+        ({"block": 0}, "block: got 0"),
+        ({"rewards": "summed"}, "rewards: got 'summed'"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(MAZE, **change)  # type: ignore[arg-type]

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
+from pathlib import Path
 
 import gymnasium as gym
 import h5py
@@ -23,6 +25,13 @@ def episode(steps: int, state_size: int = 3, seed: int = 0) -> tuple[np.ndarray,
         rng.uniform(-1, 1, (steps, 2)).astype(np.float32),
         rng.standard_normal(steps),
     )
+
+
+def say(folder: Path, **about: object) -> None:
+    """Changes what the metadata of a data set say under `dmm`, as recipes and written arrays do."""
+    file = folder / "data" / "metadata.json"
+    metadata = json.loads(file.read_text())
+    file.write_text(json.dumps({**metadata, "dmm": {**metadata.get("dmm", {}), **about}}))
 
 
 def goal_space(**more: gym.Space) -> gym.spaces.Dict:
@@ -120,6 +129,14 @@ class TestTrajectories:
         lengths = np.array([8, 0, 12, 3, 5])
         with pytest.raises(InputError, match="at least one transition"):
             dataclasses.replace(trajectories, lengths=lengths, starts=np.cumsum(lengths) - lengths)
+        with pytest.raises(InputError, match="histories: got 4 entries for 5 episodes"):
+            dataclasses.replace(trajectories, histories=np.zeros(4, dtype=np.int64))
+
+    def test_fingerprint_follows_histories_where_there_are_any(self, trajectories: Trajectories) -> None:
+        seen = {trajectories.fingerprint()}
+        for histories in ([0, 0, 0, 0, 0], [0, 0, 1, 1, 1]):
+            seen.add(dataclasses.replace(trajectories, histories=np.array(histories)).fingerprint())
+        assert len(seen) == 3
 
 
 class TestMakeEnv:
@@ -212,6 +229,36 @@ class TestLoad:
         env = load_trajectories("test/hopper-v0").make_env()
         assert env.spec is not None and env.spec.max_episode_steps == 23
 
+    def test_metadata_decide_what_the_rewards_are(self, make_dataset, datasets_path) -> None:
+        make_dataset("test/sum-v0", [(*episode(3)[:2], np.array([0.0, 1, 3]))], BOX)
+        say(datasets_path / "test/sum-v0", rewards="cumulative")
+        np.testing.assert_array_equal(load_trajectories("test/sum-v0").rewards, [0, 1, 2])
+        np.testing.assert_array_equal(load_trajectories("test/sum-v0", rewards="per-step").rewards, [0, 1, 3])
+        say(datasets_path / "test/sum-v0", rewards="per-step")
+        np.testing.assert_array_equal(load_trajectories("test/sum-v0").rewards, [0, 1, 3])
+        say(datasets_path / "test/sum-v0", rewards="some day")
+        with pytest.raises(InputError, match="rewards: got 'some day'; allowed: 'per-step', 'cumulative'"):
+            load_trajectories("test/sum-v0")
+
+    def test_histories_number_the_episodes(self, make_dataset, datasets_path) -> None:
+        make_dataset("test/learn-v0", [episode(2), episode(3), episode(1)], BOX)
+        assert load_trajectories("test/learn-v0").histories is None
+        say(datasets_path / "test/learn-v0", histories=[2, 1])
+        histories = load_trajectories("test/learn-v0").histories
+        assert histories is not None and histories.dtype == np.int64 and histories.tolist() == [0, 0, 1]
+        say(datasets_path / "test/learn-v0", histories=[2, 2])
+        with pytest.raises(InputError, match="histories of 'test/learn-v0' have 4 episodes, it holds 3"):
+            load_trajectories("test/learn-v0")
+
+    @pytest.mark.parametrize("start", [0, -1, 5])
+    def test_discrete_actions_become_one_hot_vectors(self, make_dataset, start: int) -> None:
+        observations, _, rewards = episode(4)
+        space = gym.spaces.Discrete(3, start=start)
+        make_dataset("test/act-v0", [(observations, start + np.array([0, 2, 1, 2]), rewards)], BOX, space)
+        data = load_trajectories("test/act-v0")
+        assert data.discrete_actions and data.actions.dtype == np.float32
+        np.testing.assert_array_equal(data.actions, [[1, 0, 0], [0, 0, 1], [0, 1, 0], [0, 0, 1]])
+
     def test_cumulative_rewards_become_differences_per_episode(self, make_dataset) -> None:
         make_dataset(
             "test/sum-v0", [(*episode(3)[:2], np.array([1.0, 1, 3])), (*episode(2)[:2], np.array([2.0, 4]))], BOX
@@ -226,9 +273,9 @@ class TestLoad:
         observations, actions, rewards = episode(1000, state_size=11)
         space = gym.spaces.Box(-np.inf, np.inf, (11,), np.float64)
         make_dataset("test/big-v0", [(observations, actions, rewards)] * 200, space)
-        begin = time.perf_counter()
+        begin = time.process_time()  # other programs on this machine do not count
         assert load_trajectories("test/big-v0").transitions == 200_000
-        assert (time.perf_counter() - begin) * 5 < 10  # a fifth of a million; a busy machine is given double time
+        assert (time.process_time() - begin) * 5 < 5  # a fifth of a million
 
 
 class TestRefused:
@@ -238,14 +285,17 @@ class TestRefused:
         with pytest.raises(InputError, match=r"images of shape \(40, 40, 3\)"):
             load_trajectories("test/image-v0")
 
-    def test_discrete_actions_and_observations(self, make_dataset) -> None:
-        observations, actions, rewards = episode(2)
-        make_dataset("test/act-v0", [(observations, np.array([0, 1]), rewards)], BOX, gym.spaces.Discrete(2))
+    def test_discrete_observations(self, make_dataset) -> None:
+        _, actions, rewards = episode(2)
         make_dataset("test/obs-v0", [(np.array([0, 1, 0]), actions, rewards)], gym.spaces.Discrete(2))
-        with pytest.raises(InputError, match="actions: Discrete"):
-            load_trajectories("test/act-v0")
         with pytest.raises(InputError, match="observations: Discrete"):
             load_trajectories("test/obs-v0")
+
+    def test_discrete_actions_that_do_not_exist(self, make_dataset) -> None:
+        observations, _, rewards = episode(2)
+        make_dataset("test/act-v0", [(observations, np.array([0, 2]), rewards)], BOX, gym.spaces.Discrete(2))
+        with pytest.raises(InputError, match=r"actions: 2 is no action of Discrete\(2\)"):
+            load_trajectories("test/act-v0")
 
     @pytest.mark.parametrize("name", ["observations", "actions", "rewards"])
     @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -3,8 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+
+from dmm.errors import InputError
+
+POLICY_FOLDER = Path(__file__).parent
+"""Where the package keeps its weights."""
+
+Arrays = dict[str, np.ndarray]
+
+
+class StochasticPolicy(Protocol):
+    """A policy that draws an action for an observation."""
+
+    def mean(self, observation: np.ndarray) -> np.ndarray:
+        """The action without noise: `(..., s) -> (..., a)`."""
+
+    def sample(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """An action in [-1, 1] drawn with `rng`: `(..., s) -> (..., a)` float32."""
 
 
 class GaussianPolicy:
@@ -18,15 +36,14 @@ class GaussianPolicy:
             `log_std (a,)`.
     """
 
-    def __init__(self, arrays: dict[str, np.ndarray]):
+    def __init__(self, arrays: Arrays):
         self.arrays = {name: np.asarray(value, dtype=np.float32) for name, value in arrays.items()}
         self.std = np.exp(self.arrays["log_std"])
 
     @classmethod
     def load(cls, path: str | Path) -> GaussianPolicy:
         """Read a `.npz` of plain arrays; pickled objects are refused."""
-        with np.load(path, allow_pickle=False) as file:
-            return cls(dict(file))
+        return cls(_read(path))
 
     def mean(self, observation: np.ndarray) -> np.ndarray:
         """The unclipped mean action: `(..., s) -> (..., a)`."""
@@ -42,6 +59,70 @@ class GaussianPolicy:
         mean = self.mean(observation)
         noise = rng.standard_normal(mean.shape, dtype=np.float32)
         return _clip(mean + self.std * noise, np.float32(1.0))
+
+
+class SquashedGaussianPolicy:
+    """A Gaussian policy squashed by tanh, with two hidden ReLU layers: `action = tanh(mu + sigma noise)`.
+
+    Both `mu` and `log sigma`, the latter kept in [-20, 2], are linear in the last hidden layer. Equals the actor of
+    soft actor-critic in Stable-Baselines3 and in sbx.
+
+    Args:
+        arrays: `w0 (h, s)`, `b0 (h,)`, `w1 (h, h)`, `b1`, `w2 (a, h)`, `b2 (a,)` for `mu`, `w3`, `b3` for `log sigma`.
+    """
+
+    def __init__(self, arrays: Arrays):
+        self.arrays = {name: np.asarray(value, dtype=np.float32) for name, value in arrays.items()}
+        p = self.arrays
+        # one product for both heads
+        self.w_heads, self.b_heads = np.concatenate([p["w2"], p["w3"]]).T, np.concatenate([p["b2"], p["b3"]])
+
+    @classmethod
+    def load(cls, path: str | Path) -> SquashedGaussianPolicy:
+        """Read a `.npz` of plain arrays; pickled objects are refused."""
+        return cls(_read(path))
+
+    def heads(self, observation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`mu` and `sigma`, before squashing: `(..., s) -> (..., a), (..., a)`."""
+        p = self.arrays
+        x = np.maximum(observation.astype(np.float32) @ p["w0"].T + p["b0"], 0.0)
+        x = np.maximum(x @ p["w1"].T + p["b1"], 0.0)
+        both = x @ self.w_heads + self.b_heads
+        half = both.shape[-1] // 2
+        return both[..., :half], np.exp(np.minimum(np.maximum(both[..., half:], -20.0), 2.0))
+
+    def mean(self, observation: np.ndarray) -> np.ndarray:
+        """`tanh(mu)`, which SAC plays when it is tested: `(..., s) -> (..., a)`."""
+        action: np.ndarray = np.tanh(self.heads(observation)[0])
+        return action
+
+    def sample(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """An action drawn with `rng`: `(..., s) -> (..., a)` float32."""
+        mu, sigma = self.heads(observation)
+        action: np.ndarray = np.tanh(mu + sigma * rng.standard_normal(mu.shape, dtype=np.float32))
+        return action
+
+
+def load_policy(path: str | Path) -> StochasticPolicy:
+    """The policy in a `.npz` of plain arrays, of whichever of the two kinds it is.
+
+    Raises:
+        InputError: no such file, a pickled object, or other arrays than a policy has.
+    """
+    arrays = _read(path)
+    kind = SquashedGaussianPolicy if "w3" in arrays else GaussianPolicy
+    try:
+        return kind(arrays)
+    except KeyError as error:
+        raise InputError(f"path: {path} holds no policy; it has {sorted(arrays)}, missing is {error}") from error
+
+
+def _read(path: str | Path) -> Arrays:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:
+        raise InputError(f"path: {path} is not a .npz of plain arrays ({error})") from error
 
 
 def _clip(values: np.ndarray, bound: np.ndarray | np.float32) -> np.ndarray:

@@ -1,36 +1,100 @@
-"""Train the policies whose behaviour the MuJoCo recipes record.
+"""Train the policies whose behaviour the recipes record.
 
-    python -m dmm.data.policies.train hopper --seed 1 --out runs/behaviour/hopper-1
+    python -m dmm.data.policies.train hopper --seed 1 --steps 3000000 --every 20480 --out runs/behaviour/hopper
 
-runs PPO (Stable-Baselines3, the `behaviours` extra), keeps a snapshot every few thousand steps, scores each snapshot by
-rolling it out with its action noise on, and writes
+trains Hopper by PPO (Stable-Baselines3, the `behaviours` extra), which is quick to become mediocre. Walker2d,
+HalfCheetah and the walking ant are trained by CrossQ (sbx, in JAX, the `behaviours-crossq` extra), a soft actor-critic
+that needs few steps to become good. A snapshot is taken every so many steps and scored by rolling it out with its
+action noise on. In the folder:
 
-- `snapshots.csv`: one row per snapshot, with training step, mean and spread of the return, normalised score;
-- `medium.npz`: the snapshot whose normalised score lies nearest to D4RL's medium level.
+- `snapshots.csv`, one row per snapshot as it is taken: training step, mean and spread of the return, normalised score;
+- `step-0020000.npz`, ...: plain float32 arrays, read back by `dmm.data.policies.load_policy` without unpickling;
+- `trainer.npz`: a few observations, and what the trainer's own network does there at each snapshot, for a test.
 
-The arrays in the `.npz` are plain float32 and are read back by `dmm.data.policies.GaussianPolicy` without unpickling.
+`kept.sh` beside this file says which run and which snapshots the package keeps.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
+# the compiled update is small: more threads than one only get in each other's way
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+
 import numpy as np
 
-from dmm.data.policies import GaussianPolicy
+from dmm.data.observations import build_env
+from dmm.data.policies import Arrays, load_policy
+from dmm.errors import InputError
 from dmm.normalize import normalized_score
 
-ENVIRONMENTS = {"hopper": "Hopper-v5"}
-MEDIUM_SCORE = 45.0
-"""Normalised score aimed at: D4RL's hopper-medium policy scores 44."""
+ENVIRONMENTS = {
+    "hopper": "Hopper-v5",
+    "walker2d": "Walker2d-v5",
+    "halfcheetah": "HalfCheetah-v5",
+    "ant": "dmm/WalkingAnt-v0",
+}
+COLUMNS = ("step", "return_mean", "return_std", "normalized_score")
+CHECKED = 32
+"""Observations at which the trainer's own actions are written down."""
+
+Keep = Callable[[int, Arrays, Any], None]  # training step, weights, the trainer's own (mean, spread) at observations
 
 
-def export(model: Any, normalizer: Any) -> dict[str, np.ndarray]:
-    """The trainer's network as plain arrays: observation moments, weights of three layers, log of the action noise."""
+def train_ppo(env_id: str, seed: int, steps: int, every: int, keep: Keep) -> None:
+    """PPO with running observation and reward normalisation, Stable-Baselines3's defaults otherwise."""
+    import torch
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    torch.set_num_threads(1)
+    envs = VecNormalize(make_vec_env(env_id, n_envs=1, seed=seed))
+    model = PPO("MlpPolicy", envs, seed=seed, device="cpu")
+
+    def act(observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        inputs = torch.as_tensor(envs.normalize_obs(observations), dtype=torch.float32)
+        normal: Any = model.policy.get_distribution(inputs).distribution
+        return normal.mean.detach().numpy(), normal.stddev.detach().numpy()
+
+    model.learn(steps, callback=_snapshots(every, lambda step: keep(step, export_ppo(model, envs), act)))
+
+
+def train_crossq(env_id: str, seed: int, steps: int, every: int, keep: Keep) -> None:
+    """CrossQ, sbx's defaults but for a smaller actor without batch normalisation and smaller critics."""
+    from sbx import CrossQ
+
+    shape = {"pi": [128, 128], "qf": [256, 256]}
+    model = CrossQ(
+        "MlpPolicy",
+        build_env(env_id),
+        seed=seed,
+        learning_starts=5_000,
+        buffer_size=steps,
+        policy_kwargs={"net_arch": shape, "batch_norm_actor": False},
+    )
+
+    def act(observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        state = model.policy.actor_state
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        normal = state.apply_fn(variables, observations, train=False).distribution
+        return np.tanh(np.asarray(normal.mean())), np.asarray(normal.stddev())
+
+    model.learn(
+        steps, callback=_snapshots(every, lambda step: keep(step, export_crossq(model.policy.actor_state.params), act))
+    )
+
+
+TRAINERS = {"hopper": train_ppo, "walker2d": train_crossq, "halfcheetah": train_crossq, "ant": train_crossq}
+
+
+def export_ppo(model: Any, normalizer: Any) -> Arrays:
+    """Stable-Baselines3's network as the arrays of a `GaussianPolicy`, with its observation moments."""
     net = model.policy
     layers = [net.mlp_extractor.policy_net[0], net.mlp_extractor.policy_net[2], net.action_net]
     arrays = {
@@ -45,43 +109,76 @@ def export(model: Any, normalizer: Any) -> dict[str, np.ndarray]:
     return {name: np.array(value, dtype=np.float32) for name, value in arrays.items()}
 
 
-def score(arrays: dict[str, np.ndarray], env_id: str, episodes: int, seed: int) -> np.ndarray:
-    """Undiscounted returns `(episodes,)` of the stochastic policy."""
-    policy, env, rng = GaussianPolicy(arrays), gym.make(env_id), np.random.default_rng(seed)
+def export_crossq(params: Any) -> Arrays:
+    """sbx's actor as the arrays of a `SquashedGaussianPolicy`."""
+    layers = [params[f"Dense_{i}"] for i in range(4)]
+    weights = {f"w{i}": np.array(layer["kernel"], dtype=np.float32).T.copy() for i, layer in enumerate(layers)}
+    return weights | {f"b{i}": np.array(layer["bias"], dtype=np.float32) for i, layer in enumerate(layers)}
+
+
+def rollouts(path: Path, env_id: str, episodes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Undiscounted returns `(episodes,)` of a snapshot with its action noise, and observations of the last episode."""
+    policy, env, rng = load_policy(path), build_env(env_id), np.random.default_rng(seed)
     returns = np.zeros(episodes)
     for i in range(episodes):
         observation, _ = env.reset(seed=seed + i)
-        over = False
+        seen, over = [observation], False
         while not over:
             observation, reward, terminated, truncated, _ = env.step(policy.sample(observation, rng))
+            seen.append(observation)
             returns[i] += float(reward)
             over = terminated or truncated
-    return returns
+    env.close()
+    return returns, np.array(seen, dtype=np.float32)
 
 
-def train(name: str, seed: int, steps: int, every: int) -> list[tuple[int, dict[str, np.ndarray]]]:
-    """PPO with running observation and reward normalisation; returns `(training step, arrays)` of every snapshot."""
-    import torch
-    from stable_baselines3 import PPO
+def _snapshots(every: int, take: Callable[[int], None]) -> Any:
+    """A callback that calls `take(step)` at the end of the first rollout after every `every` steps."""
     from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.vec_env import VecNormalize
 
-    torch.set_num_threads(1)
-    envs = VecNormalize(make_vec_env(ENVIRONMENTS[name], n_envs=1, seed=seed))
-    model = PPO("MlpPolicy", envs, seed=seed, device="cpu")
-    snapshots: list[tuple[int, dict[str, np.ndarray]]] = []
+    class Snapshots(BaseCallback):
+        taken = 0
 
-    class Keep(BaseCallback):
         def _on_step(self) -> bool:
             return True
 
         def _on_rollout_end(self) -> None:
-            if self.num_timesteps >= every * (len(snapshots) + 1):
-                snapshots.append((self.num_timesteps, export(self.model, envs)))
+            if self.num_timesteps >= every * (self.taken + 1):
+                self.taken += 1
+                take(self.num_timesteps)
 
-    model.learn(steps, callback=Keep(), progress_bar=False)
-    return snapshots
+    return Snapshots()
+
+
+class _Folder:
+    """Where a run's snapshots go, each with its score as soon as it is taken."""
+
+    def __init__(self, path: Path, env_id: str, episodes: int):
+        self.path, self.env_id, self.episodes = path, env_id, episodes
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.glob("step-*.npz")):
+            raise InputError(f"out: {path} already holds snapshots; allowed: a new folder")
+        self.observations: np.ndarray | None = None
+        self.trainer: Arrays = {}
+        self._write_row(COLUMNS, "w")
+
+    def keep(self, step: int, arrays: Arrays, act: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]) -> None:
+        path = self.path / f"step-{step:07d}.npz"
+        np.savez(path, **arrays)  # type: ignore[arg-type]
+        returns, seen = rollouts(path, self.env_id, self.episodes, seed=10_000)
+        level = "" if self.env_id.startswith("dmm/") else round(float(normalized_score(returns.mean(), self.env_id)), 2)
+        row = (step, round(returns.mean(), 2), round(returns.std(), 2), level)
+        self._write_row(row, "a")
+        print(*row, flush=True)
+        if self.observations is None:
+            self.observations = seen[:CHECKED]
+        mean, std = act(self.observations)
+        self.trainer |= {f"mean-{step}": mean, f"std-{step}": np.broadcast_to(std, mean.shape)}
+        np.savez(self.path / "trainer.npz", observations=self.observations, **self.trainer)  # type: ignore[arg-type]
+
+    def _write_row(self, row: tuple[Any, ...], mode: str) -> None:
+        with (self.path / "snapshots.csv").open(mode, newline="") as file:
+            csv.writer(file).writerow(row)
 
 
 def main() -> None:
@@ -90,26 +187,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--every", type=int, default=20_000, help="steps between snapshots")
-    parser.add_argument("--episodes", type=int, default=20, help="episodes that score a snapshot")
+    parser.add_argument("--episodes", type=int, default=10, help="episodes that score a snapshot")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-
-    args.out.mkdir(parents=True, exist_ok=True)
-    snapshots = train(args.name, args.seed, args.steps, args.every)
-    env_id, rows = ENVIRONMENTS[args.name], []
-    for step, arrays in snapshots:
-        returns = score(arrays, env_id, args.episodes, seed=10_000)
-        level = float(normalized_score(returns.mean(), env_id))
-        rows.append((step, round(returns.mean(), 2), round(returns.std(), 2), round(level, 2)))
-        print(*rows[-1], flush=True)
-        np.savez(args.out / f"step-{step:07d}.npz", **arrays)  # type: ignore[arg-type]
-    with (args.out / "snapshots.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["step", "return_mean", "return_std", "normalized_score"])
-        writer.writerows(rows)
-    best = int(np.argmin([abs(row[3] - MEDIUM_SCORE) for row in rows]))
-    np.savez(args.out / "medium.npz", **snapshots[best][1])  # type: ignore[arg-type]
-    print("medium: step", rows[best][0], "normalised", rows[best][3])
+    env_id = ENVIRONMENTS[args.name]
+    folder = _Folder(args.out, env_id, args.episodes)
+    TRAINERS[args.name](env_id, args.seed, args.steps, args.every, folder.keep)
 
 
 if __name__ == "__main__":

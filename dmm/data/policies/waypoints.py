@@ -32,11 +32,7 @@ class MazeWalker:
         self.gain, self.damping, self.reach = gain, damping, reach
 
     def begin(self, env: gym.Env, observation: Any, rng: np.random.Generator) -> None:
-        maze: Any = env.unwrapped.maze  # type: ignore[attr-defined]
-        rows, columns = np.nonzero([[cell != 1 for cell in row] for row in maze.maze_map])
-        self.centres = {
-            (int(i), int(j)): maze.cell_rowcol_to_xy(np.array([i, j])) for i, j in zip(rows, columns, strict=True)
-        }
+        self.centres = free_cells(env)
         self.goal = np.array(observation["desired_goal"])
         self.seeks = bool(rng.random() < self.seek_probability)
         self.path: list[np.ndarray] = []
@@ -64,6 +60,13 @@ class MazeWalker:
     def _cell(self, position: np.ndarray) -> Cell:
         """The free cell nearest to a position, which a hard bounce may put slightly into a wall."""
         return min(self.centres, key=lambda cell: float(np.hypot(*(self.centres[cell] - position))))
+
+
+def free_cells(env: gym.Env) -> dict[Cell, np.ndarray]:
+    """`(row, column)` of each cell of a Gymnasium-Robotics maze that is not a wall, and its centre `(x, y)`."""
+    maze: Any = env.unwrapped.maze  # type: ignore[attr-defined]
+    rows, columns = np.nonzero([[cell != 1 for cell in row] for row in maze.maze_map])
+    return {(int(i), int(j)): maze.cell_rowcol_to_xy(np.array([i, j])) for i, j in zip(rows, columns, strict=True)}
 
 
 def neighbours(cells: Container[Cell], cell: Cell) -> list[Cell]:

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dmm.data.policies import GaussianPolicy
-from dmm.data.recipes import POLICY_FOLDER
+from dmm.data.policies import POLICY_FOLDER, GaussianPolicy
 
 
 def arrays(s: int = 5, h: int = 16, a: int = 2) -> dict[str, np.ndarray]:

@@ -1,0 +1,248 @@
+"""Plain arrays in D4RL's flat layout, written as an ordinary Minari data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import minari
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from minari.data_collector import EpisodeBuffer
+from minari.dataset.minari_storage import MinariStorage
+from minari.namespace import create_namespace
+from minari.storage import get_dataset_path
+from tqdm import tqdm
+
+from dmm.data.atomic import replacement_of
+from dmm.data.interrupts import interrupts_deferred
+from dmm.data.minari_files import dataset_folder
+from dmm.data.observations import action_size, build_env, build_flat_env
+from dmm.data.rewards import StoredRewards, stored_rewards
+from dmm.errors import InputError, RunError
+
+EPISODES_PER_WRITE = 256
+
+
+def write_dataset(
+    minari_id: str,
+    observations: Any,
+    actions: Any,
+    rewards: Any,
+    terminations: Any,
+    truncations: Any,
+    *,
+    next_observations: Any = None,
+    env_id: str | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+    observation_keys: tuple[str, ...] = (),
+    reference: tuple[float, float] | None = None,
+    reward_kind: StoredRewards = "per-step",
+    description: str = "",
+    force: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Write N transitions, episodes one after another, as the Minari data set `minari_id`; returns its folder.
+
+    An episode ends where `terminations` or `truncations` is true. Rows after the last such mark are one more episode,
+    stored as truncated. The layout lacks what was seen after an episode's last action: it is the last row of
+    `next_observations` if they are given, else the last observation once more. Training never reads it.
+
+    The data set appears under its id only when it is complete, and `load_trajectories` gives the rows back, as float32.
+
+    Args:
+        observations: `(N, s)`, what was seen before each action.
+        actions: `(N, a)` floats, or `(N,)` whole numbers for Discrete actions.
+        rewards: `(N,)`.
+        terminations: `(N,)` of 0 and 1: the environment ended the episode. D4RL's `terminals`.
+        truncations: `(N,)` of 0 and 1: a time limit or the recording ended it. D4RL's `timeouts`.
+        next_observations: `(N, s)`, what was seen after each action.
+        env_id: the Gymnasium environment that the policies trained on the set are evaluated in. Without it they can be
+            trained only.
+        env_kwargs: for `gymnasium.make`.
+        observation_keys: where the environment gives a goal dictionary, the entries that the columns hold, in order.
+        reference: (random, expert) returns for the normalised score.
+        reward_kind: `cumulative` if `rewards` hold the sum so far; `load_trajectories` then undoes it.
+        description: for the data set's metadata.
+        force: replace a data set of that id.
+        progress: show a bar on stderr.
+
+    Raises:
+        InputError: arrays that do not fit together, NaN or infinity, no end marked, an environment of other sizes,
+            or a data set of that id that is already there.
+    """
+    folder = dataset_folder(minari_id)
+    if folder.exists() and not force:
+        raise InputError(f"minari_id: {minari_id!r} is already at {folder}; force=True replaces it")
+    rows = _checked(observations, actions, rewards, terminations, truncations, next_observations)
+    about = {"observation_keys": list(observation_keys), "rewards": stored_rewards(reward_kind, {}, None)}
+    metadata = {"dataset_id": minari_id, "description": description, "dmm": about, **_scores(reference)}
+    spaces = _spaces(rows, env_id, env_kwargs or {}, observation_keys)
+    bar = tqdm(total=len(rows["rewards"]), unit=" steps", desc=minari_id, disable=not progress, delay=0.5)
+    try:
+        with replacement_of(folder, overwrite=force) as new:
+            new.mkdir()
+            storage = MinariStorage.new(new / "data", *spaces, "hdf5")
+            _write(storage, rows, bar)
+            storage.update_metadata({"minari_version": minari.__version__, **metadata})
+    except OSError as error:
+        raise RunError(f"write_dataset: {folder} could not be written ({error})") from error
+    with suppress(ValueError, OSError):  # there already
+        create_namespace(folder.parent.relative_to(get_dataset_path()).as_posix())
+    return folder
+
+
+def _scores(reference: tuple[float, float] | None) -> dict[str, float]:
+    if reference is None:
+        return {}
+    low, high = map(float, reference)
+    if not np.isfinite([low, high]).all() or low >= high:
+        raise InputError(f"reference: got {reference}; allowed: two numbers (random, expert), the second larger")
+    return {"ref_min_score": low, "ref_max_score": high}
+
+
+def _checked(
+    observations: Any, actions: Any, rewards: Any, terminations: Any, truncations: Any, next_observations: Any
+) -> dict[str, np.ndarray]:
+    rows = {
+        "observations": _floats(_numbers("observations", observations, (2,))),
+        "actions": _actions(actions),
+        "rewards": _numbers("rewards", rewards, (1,)),
+        "terminations": _marks("terminations", terminations),
+        "truncations": _marks("truncations", truncations),
+    }
+    if next_observations is not None:
+        rows["next_observations"] = _floats(_numbers("next_observations", next_observations, (2,)))
+    n = len(rows["observations"])
+    wrong = {name: len(array) for name, array in rows.items() if len(array) != n}
+    if wrong or n == 0:
+        given = ", ".join(f"{name} {length}" for name, length in wrong.items())
+        raise InputError(f"observations: got {n} rows{', but ' * bool(given)}{given}; allowed: one row per transition")
+    ends = rows["terminations"] | rows["truncations"]
+    if not ends.any():
+        raise InputError("truncations: no row ends an episode; allowed: at least one mark here or in terminations")
+    if not ends[-1]:
+        rows["truncations"] = rows["truncations"].copy()
+        rows["truncations"][-1] = True
+    if next_observations is not None:
+        _require_continuous(rows, ends)
+    return rows
+
+
+def _numbers(name: str, values: Any, dimensions: tuple[int, ...]) -> np.ndarray:
+    array = np.asarray(values)
+    if array.ndim not in dimensions or array.dtype.kind not in "fiu":
+        shapes = " or ".join("(N,)" if count == 1 else "(N, size)" for count in dimensions)
+        raise InputError(f"{name}: got shape {array.shape} of {array.dtype}; allowed: numbers of shape {shapes}")
+    finite = np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+    if not finite.all():
+        raise InputError(f"{name}: NaN or infinity in row {int(np.argmin(finite))}")
+    return array
+
+
+def _floats(array: np.ndarray) -> np.ndarray:
+    return array if array.dtype.kind == "f" else array.astype(np.float32)
+
+
+def _actions(values: Any) -> np.ndarray:
+    """`(N, a)` floats, or `(N,)` int64 for Discrete actions, which may also come as a column."""
+    array = _numbers("actions", values, (1, 2))
+    if array.dtype.kind in "iu" and array.shape[1:] in ((), (1,)):
+        return array.reshape(-1).astype(np.int64)
+    if array.ndim == 1:
+        raise InputError(f"actions: got shape (N,) of {array.dtype}; allowed: (N, a), or whole numbers (N,)")
+    return _floats(array)
+
+
+def _marks(name: str, values: Any) -> np.ndarray:
+    array = np.asarray(values)
+    if array.ndim != 1 or array.dtype.kind not in "bfiu" or not np.isin(array, (0, 1)).all():
+        raise InputError(f"{name}: got shape {array.shape} of {array.dtype}; allowed: (N,) of 0 and 1, or bool")
+    return array.astype(bool)
+
+
+def _require_continuous(rows: dict[str, np.ndarray], ends: np.ndarray) -> None:
+    """Within an episode, what follows an action is what precedes the next: not so in shuffled rows."""
+    after, before = rows["next_observations"], rows["observations"]
+    if after.shape != before.shape:
+        raise InputError(f"next_observations: got shape {after.shape}; allowed: {before.shape}, as the observations")
+    same = np.isclose(after[:-1], before[1:], rtol=1e-4, atol=1e-6).all(axis=1) | ends[:-1]
+    if not same.all():
+        row = int(np.argmin(same))
+        raise InputError(
+            f"next_observations: row {row} differs from observations row {row + 1}, though no episode ends between "
+            "them; allowed: the rows of each episode in the order in which they happened"
+        )
+
+
+def _spaces(
+    rows: dict[str, np.ndarray], env_id: str | None, kwargs: dict[str, Any], keys: tuple[str, ...]
+) -> tuple[gym.Space[Any], gym.Space[Any], EnvSpec | None]:
+    """Spaces of the rows' observations and actions, and the environment's specification, with which they must agree."""
+    states, actions = rows["observations"], rows["actions"]
+    seen = gym.spaces.Box(-np.inf, np.inf, states.shape[1:], states.dtype.type)
+    if env_id is None:
+        if actions.ndim == 1:
+            return seen, gym.spaces.Discrete(_largest(actions, 0) + 1), None
+        return seen, gym.spaces.Box(-np.inf, np.inf, actions.shape[1:], actions.dtype.type), None
+    env = build_env(env_id, **kwargs)
+    spec, played = env.spec, env.action_space
+    env.close()
+    assert spec is not None
+    _require_name(spec)
+    if isinstance(played, gym.spaces.Discrete) != (actions.ndim == 1):
+        raise InputError(f"actions: got shape {actions.shape} of {actions.dtype}; {env_id!r} has {played}")
+    if isinstance(played, gym.spaces.Discrete):
+        size, first = action_size(played), int(played.start)
+        if _largest(actions, first) >= first + size:
+            raise InputError(f"actions: {int(actions.max())} is no action of {env_id!r}, which has {played}")
+    else:
+        size = actions.shape[1]
+    build_flat_env(spec, keys, states.shape[1], size).close()
+    return seen, played, spec
+
+
+def _require_name(spec: EnvSpec) -> None:
+    """A class object cannot be stored, so that an environment registered with one could never be rebuilt."""
+    try:
+        spec.to_json()
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"env_id: {spec.id!r} cannot be stored ({error}); allowed: plain values as arguments, and an environment "
+            'registered by name, as in gymnasium.register("My-v0", entry_point="my_module:MyEnv")'
+        ) from error
+
+
+def _largest(actions: np.ndarray, first: int) -> int:
+    if actions.min() < first:
+        raise InputError(f"actions: got {int(actions.min())}; allowed: whole numbers from {first}")
+    return int(actions.max())
+
+
+def _write(storage: MinariStorage, rows: dict[str, np.ndarray], bar: Any) -> None:
+    batch: list[EpisodeBuffer] = []
+    with bar:
+        for episode in _episodes(rows):
+            batch.append(episode)
+            if len(batch) == EPISODES_PER_WRITE:
+                _put(storage, batch)
+                batch = []
+            bar.update(len(episode.rewards))
+        _put(storage, batch)
+
+
+def _put(storage: MinariStorage, batch: list[EpisodeBuffer]) -> None:
+    with interrupts_deferred():
+        storage.update_episodes(batch)
+
+
+def _episodes(rows: dict[str, np.ndarray]) -> Iterator[EpisodeBuffer]:
+    ends = np.flatnonzero(rows["terminations"] | rows["truncations"]) + 1
+    last = rows.get("next_observations", rows["observations"])
+    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+        part: dict[str, Any] = {name: array[start:end] for name, array in rows.items() if name != "next_observations"}
+        part["observations"] = np.concatenate([part["observations"], last[end - 1 : end]])
+        yield EpisodeBuffer(**part)
