@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64decode
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from dmm.widgets import (
     Readout,
     ScanSource,
     Select,
+    Skeleton,
     Slider,
     Strip,
     Table,
@@ -32,6 +34,7 @@ from dmm.widgets import (
     format_value,
     steps,
 )
+from dmm.widgets.picture import _ROOM, _points, _wrapped
 
 TOKENS = 5
 ARRAY = np.arange(2 * 3 * 4, dtype=float).reshape(2, 3, 4) / 7
@@ -230,7 +233,118 @@ def test_bad_figures_are_refused_in_one_line(change: dict[str, Any], named: str)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("array", "bits", "named"), [([1.0], 4, "bits is 4"), (["a"], 8, "texts")])
+SQUARE = Table([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("data", "panel", "named"),
+    [
+        ({}, Paths(), "paths and figures"),
+        ({}, Paths(figures={"body": Skeleton("nothing")}), "nothing"),
+        ({"body": SQUARE}, Paths(figures={"body": Skeleton("body", "nothing")}), "nothing"),
+        ({"body": Table([1.0, 2.0])}, Paths(figures={"body": Skeleton("body")}), r"\(p, 2\)"),
+        ({"body": SQUARE}, Paths(figures={"body": Skeleton("body", [(0, 3)])}), "point 3; allowed: 0 to 2"),
+        ({"body": SQUARE}, Paths(figures={"body": Skeleton("body", [(0, 0.5)])}), "point 0.5"),  # type: ignore[list-item]
+        ({"body": SQUARE}, Paths(figures={"body": Skeleton("body", color="pink")}), "pink"),
+        ({"body": SQUARE, "bones": Table([0, 1])}, Paths(figures={"body": Skeleton("body", "bones")}), r"\(s, 2\)"),
+        ({"route": Table([1.0, 2.0])}, Paths(paths={"route": "route"}), r"\(t, 2\)"),
+        ({"route": SQUARE, "walls": SQUARE}, Paths(paths={"r": "route"}, walls="walls"), r"\(m, 4\)"),
+        ({"route": SQUARE}, Paths(paths={"r": "route"}, points={"goal": "route"}), "'route' has shape"),
+        ({"route": SQUARE, "x": Table([1.0, 1.0])}, Paths(paths={"r": "route"}, x_range="x"), "low < high"),
+        ({"line": Table([1.0, 2.0]), "y": Table([0.0, np.nan])}, Lines(y={"line": "line"}, y_range="y"), "low < high"),
+    ],
+)
+def test_bad_paths_and_limits_are_refused(data: dict[str, Table], panel: Any, named: str) -> None:
+    with pytest.raises(InputError, match=named) as caught:
+        explorer(data=data, panels=[panel], readouts=[])
+    assert "\n" not in str(caught.value)
+
+
+def test_every_option_of_a_drop_down_is_checked() -> None:
+    bones = Table([[[0, 1]], [[0, 7]]], by="method")
+    panel = Paths(figures={"body": Skeleton("body", "bones")})
+    with pytest.raises(InputError, match="point 7"):
+        explorer(data={"body": SQUARE, "bones": bones}, panels=[panel], readouts=[])
+
+
+def _scene(**changes: Any) -> Explorer:
+    """Two sets of different build and size, three frames each; the second one's figure has no third point."""
+    points = np.array([[0.0, 0.0], [0.0, 1.0], [0.5, 1.5]]) + 0.1 * np.arange(3)[:, None, None]
+    both = np.stack([points, 10 * points])
+    both[1, :, 2] = np.nan
+    data = {
+        "body": Table(both, by=("method", "delta"), bits=16),
+        "bones": Table([[[0, 1], [1, 2]], [[0, 1], [np.nan, np.nan]]], by="method"),
+        "walls": Table([[[0, -1, 2, 1], [np.nan] * 4], [[0, -9, 20, 9], [30, 0, 1, 20]]], by="method"),
+        "route": Table(both[:, :, 0], by="method"),
+        "heights": Table(both[:, :, 0, 1], by="method"),
+        "goal": Table([[1.5, 0.5], [np.nan, np.nan]], by="method"),
+        "x": Table([[-1.0, 2.0], [-10.0, 35.0]], by="method"),
+        "y": Table([[-1.0, 2.0], [-10.0, 20.0]], by="method"),
+        "frame": Table([0, 1, 2], by="delta"),
+    }
+    panel = Paths(
+        paths={"trail": "route"},
+        figures={"body": Skeleton("body", "bones")},
+        walls="walls",
+        points={"goal": "goal", "door": (1.0, 1.0)},
+        time="frame",
+        x_range="x",
+        y_range="y",
+    )
+    lines = Lines(y={"height": "heights"}, y_range="y")
+    return explorer(data=data | changes, panels=[panel, lines], readouts=[])
+
+
+def test_paths_take_figures_walls_points_and_limits_from_data() -> None:
+    written = _scene().spec["panels"]
+    assert set(data_names(written[0])) == {"body", "bones", "walls", "route", "goal", "x", "y", "frame"}
+    assert set(data_names(written[1])) == {"heights", "y"}
+    assert written[0]["figures"] == [{"name": "body", "data": "body", "segments": "bones", "color": "action"}]
+    assert written[0]["paths"][0]["color"] != written[0]["figures"][0]["color"]
+
+
+def test_the_still_picture_shows_figure_walls_and_points() -> None:
+    gaps = {"body": (3, 2), "walls": (2, 4), "goal": (2,), "route": (3, 2)}
+    whole = _scene().picture()
+    for name, shape in gaps.items():
+        assert _scene(**{name: Table(np.full(shape, np.nan))}).picture() != whole, name
+
+
+def test_a_play_button_has_a_pace() -> None:
+    def pace(play: Any) -> Any:
+        return Slider("step", "Step", range(60), play=play).spec()["play"]
+
+    assert [pace(play) for play in (False, True, 20, 7.5)] == [None, 12.5, 20.0, 7.5]
+    assert Slider("step", "Step", [1, 2], play=True).spec()["play"] == 0.5
+    for play in (0, -1, 61, float("nan")):
+        with pytest.raises(InputError, match="play"):
+            pace(play)
+
+
+def test_sixteen_bits_are_two_bytes_per_number() -> None:
+    numbers = np.random.default_rng(0).uniform(-2, 40, size=(2, 3, 50, 2))
+    numbers[0, 0, 0] = np.nan, 0.0
+    figure = explorer(
+        data={"route": Table(numbers, by=("method", "delta"), bits=16)},
+        panels=[Paths(paths={"r": "route"})],
+        readouts=[],
+    )
+    assert len(json.dumps(figure.spec["data"]["route"])) < numbers.size * 8 / 3 + 200
+    np.testing.assert_allclose(figure.at(method="zoh", delta=0.1)["route"], numbers[0, 0], atol=0.51 * 42 / 65_533)
+    assert figure.at(method="zoh", delta=0.1)["route"][0, 1] == 0.0
+
+
+def test_long_readouts_break_into_lines_as_wide_as_the_picture() -> None:
+    parts = [f"reading {'x' * (i % 17 + 1)} number {i}" for i in range(30)]
+    lines = _wrapped(parts)
+    assert " ".join(lines) == "; ".join(parts)
+    assert max(_points(line) for line in [*lines, *_wrapped(["word " * 100])]) <= _ROOM
+    assert all(_points(f"{line} {after.split(';')[0]};") > _ROOM for line, after in pairwise(lines))
+    assert _wrapped([]) == [] and _wrapped(["costs $5 and $6"]) == ["costs $5 and $6"]
+
+
+@pytest.mark.parametrize(("array", "bits", "named"), [([1.0], 4, "bits is 4"), (["a"], 8, "texts"), (["a"], 16, "=16")])
 def test_bad_packing_is_refused(array: list[Any], bits: Any, named: str) -> None:
     with pytest.raises(InputError, match=named):
         Table(array, bits=bits)

@@ -56,15 +56,17 @@ function nested(flat, shape) {
   return Array.from({ length: shape[0] }, (_, i) => nested(flat.slice(i * inner, (i + 1) * inner), shape.slice(1)));
 }
 
-const GAP = 255;
 const unpackedTables = new WeakMap();
 
-// A packed table carries one byte per number: number = low + byte * step.
+// A packed table carries one or two bytes per number, the low one first: number = low + code * step, the largest code is a gap.
 function tableNumbers(source) {
   if (!("bytes" in source)) return source.values;
   if (!unpackedTables.has(source)) {
-    const codes = Uint8Array.from(atob(source.bytes), (letter) => letter.charCodeAt(0));
-    unpackedTables.set(source, Array.from(codes, (code) => (code === GAP ? null : source.low + code * source.step)));
+    const letters = atob(source.bytes);
+    const [wide, gap] = [source.bits / 8, 2 ** source.bits - 1];
+    const code = (_, i) => letters.charCodeAt(wide * i) + (wide === 2 ? 256 * letters.charCodeAt(2 * i + 1) : 0);
+    const codes = Array.from({ length: letters.length / wide }, code);
+    unpackedTables.set(source, codes.map((entry) => (entry === gap ? null : source.low + entry * source.step)));
   }
   return unpackedTables.get(source);
 }
@@ -534,44 +536,87 @@ function stripPanel(g, panel, get, w, h, theme) {
 }
 
 function pathsPanel(g, panel, get, w, h, theme) {
-  const top = legendHeight(g, panel.paths, w - 60) + 4;
+  const top = legendHeight(g, [...panel.paths, ...panel.figures], w - 60) + 4;
   const box = equalRanges(panel, framed(w, h, { left: 46, top, bottom: panel.x_label ? 42 : 24 }));
   const x = linear(panel.x_range, box.x, box.x + box.w);
   const y = linear(panel.y_range, box.y + box.h, box.y);
   const ticks = (range) => niceTicks(range, 5);
   axes(g, panel, box, theme, { x, y, xTicks: ticks(panel.x_range), yTicks: ticks(panel.y_range), grid: false });
   const now = panel.time === null ? null : Math.round(get(panel.time));
+  const chosen = (value) => (typeof value === "string" ? get(value) : value);
   const routes = panel.paths.map((entry) => ({ ...entry, values: get(entry.data) }));
+  const figures = panel.figures.map((entry) => ({ ...entry, values: get(entry.data), segments: chosen(entry.segments) }));
+  const points = Object.entries(panel.points).map(([name, place]) => ({ name, place: chosen(place) }));
   clipped(g, box, () => {
     g.fillStyle = theme.wall;
-    for (const [left, bottom, wide, tall] of panel.walls) g.fillRect(x(left), y(bottom + tall), x(left + wide) - x(left), y(bottom) - y(bottom + tall));
-    for (const route of routes) drawRoute(g, route, now, x, y, theme);
-    for (const [name, [px, py]] of Object.entries(panel.points)) {
+    for (const [left, bottom, wide, tall] of chosen(panel.walls).filter(whole)) {
+      // Half a pixel more, so that no seam shows between neighbours.
+      g.fillRect(x(left), y(bottom + tall), x(left + wide) - x(left) + 0.5, y(bottom) - y(bottom + tall) + 0.5);
+    }
+    // A figure shows by itself where it is.
+    const dotted = !figures.some((figure) => figure.values.some(whole));
+    for (const route of routes) drawRoute(g, route, now, dotted, x, y, theme);
+    for (const figure of figures) drawFigure(g, figure, x, y, theme);
+    for (const { name, place: [px, py] } of points.filter(({ place }) => whole(place))) {
       text(g, "★", x(px), y(py), { color: theme.ink, bold: true });
       text(g, name, x(px) + 9, y(py), { align: "left", color: theme.ink });
     }
   });
-  legend(g, routes, { ...box, x: 46, w: w - 58 }, theme);
-  const last = Math.max(...routes.map((route) => route.values.length)) - 1;
+  const dots = figures.map((figure) => (figure.segments.length ? figure : { ...figure, style: "dots" }));
+  legend(g, [...routes, ...dots].filter((entry) => entry.values.some(whole)), { ...box, x: 46, w: w - 58 }, theme);
+  return pathsCells(routes, figures, points, x, y);
+}
+
+const whole = (numbers) => numbers.every(Number.isFinite);
+
+// The first row of cells visits the routes step by step; the next one what stands somewhere: joints of figures, points.
+function pathsCells(routes, figures, points, x, y) {
+  const said = (place) => `(${place.map((value) => formatValue(value, ".3g")).join(", ")})`;
   const at = (route, i) => route.values[Math.min(i, route.values.length - 1)];
+  const steps = Array.from({ length: Math.max(0, ...routes.map((route) => route.values.length)) }, (_, i) => ({
+    place: at(routes[0], i), text: `step ${i}: ${routes.map((route) => `${route.name} at ${said(at(route, i))}`).join(", ")}`,
+  }));
+  const joints = figures.flatMap((figure) => figure.values.map((place, i) => ({
+    place, text: `${figure.name}${figure.values.length > 1 ? `, point ${i}` : ""}: ${said(place)}`,
+  })));
+  const standing = [...joints, ...points.map(({ name, place }) => ({ place, text: `${name}: ${said(place)}` }))];
+  const rows = [steps, standing].map((row) => row.filter(({ place }) => whole(place))).filter((row) => row.length);
+  const cell = (r, i) => rows[r][Math.min(i, rows[r].length - 1)];
+  const distance = ({ place: [a, b] }, px, py) => Math.hypot(x(a) - px, y(b) - py);
   return {
-    rows: 1, columns: last + 1,
-    rect: (_, i) => { const [px, py] = at(routes[0], i); return { x: x(px) - 7, y: y(py) - 7, w: 14, h: 14 }; },
-    text: (_, i) => `step ${i}: ${routes.map((route) => `${route.name} at (${at(route, i).map((value) => formatValue(value, ".3g")).join(", ")})`).join(", ")}`,
-    find: (px, py) => [0, nearest(routes[0].values.map(([a, b]) => Math.hypot(x(a) - px, y(b) - py)))],
+    rows: rows.length, columns: Math.max(0, ...rows.map((row) => row.length)),
+    rect: (r, i) => { const [px, py] = cell(r, i).place; return { x: x(px) - 7, y: y(py) - 7, w: 14, h: 14 }; },
+    text: (r, i) => cell(r, i).text,
+    find: (px, py) => {
+      const best = rows.map((row) => nearest(row.map((entry) => distance(entry, px, py))));
+      const row = nearest(best.map((i, r) => distance(rows[r][i], px, py)));
+      return [row, best[row]];
+    },
   };
 }
 
-function drawRoute(g, route, now, x, y, theme) {
+function drawRoute(g, route, now, dotted, x, y, theme) {
   const color = theme[route.color];
-  const points = route.values.map(([a, b]) => (a === null ? [NaN, NaN] : [x(a), y(b)]));
+  const points = route.values.map((place) => (whole(place) ? [x(place[0]), y(place[1])] : [NaN, NaN]));
   g.globalAlpha = now === null ? 1 : 0.25;
   stroke(g, points, { color, width: 2 });
   g.globalAlpha = 1;
   if (now === null) return;
-  const end = Math.min(now, points.length - 1);
-  stroke(g, points.slice(0, end + 1), { color, width: 2.5 });
-  dot(g, points[end][0], points[end][1], 6, color, theme.ground);
+  stroke(g, points.slice(0, now + 1), { color, width: 2.5 });
+  // A route that ends before the others, or begins later, waits where it ends or begins.
+  const here = points.slice(0, now + 1).filter(whole).at(-1) ?? points.find(whole);
+  if (here && dotted) dot(g, ...here, 6, color, theme.ground);
+}
+
+// Limbs are a tenth as thick as long: thin where the figure is small on the plan.
+function drawFigure(g, figure, x, y, theme) {
+  const color = theme[figure.color];
+  const points = figure.values.map((place) => (whole(place) ? [x(place[0]), y(place[1])] : [NaN, NaN]));
+  const limbs = figure.segments.filter(whole).map((ends) => ends.map((i) => points[i])).filter((ends) => ends.every(whole));
+  const length = limbs.reduce((sum, [[ax, ay], [bx, by]]) => sum + Math.hypot(ax - bx, ay - by), 0) / (limbs.length || 1);
+  const width = Math.min(5, Math.max(1.5, length / 10));
+  for (const limb of limbs) stroke(g, limb, { color, width });
+  for (const point of points.filter(whole)) limbs.length ? dot(g, ...point, 0.8 * width, color) : dot(g, ...point, 6, color, theme.ground);
 }
 
 const painters = { lines: linesPanel, heatmap: heatmapPanel, plane: planePanel, bars: barsPanel, strip: stripPanel, paths: pathsPanel };
@@ -595,7 +640,7 @@ function themeOf(root) {
 
 let count = 0;
 
-function makeControl(control, current, change) {
+function makeControl(control, current, change, play) {
   const id = `dmm-control-${(count += 1)}`;
   const label = element("label", "dmm-label", { htmlFor: id, textContent: control.label });
   if (control.kind === "select") {
@@ -611,34 +656,59 @@ function makeControl(control, current, change) {
   output.htmlFor = id;
   // The slider itself announces its value.
   output.setAttribute("aria-live", "off");
+  const player = control.play ? makePlayer(control, input, play) : null;
   const show = (value) => {
     const at = control.values.indexOf(value);
+    player?.follow(at);
     input.value = at;
     input.setAttribute("aria-valuetext", control.texts[at]);
     output.textContent = control.texts[at];
   };
   input.addEventListener("input", () => change(control.name, control.values[+input.value]));
   show(current);
-  const row = element("div", "dmm-slider-row", {}, [input, ...(control.play ? [playButton(control, input, change)] : [])]);
-  return { node: element("div", "dmm-control", {}, [element("div", "dmm-label-row", {}, [label, output]), row]), show };
+  const row = element("div", "dmm-slider-row", {}, [input, ...(player ? [player.button] : [])]);
+  return { node: element("div", "dmm-control", {}, [element("div", "dmm-label-row", {}, [label, output]), row]), show, player };
 }
 
-function playButton(control, input, change) {
-  let timer = null;
-  const button = element("button", "dmm-button dmm-play", { type: "button", textContent: "Play" });
-  button.setAttribute("aria-label", `Play: ${control.label}`);
-  const stop = () => { clearInterval(timer); timer = null; button.textContent = "Play"; };
-  const step = () => {
-    if (!button.isConnected || +input.value >= control.values.length - 1) { stop(); return; }
-    change(control.name, control.values[+input.value + 1]);
+// Walks a slider to its end. `step` draws a value, `rest` tells the page's address or the kernel where the walk stopped.
+function makePlayer(control, input, { step, rest }) {
+  const [last, interval] = [control.values.length - 1, 1000 / control.play];
+  let [frame, at] = [null, 0];
+  const button = element("button", "dmm-button dmm-play", { type: "button" });
+  const say = (word) => {
+    button.textContent = word;
+    button.setAttribute("aria-label", `${word}: ${control.label}`);
+  };
+  const stop = () => {
+    cancelAnimationFrame(frame);
+    frame = null;
+    say("Play");
+  };
+  const pause = () => {
+    if (frame === null) return;
+    stop();
+    rest();
+  };
+  const walk = (due) => {
+    frame = requestAnimationFrame((now) => {
+      if (now < due) { walk(due); return; }
+      step(control.name, control.values[(at += 1)]);
+      // A page that cannot keep up plays more slowly, but leaves no value out.
+      if (at < last) walk(Math.max(due + interval, now));
+      else pause();
+    });
   };
   button.addEventListener("click", () => {
-    if (timer !== null) { stop(); return; }
-    if (+input.value >= control.values.length - 1) change(control.name, control.values[0]);
-    button.textContent = "Pause";
-    timer = setInterval(step, Math.max(80, 4000 / control.values.length));
+    if (frame !== null) { pause(); return; }
+    at = +input.value;
+    if (at >= last) step(control.name, control.values[(at = 0)]);
+    say("Pause");
+    walk(performance.now() + interval);
   });
-  return button;
+  // A reader who takes the slider must not have to hold it against the player.
+  input.addEventListener("pointerdown", pause);
+  say("Play");
+  return { button, pause, stop, follow: (shown) => { if (frame !== null && shown !== at) stop(); } };
 }
 
 function makePanel(panel, root) {
@@ -661,7 +731,8 @@ function makePanel(panel, root) {
     const theme = themeOf(root);
     g.scale(ratio, ratio);
     g.font = '12px system-ui, "Segoe UI", "DejaVu Sans", sans-serif';
-    cells = painters[panel.kind](g, panel, get, w, h, theme);
+    const limits = ["x_range", "y_range"].filter((key) => typeof panel[key] === "string").map((key) => [key, get(panel[key])]);
+    cells = painters[panel.kind](g, { ...panel, ...Object.fromEntries(limits) }, get, w, h, theme);
     if (at) visit(g, theme);
   }
 
@@ -722,7 +793,12 @@ function render({ model, el }) {
   root.setAttribute("role", "group");
   root.setAttribute("aria-label", spec.title);
   const change = (name, value) => apply({ ...settings, [name]: value });
-  const controls = spec.controls.map((control) => [control.name, makeControl(control, settings[control.name], change)]);
+  const play = {
+    step: (name, value) => apply({ ...settings, [name]: value }, { save: false }),
+    rest: () => apply(settings),
+  };
+  const controls = spec.controls.map((control) => [control.name, makeControl(control, settings[control.name], change, play)]);
+  const players = controls.map(([, control]) => control.player).filter(Boolean);
   const buttons = Object.entries({ ...spec.presets, Reset: start() }).map(([label, preset]) => {
     const button = element("button", "dmm-button", { type: "button", textContent: label });
     button.addEventListener("click", () => apply({ ...preset }));
@@ -759,12 +835,14 @@ function render({ model, el }) {
     el.dmm.readouts = texts;
   }
 
-  function apply(next, { tell = true } = {}) {
+  function apply(next, { tell = true, save = true } = {}) {
     settings = next;
+    // A screen reader could not keep up with a player; it reads where the player stops.
+    readout.setAttribute("aria-live", save ? "polite" : "off");
     draw();
     if (!tell) return;
     model.set("state", { ...settings });
-    model.save_changes();
+    if (save) model.save_changes();
   }
 
   const repaint = () => panels.forEach((panel) => panel.paint());
@@ -783,7 +861,15 @@ function render({ model, el }) {
   widths.observe(root);
   const themes = new MutationObserver(repaint);
   for (const node of [document.documentElement, document.body]) themes.observe(node, { attributes: true, attributeFilter: ["data-theme", "data-jp-theme-light", "theme", "class"] });
-  return () => { widths.disconnect(); themes.disconnect(); model.off?.("change:state", onState); };
+  const sight = new IntersectionObserver((entries) => {
+    if (!entries.at(-1).isIntersecting) players.forEach((player) => player.pause());
+  });
+  sight.observe(root);
+  return () => {
+    players.forEach((player) => player.stop());
+    for (const observer of [widths, themes, sight]) observer.disconnect();
+    model.off?.("change:state", onState);
+  };
 }
 
 export default { render };

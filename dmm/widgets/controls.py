@@ -25,7 +25,8 @@ def steps(low: float, high: float, step: float) -> list[float]:
 class Slider:
     """A native range input over a list of values, in the order given.
 
-    `format` is a number format such as ".2f", ".3g", ".1e", ".0%" or "d"; `play=True` adds a button that walks it.
+    `format` is a number format such as ".2f", ".3g", ".1e", ".0%" or "d". `play` adds a button that walks from value to
+    value up to the last: so many values per second, at most 60; True takes about 4 seconds for all of them.
     """
 
     name: str
@@ -34,7 +35,7 @@ class Slider:
     start: float | None = None
     unit: str = ""
     format: str = ".4g"
-    play: bool = False
+    play: bool | float = False
 
     def spec(self) -> Spec:
         values = [float(value) for value in self.values]
@@ -46,7 +47,17 @@ class Slider:
         unit = f" {self.unit}" if self.unit else ""
         texts = [format_value(value, self.format) + unit for value in values]
         shown: Spec = {"kind": "slider", "name": self.name, "label": self.label, "values": values, "texts": texts}
-        return shown | {"start": start, "play": self.play}
+        return shown | {"start": start, "play": self._pace(len(values))}
+
+    def _pace(self, count: int) -> float | None:
+        """Values per second; None without a button."""
+        if isinstance(self.play, bool):
+            return min(12.5, count / 4) if self.play else None
+        if not 0 < self.play <= 60:
+            raise InputError(
+                f"slider {self.name!r}: play is {self.play!r}; allowed: True, False, or values per second, over 0 to 60"
+            )
+        return float(self.play)
 
 
 @dataclass(frozen=True)

@@ -161,12 +161,18 @@ def _corner_values(spec: Spec) -> list[dict[str, NDArray[Any]]]:
 
 
 def _check_names(spec: Spec, panels: Sequence[Panel]) -> None:
-    known = values(spec, start_settings(spec))
+    start = start_settings(spec)
+    known = values(spec, start)
+    choices = [c for c in spec["controls"] if c["kind"] == "select"]
+    others = [
+        values(spec, start | {choice["name"]: option}) for choice in choices for option in choice["values"]
+    ]  # a drop-down may choose among things of different build
     for panel, written in zip(panels, spec["panels"], strict=True):
         for name in data_names(written):
             if name not in known:
                 raise InputError(f"a {panel.kind} panel draws {name!r}; the data entries are {sorted(known)}")
-        panel.check(known)
+        for setting in (known, *others):
+            panel.check(setting)
     for readout in spec["readouts"]:
         if readout["data"] not in known or known[readout["data"]].size != 1:
             raise InputError(

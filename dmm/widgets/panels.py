@@ -16,6 +16,7 @@ from dmm.widgets.formats import FORMAT, format_value
 
 Series = Mapping[str, "str | Line"]
 Range = tuple[float, float]
+Numbers = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,22 @@ class Line:
         if (self.low is None) != (self.high is None):
             raise InputError(f"Line {self.data!r}: an interval needs both low and high; got {self.low}, {self.high}")
         return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """One stick figure of a `Paths` panel.
+
+    Args:
+        points: data entry (p, 2), where its points are; a point with a gap is left out, and so are its segments.
+        segments: pairs of point numbers that a line joins, or a data entry (s, 2) of them in which rows of gaps are
+            left out, for figures whose build depends on a control.
+        color: a colour of `dmm.plots.COLORS`.
+    """
+
+    points: str
+    segments: Sequence[tuple[int, int]] | str = ()
+    color: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,8 +82,8 @@ class Panel:
         del ranges
         return spec
 
-    def check(self, known: Mapping[str, NDArray[Any]]) -> None:
-        """Refuse names and ticks whose number does not fit the data of the first setting."""
+    def check(self, known: Numbers) -> None:
+        """Refuse what does not fit the data of one setting."""
 
 
 def _panel_value(value: Any) -> Any:
@@ -81,14 +98,17 @@ def _panel_value(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Lines(Panel):
-    """Named lines over one x axis. `x` is numbers, the name of a data entry, or None for 0, 1, 2, ..."""
+    """Named lines over one x axis. `x` is numbers, the name of a data entry, or None for 0, 1, 2, ...
+
+    A range that is left open is the same at all settings; one that names a data entry (2,) changes with the controls.
+    """
 
     y: Series
     x: Sequence[float] | NDArray[Any] | str | None = None
     x_label: str = ""
     y_label: str = ""
-    x_range: Range | None = None
-    y_range: Range | None = None
+    x_range: Range | str | None = None
+    y_range: Range | str | None = None
     log_x: bool = False
     log_y: bool = False
     marks: Sequence[Mark] = ()
@@ -116,6 +136,9 @@ class Lines(Panel):
             x = spec["x"]
             fitted["x_range"] = ranges([x]) if isinstance(x, str) else (min(x), max(x))
         return spec | fitted
+
+    def check(self, known: Numbers) -> None:
+        _check_limits(self, known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +173,7 @@ class Heatmap(Panel):
             low = -high
         return spec | {"range": [low, high]}
 
-    def check(self, known: Mapping[str, NDArray[Any]]) -> None:
+    def check(self, known: Numbers) -> None:
         shape = np.shape(known[self.data])
         if len(shape) != 2:
             raise InputError(f"Heatmap: {self.data!r} has shape {shape} at one setting; allowed: (rows, columns)")
@@ -240,14 +263,24 @@ class Strip(Panel):
 
 @dataclass(frozen=True, kw_only=True)
 class Paths(Panel):
-    """Routes on a floor plan: data entries (t, 2); walls (x, y, width, height); with `time`, drawn up to that step."""
+    """A floor plan or a side view, both axes on one scale: routes and stick figures among walls and named points.
 
-    paths: Series
-    walls: Sequence[tuple[float, float, float, float]] = ()
-    points: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    Args:
+        paths: data entries (t, 2): routes, gaps left out.
+        figures: stick figures by name, drawn as they stand at the setting.
+        walls: rectangles (x, y, width, height), or a data entry (m, 4) of them in which rows of gaps are left out.
+        points: places by name, each (x, y) or a data entry (2,); one with a gap is left out.
+        time: data entry or slider that says how many steps of each route lie behind: these are drawn in full colour.
+        x_range, y_range: limits, or a data entry (2,) of them, so that they change with a control.
+    """
+
+    paths: Series = field(default_factory=dict)
+    figures: Mapping[str, Skeleton] = field(default_factory=dict)
+    walls: Sequence[tuple[float, float, float, float]] | str = ()
+    points: Mapping[str, tuple[float, float] | str] = field(default_factory=dict)
     time: str | None = None
-    x_range: Range = (0.0, 1.0)
-    y_range: Range = (0.0, 1.0)
+    x_range: Range | str = (0.0, 1.0)
+    y_range: Range | str = (0.0, 1.0)
     x_label: str = "x"
     y_label: str = "y"
     height: int = 320
@@ -255,7 +288,57 @@ class Paths(Panel):
     kind: ClassVar[str] = "paths"
 
     def spec(self) -> Spec:
-        return super().spec() | {"paths": _colored(self.paths)}
+        if not (self.paths or self.figures):
+            raise InputError("Paths: paths and figures are both empty; at least one of them must name something")
+        cycle = [LINE_CYCLE[i % len(LINE_CYCLE)] for i in range(len(self.paths), len(self.paths) + len(self.figures))]
+        figures = [
+            {"name": name, "data": figure.points, "segments": _panel_value(figure.segments),
+             "color": _color(figure.color or color)}
+            for (name, figure), color in zip(self.figures.items(), cycle, strict=True)
+        ]  # fmt: skip
+        return super().spec() | {"paths": _colored(self.paths), "figures": figures}
+
+    def check(self, known: Numbers) -> None:
+        _check_limits(self, known)
+        for name, figure in self.figures.items():
+            _check_figure(name, figure, known)
+        expected: dict[str, tuple[str, int | None, int]] = {
+            entry if isinstance(entry, str) else entry.data: ("(t, 2)", None, 2) for entry in self.paths.values()
+        }
+        if isinstance(self.walls, str):
+            expected[self.walls] = ("(m, 4)", None, 4)
+        for data, (text, _, last) in expected.items():
+            if known[data].ndim != 2 or known[data].shape[-1] != last:
+                raise InputError(f"Paths: {data!r} has shape {known[data].shape} at one setting; allowed: {text}")
+        for place in self.points.values():
+            if isinstance(place, str) and known[place].shape != (2,):
+                raise InputError(f"Paths: {place!r} has shape {known[place].shape} at one setting; allowed: (2,)")
+
+
+def _check_figure(name: str, figure: Skeleton, known: Numbers) -> None:
+    points = known[figure.points]
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise InputError(f"figure {name!r}: {figure.points!r} has shape {points.shape} at one setting; allowed: (p, 2)")
+    given = known[figure.segments] if isinstance(figure.segments, str) else figure.segments
+    segments = np.asarray(given, dtype=np.float64)
+    if segments.size == 0:
+        return
+    if segments.ndim != 2 or segments.shape[1] != 2:
+        raise InputError(f"figure {name!r}: segments have shape {segments.shape} at one setting; allowed: (s, 2)")
+    numbers = segments[np.isfinite(segments).all(1)]
+    wrong = numbers[(numbers < 0) | (numbers >= len(points)) | (numbers % 1 != 0)]
+    if wrong.size:
+        raise InputError(f"figure {name!r}: segments name point {wrong[0]:g}; allowed: 0 to {len(points) - 1}")
+
+
+def _check_limits(panel: Lines | Paths, known: Numbers) -> None:
+    for axis in ("x_range", "y_range"):
+        name = getattr(panel, axis)
+        if not isinstance(name, str):
+            continue
+        limits = known[name]
+        if limits.shape != (2,) or not (np.isfinite(limits).all() and limits[0] < limits[1]):
+            raise InputError(f"{axis}: {name!r} is {limits.tolist()} at one setting; allowed: (low, high), low < high")
 
 
 def _color(name: str) -> str:
@@ -306,11 +389,12 @@ class Readout:
 
 def data_names(panel: Spec) -> list[str]:
     """The data entries that a panel draws, in the order of its specification."""
-    entries = [entry for key in ("y", "points", "paths") for entry in _entries(panel.get(key))]
-    names = [entry[key] for entry in entries for key in ("data", "low", "high") if key in entry]
-    for key in ("data", "intervals", "strength", "present", "highlight", "time", "x", "labels"):
-        if isinstance(panel.get(key), str):
-            names.append(panel[key])
+    entries = [entry for key in ("y", "points", "paths", "figures") for entry in _entries(panel.get(key))]
+    names = [entry[key] for entry in entries for key in ("data", "low", "high", "segments") if key in entry]
+    keys = ("data", "intervals", "strength", "present", "highlight", "time", "x", "labels", "walls")
+    names += [panel.get(key) for key in (*keys, "x_range", "y_range")]
+    names += panel["points"].values() if isinstance(panel.get("points"), dict) else []
+    names = [name for name in names if isinstance(name, str)]
     names += [mark[axis] for mark in panel.get("marks", ()) for axis in ("x", "y") if isinstance(mark[axis], str)]
     return list(dict.fromkeys(names))
 

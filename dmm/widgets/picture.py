@@ -13,7 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import blended_transform_factory
 from numpy.typing import NDArray
 
 from dmm.plots import COLORS
@@ -25,6 +27,7 @@ Known = Mapping[str, NDArray[Any]]
 KIND_NAMES = {"rtg": "return-to-go", "state": "state", "action": "action"}
 _WIDTH = 7.2
 _DPI = 100
+_ROOM = 0.94 * 72 * _WIDTH  # for a line of text, in points
 _PIXELS_PER_INCH = 96
 _FORMATS = {"line": "-", "dashed": "--", "dots": "o"}
 
@@ -46,7 +49,8 @@ def draw(spec: Spec, settings: Mapping[str, float | str], known: Known, readouts
                 _PAINTERS[panel["kind"]](axes, panel, known)
         words = figure.add_subplot(grid[len(rows), :])
         words.axis("off")
-        words.text(0, 1, "\n".join(lines), va="top", ha="left", fontsize=9)
+        place = blended_transform_factory(figure.transFigure, words.transAxes)
+        words.text(0.015, 1, "\n".join(lines), va="top", fontsize=9, transform=place, in_layout=False)
         target = BytesIO()
         figure.savefig(target, format="png", metadata={"Software": None})
     return target.getvalue()
@@ -63,8 +67,30 @@ def _rows(panels: list[Spec]) -> list[list[Spec]]:
 def _sentence(spec: Spec, settings: Mapping[str, float | str], readouts: Mapping[str, str]) -> list[str]:
     texts = {c["label"]: c["texts"][c["values"].index(settings[c["name"]])] for c in spec["controls"]}
     parts = [f"{label}: {text}" for label, text in texts.items()]
-    chosen = ["; ".join(parts)] if len(parts) <= 4 else ["; ".join(parts[i : i + 4]) for i in range(0, len(parts), 4)]
-    return chosen + (["; ".join(f"{label} {text}" for label, text in readouts.items())] if readouts else [])
+    return _wrapped(parts) + _wrapped([f"{label} {text}" for label, text in readouts.items()])
+
+
+def _wrapped(parts: list[str]) -> list[str]:
+    """The parts behind one another, in lines as long as the picture is wide; a part breaks only if it must."""
+    lines: list[str] = []
+    for part in (text + ";" for text in parts):
+        joined = f"{lines[-1]} {part}" if lines else part
+        if lines and _points(joined) <= _ROOM:
+            lines[-1] = joined
+            continue
+        lines.append("")
+        for word in part.split():
+            longer = f"{lines[-1]} {word}".lstrip()
+            if lines[-1] and _points(longer) > _ROOM:
+                lines.append(word)
+            else:
+                lines[-1] = longer
+    return [*lines[:-1], lines[-1].removesuffix(";")] if lines else []
+
+
+def _points(text: str) -> float:
+    """How long a text is in the size of the read-outs, in points."""
+    return float(TextPath((0, 0), text.replace("$", "S"), size=9).get_extents().width)
 
 
 def _labelled(axes: Axes, panel: Spec) -> None:
@@ -90,7 +116,7 @@ def _lines(axes: Axes, panel: Spec, known: Known) -> None:
                 line(_number(mark[axis], known), color="#555555", linewidth=1, linestyle=":")
     axes.set_xscale("log" if panel["log_x"] else "linear")
     axes.set_yscale("log" if panel["log_y"] else "linear")
-    axes.set(xlim=panel["x_range"], ylim=panel["y_range"])
+    axes.set(xlim=_limits(panel["x_range"], known), ylim=_limits(panel["y_range"], known))
     axes.grid(color="#DDDDDD", linewidth=0.6)
     axes.legend(frameon=False, fontsize=8)
     _labelled(axes, panel)
@@ -101,6 +127,10 @@ def _interval(axes: Axes, x: Any, low: Any, high: Any, color: str, style: str) -
         axes.vlines(x, low, high, color=color, linewidth=1.5)
     else:
         axes.fill_between(x, low, high, step="post" if style == "steps" else None, color=color, alpha=0.2, linewidth=0)
+
+
+def _limits(value: Any, known: Known) -> Any:
+    return known[value] if isinstance(value, str) else value
 
 
 def _number(value: Any, known: Known) -> float:
@@ -202,20 +232,54 @@ def _text(value: Any, form: str) -> str:
 
 
 def _paths(axes: Axes, panel: Spec, known: Known) -> None:
-    for left, bottom, width, height in panel["walls"]:
-        axes.add_patch(Rectangle((left, bottom), width, height, color="#8B949E"))
+    for left, bottom, width, height in _whole_rows(_limits(panel["walls"], known)):
+        axes.add_patch(Rectangle((left, bottom), width, height, color="#8B949E", linewidth=0))
     for entry in panel["paths"]:
-        route, color = known[entry["data"]], COLORS[entry["color"]]
-        end = len(route) - 1 if panel["time"] is None else min(round(_number(panel["time"], known)), len(route) - 1)
-        axes.plot(route[:, 0], route[:, 1], color=color, alpha=0.3)
-        axes.plot(route[: end + 1, 0], route[: end + 1, 1], color=color, label=entry["name"])
-        axes.plot(*route[end], "o", color=color)
-    for name, (x, y) in panel["points"].items():
-        axes.plot(x, y, "*", color="#1F2328", markersize=9)
-        axes.annotate(name, (x, y), textcoords="offset points", xytext=(7, -3))
-    axes.set(xlim=panel["x_range"], ylim=panel["y_range"], aspect="equal")
-    axes.legend(frameon=False, fontsize=8)
+        _route(axes, entry, panel, known)
+    for entry in panel["figures"]:
+        _skeleton(axes, entry, panel, known)
+    for name, place in panel["points"].items():
+        x, y = known[place] if isinstance(place, str) else place
+        if math.isfinite(x) and math.isfinite(y):
+            axes.plot(x, y, "*", color="#1F2328", markersize=9)
+            axes.annotate(name, (x, y), textcoords="offset points", xytext=(7, -3))
+    axes.set(xlim=_limits(panel["x_range"], known), ylim=_limits(panel["y_range"], known), aspect="equal")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8)
     _labelled(axes, panel)
+
+
+def _whole_rows(rows: Any) -> Any:
+    """The rows without a gap."""
+    array = np.asarray(rows, dtype=np.float64)
+    return array[np.isfinite(array).all(-1)] if array.size else ()
+
+
+def _route(axes: Axes, entry: Spec, panel: Spec, known: Known) -> None:
+    route, color = known[entry["data"]], COLORS[entry["color"]]
+    real = np.flatnonzero(np.isfinite(route).all(1))
+    if not real.size:
+        return
+    past = real if panel["time"] is None else real[real <= max(round(_number(panel["time"], known)), real[0])]
+    axes.plot(route[:, 0], route[:, 1], color=color, alpha=0.3)
+    axes.plot(route[: past[-1] + 1, 0], route[: past[-1] + 1, 1], color=color, label=entry["name"])
+    if not any(np.isfinite(known[figure["data"]]).any() for figure in panel["figures"]):
+        axes.plot(*route[past[-1]], "o", color=color)
+
+
+def _skeleton(axes: Axes, entry: Spec, panel: Spec, known: Known) -> None:
+    points, color = known[entry["data"]], COLORS[entry["color"]]
+    if not np.isfinite(points).any():
+        return
+    low, high = _limits(panel["y_range"], known)
+    segments = np.asarray(_whole_rows(_limits(entry["segments"], known)), dtype=np.int64).reshape(-1, 2)
+    limbs = points[segments]  # (s, 2 ends, 2)
+    limbs = limbs[np.isfinite(limbs).all((1, 2))]
+    length = np.linalg.norm(limbs[:, 1] - limbs[:, 0], axis=1).mean() if len(limbs) else 0.0
+    width = np.clip(length / (high - low) * panel["height"] / 13, 1.1, 4)
+    axes.plot(*limbs.transpose(2, 1, 0), color=color, linewidth=width, solid_capstyle="round")
+    axes.plot(points[:, 0], points[:, 1], "o", color=color, markersize=1.6 * width if len(limbs) else 7)
+    axes.plot([], [], "-" if len(limbs) else "o", color=color, label=entry["name"])
 
 
 _PAINTERS: dict[str, Callable[[Axes, Spec, Known], None]] = {

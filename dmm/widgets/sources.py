@@ -26,20 +26,21 @@ class Table:
             last axis (real, imaginary).
         by: names of controls, one per leading axis. Without any, the table is the same at every setting.
         bits: 8 packs each number into one byte, for big heat maps: 254 equal steps from the table's least to its
-            largest number, zero among them when it lies between. Python's `at()` gives the rounded numbers too.
+            largest number, zero among them when it lies between. 16 packs it into two bytes, 65,534 steps, for
+            positions. Python's `at()` gives the rounded numbers too.
 
     Raises:
-        InputError: bits is neither None nor 8, or texts are to be packed.
+        InputError: bits is not None, 8 or 16, or texts are to be packed.
     """
 
-    def __init__(self, array: ArrayLike, by: Sequence[str] = (), bits: Literal[8] | None = None) -> None:
+    def __init__(self, array: ArrayLike, by: Sequence[str] = (), bits: Literal[8, 16] | None = None) -> None:
         values = np.asarray(array)
         if np.iscomplexobj(values):
             values = np.stack([values.real, values.imag], axis=-1)
-        if bits not in (None, 8):
-            raise InputError(f"bits is {bits!r}; allowed: None (5 significant digits) and 8 (one byte per number)")
+        if bits not in (None, *CODES):
+            raise InputError(f"bits is {bits!r}; allowed: None (5 significant digits), 8 and 16 (one or two bytes)")
         if bits and values.dtype.kind in "US":
-            raise InputError("bits=8 packs numbers; this table holds texts")
+            raise InputError(f"bits={bits} packs numbers; this table holds texts")
         self.array: NDArray[Any] = values if values.dtype.kind in "US" else values.astype(np.float64)
         self.by = (by,) if isinstance(by, str) else tuple(by)
         self.bits = bits
@@ -55,30 +56,32 @@ class Table:
             )
         shown: Spec = {"kind": "table", "by": list(self.by), "shape": list(self.array.shape)}
         if self.bits:
-            return shown | _packed(self.array)
+            return shown | _packed(self.array, self.bits)
         return shown | {"values": [_rounded(value) for value in self.array.reshape(-1).tolist()]}
 
 
-GAP = 255
-"""The byte of a packed table that stands for no number."""
+CODES = {8: "u1", 16: "<u2"}
+"""How a packed table writes its codes; the largest code stands for no number."""
 
 
-def _packed(array: NDArray[np.float64]) -> Spec:
-    """Bytes in base64 with the numbers' scale: number = low + byte * step."""
+def _packed(array: NDArray[np.float64], bits: int) -> Spec:
+    """Codes in base64 with the numbers' scale: number = low + code * step."""
+    gap = 2**bits - 1
     finite = array[np.isfinite(array)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    step = (high - low) / (GAP - 1)
+    step = (high - low) / (gap - 1)
     if low < 0 < high:  # one step less, so that the grid can move until zero lies on it
-        step = (high - low) / (GAP - 2)
+        step = (high - low) / (gap - 2)
         low = -(math.ceil(-low / step) * step)
-    codes = np.full(array.shape, GAP, dtype=np.uint8)
-    codes[np.isfinite(array)] = np.clip(np.rint((finite - low) / (step or 1.0)), 0, GAP - 1)
-    return {"low": low, "step": step, "bytes": b64encode(codes.tobytes()).decode()}
+    codes = np.full(array.shape, gap, dtype=CODES[bits])
+    codes[np.isfinite(array)] = np.clip(np.rint((finite - low) / (step or 1.0)), 0, gap - 1)
+    return {"low": low, "step": step, "bits": bits, "bytes": b64encode(codes.tobytes()).decode()}
 
 
 def _unpacked(source: Spec) -> NDArray[np.float64]:
-    codes = np.frombuffer(b64decode(source["bytes"]), dtype=np.uint8).reshape(source["shape"])
-    return np.where(codes == GAP, np.nan, source["low"] + codes.astype(np.float64) * source["step"])
+    codes = np.frombuffer(b64decode(source["bytes"]), dtype=CODES[source["bits"]]).reshape(source["shape"])
+    numbers = source["low"] + codes.astype(np.float64) * source["step"]
+    return np.where(codes == 2 ** source["bits"] - 1, np.nan, numbers)
 
 
 @dataclass(frozen=True)
