@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -33,6 +34,8 @@ from dmm.normalize import normalize
 SMALL = 20_000
 """Transitions below which starting worker processes would take longer than the work."""
 EPISODES_PER_WRITE = 64
+SPARE_BYTES = 64 * 10**6
+"""Free space that must remain: more than any one write takes."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ def _write(recipe: Recipe, folder: Path, settings: dict[str, int], workers: int,
             storage, environment = _new_storage(recipe, folder)
         with bar, closing(record(recipe, settings["seed"], workers, settings["transitions"])) as episodes:
             for batch in _batches(episodes):
+                _require_space(folder, made.steps, settings["transitions"])
                 with interrupts_deferred():
                     storage.update_episodes([_buffer(episode, recipe.rewards) for episode in batch])
                 made.add(batch)
@@ -136,14 +140,28 @@ class _Tally:
     """What the metadata say about the episodes."""
 
     def __init__(self) -> None:
+        self.steps = 0
         self.returns: list[float] = []
         self.histories: list[int] = []  # episodes per block
 
     def add(self, episodes: list[RecordedEpisode]) -> None:
         for episode in episodes:
+            self.steps += len(episode.rewards)
             self.returns.append(float(episode.rewards.sum()))
             self.histories.extend([0] * (episode.block + 1 - len(self.histories)))
             self.histories[episode.block] += 1
+
+
+def _require_space(folder: Path, steps: int, wanted: int) -> None:
+    """The disk must have room for the steps that are still to come: HDF5 does not survive a disk that is full."""
+    written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    to_come = written * max(wanted - steps, 0) // steps if steps else 0
+    free = shutil.disk_usage(folder).free
+    if free < to_come + SPARE_BYTES:
+        raise RunError(
+            f"collect: no room left on the disk of {folder.parent.parent}: {free // 10**6} MB are free, about "
+            f"{(to_come + SPARE_BYTES) // 10**6} MB are needed"
+        )
 
 
 def _batches(episodes: Iterator[RecordedEpisode]) -> Iterator[list[RecordedEpisode]]:

@@ -57,8 +57,8 @@ def require_same_environment(env: gym.Env, record: dict[str, Any]) -> None:
         values = [f"{key} {record[key]!r} there, {here.get(key)!r} here" for key in different[:3]]
         more = f" and {len(different) - 3} more" if len(different) > 3 else ""
         raise InputError(
-            f"environment: {record.get('id') or 'the data set'!r} cannot be rebuilt exactly; {'; '.join(values)}{more}; "
-            "install the versions that the data set's metadata name, or make the data set again"
+            f"environment: {record.get('id') or 'the data set'!r} cannot be rebuilt exactly; {'; '.join(values)}{more}"
+            "; install the versions that the data set's metadata name, or make it again"
         )
 
 

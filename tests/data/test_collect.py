@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import pytest
 
 from dmm.data import collect as module
 from dmm.data.collect import CollectSummary, collect, installed
+from dmm.data.environments import environment_record
 from dmm.data.recipes import RECIPES
 from dmm.data.trajectories import load_trajectories
 from dmm.errors import InputError, RunError
@@ -302,3 +305,84 @@ def test_progress_goes_to_stderr_and_can_be_silenced(
 def test_small_sets_stay_in_this_process() -> None:
     assert module._default_workers(module.SMALL - 1) == 1
     assert 1 <= module._default_workers(10**6) <= (os.cpu_count() or 1)
+
+
+class TestWhatTheMetadataSay:
+    def test_the_environment_is_recorded_and_a_different_one_refused(self, datasets_path: Path) -> None:
+        quick(HOPPER, 300)
+        assert load_trajectories(HOPPER).environment == environment_record(gym.make("Hopper-v5"))
+        path = datasets_path / HOPPER / "data/metadata.json"
+        metadata = json.loads(path.read_text())
+        metadata["dmm"]["environment"]["option.timestep"] = 0.004
+        path.write_text(json.dumps(metadata))
+        with pytest.raises(InputError, match=r"'Hopper-v5' cannot be rebuilt exactly; option.timestep 0.004 there"):
+            load_trajectories(HOPPER).make_env()
+        load_trajectories(HOPPER).make_env(max_episode_steps=5).close()  # another one was asked for
+
+    def test_a_set_may_be_evaluated_in_another_environment_than_it_was_recorded_in(self, datasets_path: Path) -> None:
+        recipe = RECIPES["dmm/antmaze/umaze-diverse-v0"]
+        collect(recipe, transitions=50, workers=1, progress=False)
+        loaded = load_trajectories(recipe.name)
+        env = loaded.make_env()
+        assert env.unwrapped.spec.kwargs["maze"] == "umaze"  # type: ignore[union-attr]
+        assert minari.load_dataset(recipe.name).recover_environment(eval_env=True).spec.kwargs["maze"] == "umaze"  # type: ignore[union-attr]
+        starts = {tuple(np.round(env.reset(seed=seed)[0][:2])) for seed in range(8)}
+        assert len(starts) <= 2  # one cell, give or take the noise of the start
+        env.close()
+
+    def test_cumulative_rewards_are_stored_as_sums_and_read_as_steps(self, datasets_path: Path) -> None:
+        recipe = dataclasses.replace(RECIPES[HOPPER], name="dmm/test/sums-v0", rewards="cumulative")
+        collect(recipe, transitions=300, workers=1, progress=False)
+        quick(HOPPER, 300)
+        plain, sums = load_trajectories(HOPPER), load_trajectories(recipe.name)
+        steps, first = plain.rewards.copy(), plain.starts
+        steps[first] = 0.0  # Algorithm 1 sets r_0 = 0
+        np.testing.assert_allclose(sums.rewards, steps, atol=1e-4)
+        with h5py.File(datasets_path / recipe.name / "data/main_data.hdf5") as file:
+            stored = file["episode_0/rewards"][()]
+        np.testing.assert_allclose(stored, np.cumsum(plain.rewards[: plain.lengths[0]]), rtol=1e-5)
+
+    def test_histories_are_told_apart(self, datasets_path: Path) -> None:
+        recipe = RECIPES["dmm/darkroom/histories-v0"]
+        collect(recipe, transitions=2 * recipe.block + 100, workers=1, progress=False)
+        loaded = load_trajectories(recipe.name)
+        assert loaded.histories is not None and loaded.discrete_actions
+        assert np.bincount(loaded.histories).tolist() == [50, 50, 5]
+
+
+def test_a_recipe_of_ones_own_needs_no_registration(datasets_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPES[MAZE], name="mine/maze-v3")
+    assert collect(recipe, transitions=100, workers=1, progress=False).dataset_id == "mine/maze-v3"
+    assert load_trajectories("mine/maze-v3").env_id == recipe.env_id
+
+
+def test_two_processes_make_the_same_set_at_once(datasets_path: Path) -> None:
+    code = (
+        f"from dmm.data.collect import collect\nprint(collect({MAZE!r}, transitions=3000, workers=1, progress=False))"
+    )
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    answers = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], answers
+    assert [path.name for path in (datasets_path / "dmm/pointmaze").iterdir() if path.is_dir()] == ["umaze-v0"]
+    assert load_trajectories(MAZE).transitions >= 3000
+
+
+@pytest.mark.parametrize(("free", "done"), [(10 * 10**6, 0), (70 * 10**6, 1)])
+def test_a_disk_that_would_not_do_is_one_line_and_leaves_nothing(
+    free: int, done: int, datasets_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # HDF5 crashes the process when the disk is full, so it must not come to that
+    asked: list[Path] = []
+
+    def usage(path: Path) -> shutil._ntuple_diskusage:
+        asked.append(path)
+        return shutil._ntuple_diskusage(10**12, 10**12 - free, free)
+
+    monkeypatch.setattr(module.shutil, "disk_usage", usage)
+    with pytest.raises(RunError, match=rf"collect: no room left on the disk of .*: {free // 10**6} MB are free, about"):
+        quick(transitions=100_000)
+    assert len(asked) == done + 1
+    assert list((datasets_path / "dmm/pointmaze").iterdir()) == []

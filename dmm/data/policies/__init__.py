@@ -9,7 +9,7 @@ import numpy as np
 
 from dmm.errors import InputError
 
-POLICY_FOLDER = Path(__file__).parent
+POLICY_FOLDER = Path(__file__).parent / "weights"
 """Where the package keeps its weights."""
 
 Arrays = dict[str, np.ndarray]

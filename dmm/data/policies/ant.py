@@ -14,7 +14,7 @@ from dmm.envs.ant import egocentric
 from dmm.errors import InputError
 
 Point = tuple[float, float]
-WALK = POLICY_FOLDER / "ant-walk.npz"
+WALK = POLICY_FOLDER / "ant/step-0070000.npz"
 
 
 class AntWalker:

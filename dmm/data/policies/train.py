@@ -1,17 +1,16 @@
 """Train the policies whose behaviour the recipes record.
 
-    python -m dmm.data.policies.train hopper --seed 1 --steps 3000000 --every 20480 --out runs/behaviour/hopper
+    python -m dmm.data.policies.train walker2d --seed 0 --steps 800000 --every 10000 --out runs/behaviour/walker2d
 
-trains Hopper by PPO (Stable-Baselines3, the `behaviours` extra), which is quick to become mediocre. Walker2d,
-HalfCheetah and the walking ant are trained by CrossQ (sbx, in JAX, the `behaviours-crossq` extra), a soft actor-critic
-that needs few steps to become good. A snapshot is taken every so many steps and scored by rolling it out with its
-action noise on. In the folder:
+trains by CrossQ (sbx, in JAX, the `behaviours-crossq` extra), a soft actor-critic that needs few steps to become good,
+or with `--algorithm ppo` by PPO (Stable-Baselines3, the `behaviours` extra), which needs more steps but takes them
+quickly. A snapshot is taken every so many steps and scored by rolling it out with its action noise on. In the folder:
 
 - `snapshots.csv`, one row per snapshot as it is taken: training step, mean and spread of the return, normalised score;
 - `step-0020000.npz`, ...: plain float32 arrays, read back by `dmm.data.policies.load_policy` without unpickling;
 - `trainer.npz`: a few observations, and what the trainer's own network does there at each snapshot, for a test.
 
-`kept.sh` beside this file says which run and which snapshots the package keeps.
+`weights/README.md` beside this file says which runs and which snapshots the package keeps.
 """
 
 from __future__ import annotations
@@ -90,7 +89,7 @@ def train_crossq(env_id: str, seed: int, steps: int, every: int, keep: Keep) -> 
     )
 
 
-TRAINERS = {"hopper": train_ppo, "walker2d": train_crossq, "halfcheetah": train_crossq, "ant": train_crossq}
+TRAINERS = {"ppo": train_ppo, "crossq": train_crossq}
 
 
 def export_ppo(model: Any, normalizer: Any) -> Arrays:
@@ -184,6 +183,7 @@ class _Folder:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("name", choices=sorted(ENVIRONMENTS))
+    parser.add_argument("--algorithm", choices=sorted(TRAINERS), default="crossq")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--every", type=int, default=20_000, help="steps between snapshots")
@@ -192,7 +192,7 @@ def main() -> None:
     args = parser.parse_args()
     env_id = ENVIRONMENTS[args.name]
     folder = _Folder(args.out, env_id, args.episodes)
-    TRAINERS[args.name](env_id, args.seed, args.steps, args.every, folder.keep)
+    TRAINERS[args.algorithm](env_id, args.seed, args.steps, args.every, folder.keep)
 
 
 if __name__ == "__main__":

@@ -74,10 +74,14 @@ def test_rollouts_are_episodes_of_the_stored_policy(tmp_path: Path) -> None:
     np.testing.assert_allclose(seen[-1], observation, rtol=1e-4)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, name: str, steps: int, every: int, out: Path) -> list[dict[str, str]]:
+def run(
+    monkeypatch: pytest.MonkeyPatch, name: str, algorithm: str, steps: int, every: int, out: Path
+) -> list[dict[str, str]]:
     """The rows that the command writes."""
     sizes = ["--steps", str(steps), "--every", str(every), "--episodes", "1"]
-    monkeypatch.setattr(sys, "argv", ["train", name, "--seed", "1", *sizes, "--out", str(out)])
+    monkeypatch.setattr(
+        sys, "argv", ["train", name, "--algorithm", algorithm, "--seed", "1", *sizes, "--out", str(out)]
+    )
     main()
     with (out / "snapshots.csv").open() as file:
         return list(csv.DictReader(file))
@@ -97,16 +101,16 @@ def assert_equals_the_trainer(folder: Path, steps: list[int]) -> None:
 def test_command_writes_snapshots_scores_and_the_trainers_own_actions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = run(monkeypatch, "hopper", 4096, 2000, tmp_path / "out")
+    rows = run(monkeypatch, "hopper", "ppo", 4096, 2000, tmp_path / "out")
     assert [int(row["step"]) for row in rows] == [2048, 4096]
     assert 0 < float(rows[0]["normalized_score"]) < 30
     assert_equals_the_trainer(tmp_path / "out", [2048, 4096])
     with pytest.raises(InputError, match=r"out: .* already holds snapshots"):
-        run(monkeypatch, "hopper", 4096, 2000, tmp_path / "out")
+        run(monkeypatch, "hopper", "ppo", 4096, 2000, tmp_path / "out")
 
 
 def test_crossq_writes_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sbx", reason="the behaviours-crossq extra is not installed")
-    rows = run(monkeypatch, "ant", 600, 300, tmp_path / "out")
+    rows = run(monkeypatch, "ant", "crossq", 600, 300, tmp_path / "out")
     assert [(int(row["step"]), row["normalized_score"]) for row in rows] == [(300, ""), (600, "")]
     assert_equals_the_trainer(tmp_path / "out", [300, 600])
