@@ -16,8 +16,12 @@ from dmm.data.trajectories import Trajectories
 from dmm.errors import InputError
 
 
-def preview(name: str, episodes: int, *, seed: int = 0) -> Trajectories:
+def preview(name: str, episodes: int, *, seed: int = 0, transitions: int | None = None) -> Trajectories:
     """The first `episodes` episodes that `collect(name, seed=seed)` records, without writing a data set.
+
+    Args:
+        transitions: size of the set whose beginning is wanted, the recipe's own if left out; it matters where several
+            behaviours share the set.
 
     Raises:
         InputError: unknown recipe, or `episodes` below 1.
@@ -25,7 +29,7 @@ def preview(name: str, episodes: int, *, seed: int = 0) -> Trajectories:
     if episodes < 1:
         raise InputError(f"episodes: got {episodes}, allowed is at least 1")
     recipe = find_recipe(name)
-    with closing(record(recipe, seed, 1, recipe.transitions)) as stream:
+    with closing(record(recipe, seed, 1, transitions or recipe.transitions)) as stream:
         recorded = list(islice(stream, episodes))
     env = build_env(recipe.env_id, **{**recipe.env_kwargs, **recipe.eval_kwargs})
     spec, space, environment = env.spec, env.action_space, environment_record(env)

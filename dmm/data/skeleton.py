@@ -19,6 +19,8 @@ Limits = tuple[tuple[float, float], tuple[float, float]]
 CAPSULE, SPHERE = 3, 2  # MuJoCo's mjtGeom
 NEAR = 0.06
 """Metres below which the ends of two limbs of one chain are the same joint."""
+NAME = 0.25
+"""Share of a room's width left free to its right, for the name of a place at the edge."""
 
 
 class View(Protocol):
@@ -203,7 +205,7 @@ class _Kitchen:
         self.bodies = [self.model.body(name).id for name in names]
         self.segments = [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (4, 6)]
         self.sites = {name: self.model.site(site).id for name, site in self.SITES.items()}
-        self.walls = np.zeros((0, 4))
+        self.walls = np.array([[-2.0, 1.0, 4.0, 0.6]])  # the counter
 
     def points(self) -> np.ndarray:
         seen: np.ndarray = self.data.xpos[self.bodies][:, [0, 2]]
@@ -223,7 +225,12 @@ class _Room:
     def __init__(self, base: Any):
         self.segments: list[tuple[int, int]] = []
         self.base = base
-        self.walls = np.zeros((0, 4))
+        self.edge = edge = base.size / 45
+        low, long = -0.5 - edge, base.size + 2 * edge
+        high = base.size - 0.5
+        self.walls = np.array(
+            [[low, low, edge, long], [high, low, edge, long], [low, low, long, edge], [low, high, long, edge]]
+        )
 
     def points(self) -> np.ndarray:
         return np.array([[self.base.x, self.base.y]], dtype=np.float64)
@@ -233,8 +240,8 @@ class _Room:
         return {name: (float(x), float(y)) for name, (x, y) in self.base.task.items() if name not in found}
 
     def limits(self) -> Limits:
-        last = self.base.size - 0.5
-        return (-0.5, last), (-0.5, last)
+        low, high = -0.5 - self.edge, self.base.size - 0.5 + self.edge
+        return (low, high + NAME * self.base.size), (low, high)
 
 
 class _Corridor:
@@ -253,7 +260,7 @@ class _Corridor:
 
     def limits(self) -> Limits:
         half = (self.base.length + 1) / 2
-        return (-0.5, self.base.length + 0.5), (-half, half)
+        return (-0.5, self.base.length + 0.5 + NAME * self.base.length), (-half, half)
 
 
 # by name, so that no simulator is imported that nobody uses

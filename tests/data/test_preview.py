@@ -19,7 +19,7 @@ def test_is_the_beginning_of_what_collect_makes(name: str, seed: int, datasets_p
     collect(name, transitions=900, seed=seed, workers=1, progress=False)
     made = load_trajectories(name)
     assert made.episodes > 1
-    seen = preview(name, made.episodes, seed=seed)
+    seen = preview(name, made.episodes, seed=seed, transitions=900)
     assert seen.fingerprint() == made.fingerprint()
     for field in ("observations", "actions", "rewards", "starts", "lengths", "terminated"):
         ours, theirs = getattr(seen, field), getattr(made, field)

@@ -47,54 +47,52 @@ class UniformPolicy:
 
 
 @dataclass(frozen=True)
-class Ladder:
-    """Snapshots of one training run, by training step, from random to expert.
+class Rung:
+    """A snapshot of a training run: weights that the package keeps in `policies/weights/<run>/step-<step>.npz`."""
 
-    The package keeps each in `policies/<name>/step-<step>.npz`, the run's log in `snapshots.csv` beside them, and the
-    command behind it in `policies/kept.sh`.
-    """
+    run: str
+    step: int
+
+    def behaviour(self) -> Callable[[], RecordedPolicy]:
+        """The stochastic policy as it then was."""
+        return functools.partial(RecordedPolicy.load, f"{self.run}/step-{self.step:07d}.npz")
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Snapshots from random to expert; each run's log and command are beside its weights."""
 
     name: str
     title: str
     env_id: str
     trainer: str
     action_size: int
-    replay: tuple[int, ...]  # up to medium, in the order of training
-    medium: int
-    expert: int
+    replay: tuple[Rung, ...]  # of one run, up to the medium level, in the order of training
+    medium: Rung
+    expert: Rung
     replay_transitions: int
-
-    def behaviour(self, step: int) -> Callable[[], RecordedPolicy]:
-        """The stochastic policy as it was after `step` training steps."""
-        return functools.partial(RecordedPolicy.load, f"{self.name}/step-{step:07d}.npz")
 
     def recipes(self) -> tuple[Recipe, ...]:
         """The three data sets of the paper."""
         start = functools.partial(UniformPolicy, self.action_size)
-        steps = f"after {self.medium:,} steps of {self.trainer}"
-        medium = {"behaviour": self.behaviour(self.medium), "transitions": 1_000_000}
-        replay = {
-            "stages": (start, *map(self.behaviour, self.replay)),
-            "transitions": self.replay_transitions,
-        }
-        expert = {
-            "stages": (self.behaviour(self.medium), self.behaviour(self.expert)),
-            "transitions": 2_000_000,
-        }
+        medium = f"one stochastic policy after {self.medium.step:,} steps of {self.trainer}"
+        medium_policy = self.medium.behaviour()
         return (
-            self._recipe("medium", f"one stochastic policy {steps}", "a mediocre policy", **medium),
+            self._recipe("medium", medium, "a mediocre policy", transitions=1_000_000, behaviour=medium_policy),
             self._recipe(
                 "medium-replay",
-                f"uniform actions, then {len(self.replay)} snapshots of one run of {self.trainer} up to the medium "
-                "policy, in the order of training",
+                f"uniform actions, then {len(self.replay)} snapshots of one run of {self.trainer} up to medium level, "
+                "in the order of training",
                 "a policy while it learns, from uniform actions to mediocre",
-                **replay,
+                transitions=self.replay_transitions,
+                stages=(start, *(rung.behaviour() for rung in self.replay)),
             ),
             self._recipe(
                 "medium-expert",
-                f"first half: the stochastic policy {steps}; second half: the same run after {self.expert:,} steps",
+                f"first half: {medium}; second half: one after {self.expert.step:,} steps",
                 "a mediocre policy and then a good one",
-                **expert,
+                transitions=2_000_000,
+                stages=(medium_policy, self.expert.behaviour()),
             ),
         )
 
@@ -109,14 +107,24 @@ class Ladder:
         )
 
 
-RECIPES = (
-    Recipe(
-        name="dmm/hopper/medium-v0",
+def _rungs(run: str, *steps: int) -> tuple[Rung, ...]:
+    return tuple(Rung(run, step) for step in steps)
+
+
+LADDERS = (
+    Ladder(
+        name="hopper",
+        title="A one-legged hopper",
         env_id="Hopper-v5",
-        transitions=1_000_000,
-        behaviour=functools.partial(RecordedPolicy.load, "hopper-medium.npz"),
-        behaviour_name="one stochastic PPO policy at about a third of the expert's return",
-        description="A one-legged hopper run by a mediocre policy, after D4RL's hopper-medium.",
-        reference=reference_returns("Hopper-v5"),
+        trainer="PPO",
+        action_size=3,
+        replay=_rungs("hopper", 20480, 40960, 61440, 81920, 100352, 120832, 141312, 161792, 180224, 200704, 221184),
+        # of an earlier run: the book's results on Hopper are on its data
+        medium=Rung("hopper-first", 301_056),
+        expert=Rung("hopper", 761_856),
+        replay_transitions=400_000,
     ),
 )
+"""The training runs that the MuJoCo data sets come from."""
+
+RECIPES = tuple(recipe for ladder in LADDERS for recipe in ladder.recipes())

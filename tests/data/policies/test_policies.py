@@ -2,12 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
-from dmm.data.policies import POLICY_FOLDER, GaussianPolicy
+from dmm.data.policies import GaussianPolicy, SquashedGaussianPolicy, load_policy
+from dmm.errors import InputError
 
 
 def arrays(s: int = 5, h: int = 16, a: int = 2) -> dict[str, np.ndarray]:
@@ -66,9 +66,21 @@ def test_npz_round_trip_and_pickled_objects_are_refused(tmp_path: Path) -> None:
         GaussianPolicy.load(tmp_path / "pickled.npz")
 
 
-def test_kept_hopper_policy_fits_the_environment() -> None:
-    policy = GaussianPolicy.load(POLICY_FOLDER / "hopper-medium.npz")
-    env = gym.make("Hopper-v5")
-    assert env.action_space.contains(policy.sample(env.reset(seed=0)[0], np.random.default_rng(0)))
-    assert all(array.dtype == np.float32 and np.isfinite(array).all() for array in policy.arrays.values())
-    env.close()
+@pytest.mark.parametrize("content", [b"", b"no archive at all", b"PK\x03\x04broken"])
+def test_a_file_that_is_no_policy_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "policy.npz").write_bytes(content)
+    with pytest.raises(InputError, match=r"policy\.npz is not a \.npz of plain arrays"):
+        load_policy(tmp_path / "policy.npz")
+    with pytest.raises(InputError, match=r"absent\.npz"):
+        load_policy(tmp_path / "absent.npz")
+
+
+def test_the_kind_of_a_policy_is_told_by_its_arrays(tmp_path: Path) -> None:
+    np.savez(tmp_path / "gaussian.npz", **arrays())  # type: ignore[arg-type]
+    assert isinstance(load_policy(tmp_path / "gaussian.npz"), GaussianPolicy)
+    heads = {name: value for name, value in arrays().items() if name[0] in "wb"}
+    np.savez(tmp_path / "squashed.npz", **heads, w3=heads["w2"], b3=heads["b2"])  # type: ignore[arg-type]
+    assert isinstance(load_policy(tmp_path / "squashed.npz"), SquashedGaussianPolicy)
+    np.savez(tmp_path / "other.npz", x=np.ones(3))
+    with pytest.raises(InputError, match=r"holds no policy; it has \['x'\], missing is"):
+        load_policy(tmp_path / "other.npz")
