@@ -124,6 +124,28 @@ LADDERS = (
         expert=Rung("hopper", 761_856),
         replay_transitions=400_000,
     ),
+    Ladder(
+        name="walker2d",
+        title="A two-legged walker in the plane",
+        env_id="Walker2d-v5",
+        trainer="CrossQ",
+        action_size=6,
+        replay=_rungs("walker2d", *range(10_000, 90_001, 10_000)),
+        medium=Rung("walker2d", 90_000),
+        expert=Rung("walker2d", 210_000),
+        replay_transitions=300_000,
+    ),
+    Ladder(
+        name="halfcheetah",
+        title="A two-legged runner in the plane",
+        env_id="HalfCheetah-v5",
+        trainer="CrossQ",
+        action_size=6,
+        replay=_rungs("halfcheetah", *range(6_000, 22_001, 2_000)),
+        medium=Rung("halfcheetah", 22_000),
+        expert=Rung("halfcheetah", 202_000),
+        replay_transitions=200_000,
+    ),
 )
 """The training runs that the MuJoCo data sets come from."""
 
