@@ -35,6 +35,7 @@ def _clipped(panel: Spec, known: dict[str, Any], name: str) -> np.ndarray[Any, A
     """A data entry as far as the panel's scale shows it, in units of that scale."""
     limits = panel.get("range") or panel.get("y_range")
     numbers = np.asarray(known[name])
+    limits = known[limits] if isinstance(limits, str) else limits
     if limits is None or numbers.dtype.kind == "U" or panel["kind"] not in ("lines", "bars", "heatmap"):
         return None
     return np.asarray((np.clip(numbers.astype(float), *limits) - limits[0]) / ((limits[1] - limits[0]) or 1))
