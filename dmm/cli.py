@@ -53,7 +53,7 @@ def datasets(as_json: AsJson = False) -> None:
         for recipe in RECIPES.values()
     ]
     others = [name for name in local_ids() if name not in RECIPES]
-    lines = [_dataset_line(row) for row in rows] + [f"{name:28}here, not made by a recipe" for name in others]
+    lines = [_dataset_line(row) for row in rows] + [f"{name:34}here, not made by a recipe" for name in others]
     _print(as_json, {"datasets": rows, "others": others}, "\n".join(lines))
 
 
@@ -225,7 +225,7 @@ def _summary(made: Any) -> dict[str, Any]:
 def _dataset_line(row: dict[str, Any]) -> str:
     there = row["installed"]
     state = f"here, {there['transitions']:,} transitions" if there else f"not here, {row['transitions']:,} by default"
-    return f"{row['name']:28}{row['environment']:22}{state}\n    {row['description']}"
+    return f"{row['name']:34}{row['environment']:22}{state}\n    {row['description']}"
 
 
 def _parse_changes(pairs: Sequence[str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dmm.cli import main
+from dmm.data.recipes import RECIPES
 
 STEPS = ("--steps", "4", "--set", "batch_size=4", "--set", "width=8", "--set", "layers=1")
 
@@ -122,6 +123,11 @@ def test_the_two_readings_keep_their_scale_of_returns(dmm, linear, tmp_path):
         dmm("train", linear, "--model", model, *STEPS, "--out", model)
         scales[model] = json.loads((tmp_path / model / "run.json").read_text())["config"]["rtg_scale"]
     assert scales == {"dmm": 1.0, "dmm-paper": 1000.0, "dmm-released": 1000.0}
+
+
+def test_datasets_names_and_environments_stand_apart(dmm, datasets_path):
+    words = [line.split() for line in dmm("datasets")[1].splitlines() if line.startswith("dmm/")]
+    assert [(line[0], line[1]) for line in words] == [(recipe.name, recipe.env_id) for recipe in RECIPES.values()]
 
 
 def test_datasets_lists_what_no_recipe_made(dmm, linear):

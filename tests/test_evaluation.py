@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dmm import evaluation
+from dmm.data.environments import environment_record
 from dmm.errors import InputError
 from dmm.evaluation import (
     TARGETS,
@@ -345,6 +347,15 @@ class TestEvaluate:
     def test_environment_that_is_not_there_is_named(self, make_run: Callable[..., Run]) -> None:
         with pytest.raises(InputError, match=r"^environment: 'Nowhere-v0' cannot be made here"):
             small(make_run(env_id="Nowhere-v0"))
+
+    def test_an_environment_that_is_not_exactly_the_recorded_one_is_refused(self, run: Run) -> None:
+        here = environment_record(gym.make(ENV_ID))
+        data = run.info["dataset"]
+        recorded = dataclasses.replace(run, info={**run.info, "dataset": {**data, "environment": here}})
+        assert small(recorded).to_json()["returns"] == small(run).to_json()["returns"]
+        recorded.info["dataset"]["environment"] = here | {"max_episode_steps": 77}
+        with pytest.raises(InputError, match=r"cannot be rebuilt exactly; max_episode_steps 77 there, None here"):
+            small(recorded)
 
     def test_environment_of_other_sizes_is_named(self, make_trajectories: MakeTrajectories, tmp_path: Path) -> None:
         changes = {"width": 8, "layers": 1, "context": 3, "batch_size": 4}

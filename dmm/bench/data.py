@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from dmm.bench import interleaved, machine, quartiles
 from dmm.data.collect import collect
 from dmm.data.observations import build_env
 from dmm.data.recipes import Recipe, find_recipe
-from dmm.data.rollout import record
+from dmm.data.rollout import CHUNK, record
 from dmm.data.trajectories import Trajectories, load_trajectories
 from dmm.data.windows import WindowSampler
 from dmm.errors import InputError
@@ -113,15 +112,19 @@ def recording_rates(recipe: Recipe, transitions: int, counts: list[int], repeats
 
 
 def _recording_rate(recipe: Recipe, transitions: int, workers: int) -> float:
-    """The rate from the first episode on, when all workers have started."""
-    begin, done = 0.0, 0
+    """The rate behind the workers' first turn, whose episodes are ready, or nearly so, when the first one arrives."""
+    begin, done, first_turn = 0.0, 0, workers * CHUNK
     with closing(record(recipe, 0, workers, transitions)) as episodes:
-        for episode in episodes:
+        for number, episode in enumerate(episodes):
             if begin:
                 done += len(episode.rewards)
-            else:
+            elif workers == 1 or (episode.block >= workers if recipe.stages else number >= first_turn):
                 begin = time.perf_counter()
         seconds = time.perf_counter() - begin
+    if not done:
+        raise InputError(
+            f"transitions: got {transitions}; allowed: more than {workers} workers record in their first turn"
+        )
     return done / seconds
 
 
@@ -134,8 +137,18 @@ def peak_memory(recipe: Recipe, transitions: int) -> dict[str, Any]:
 
 def _peak_of_collecting(recipe: Recipe, transitions: int) -> float:
     collect(recipe, transitions=transitions, workers=1, force=True, progress=False)
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, kilobytes elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return peak_megabytes()
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process has held, in MB (2**20 bytes)."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux's own `ru_maxrss` begins with the peak of the process that started this one
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _in_fresh_process(function: Any, *arguments: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium as gym
 import minari
@@ -20,8 +20,8 @@ from tqdm import tqdm
 from dmm.data.atomic import replacement_of
 from dmm.data.interrupts import interrupts_deferred
 from dmm.data.minari_files import dataset_folder
-from dmm.data.observations import action_size, build_env, build_flat_env
-from dmm.data.rewards import StoredRewards, stored_rewards
+from dmm.data.observations import action_size, build_env, build_flat_env, require_storable
+from dmm.data.rewards import StoredRewards
 from dmm.errors import InputError, RunError
 
 EPISODES_PER_WRITE = 256
@@ -65,7 +65,8 @@ def write_dataset(
         env_kwargs: for `gymnasium.make`.
         observation_keys: where the environment gives a goal dictionary, the entries that the columns hold, in order.
         reference: (random, expert) returns for the normalised score.
-        reward_kind: `cumulative` if `rewards` hold the sum so far; `load_trajectories` then undoes it.
+        reward_kind: `cumulative` if `rewards` hold the sum so far; `load_trajectories` then undoes it. The first sum of
+            each episode must be 0: Algorithm 1 takes the first reward as 0.
         description: for the data set's metadata.
         force: replace a data set of that id.
         progress: show a bar on stderr.
@@ -78,7 +79,8 @@ def write_dataset(
     if folder.exists() and not force:
         raise InputError(f"minari_id: {minari_id!r} is already at {folder}; force=True replaces it")
     rows = _checked(observations, actions, rewards, terminations, truncations, next_observations)
-    about = {"observation_keys": list(observation_keys), "rewards": stored_rewards(reward_kind, {}, None)}
+    _require_sums_from_zero(rows, reward_kind)
+    about = {"observation_keys": list(observation_keys), "rewards": reward_kind}
     metadata = {"dataset_id": minari_id, "description": description, "dmm": about, **_scores(reference)}
     spaces = _spaces(rows, env_id, env_kwargs or {}, observation_keys)
     bar = tqdm(total=len(rows["rewards"]), unit=" steps", desc=minari_id, disable=not progress, delay=0.5)
@@ -93,6 +95,22 @@ def write_dataset(
     with suppress(ValueError, OSError):  # there already
         create_namespace(folder.parent.relative_to(get_dataset_path()).as_posix())
     return folder
+
+
+def _require_sums_from_zero(rows: dict[str, np.ndarray], reward_kind: str) -> None:
+    if reward_kind not in get_args(StoredRewards):
+        allowed = ", ".join(map(repr, get_args(StoredRewards)))
+        raise InputError(f"reward_kind: got {reward_kind!r}; allowed: {allowed}")
+    if reward_kind == "per-step":
+        return
+    ends = np.flatnonzero(rows["terminations"] | rows["truncations"])
+    first = rows["rewards"][np.append(0, ends[:-1] + 1)]
+    if first.any():
+        episode = int(np.flatnonzero(first)[0])
+        raise InputError(
+            f"rewards: the first sum of episode {episode} is {first[episode]:g}; allowed: 0, because Algorithm 1 takes "
+            "the first reward of an episode as 0"
+        )
 
 
 def _scores(reference: tuple[float, float] | None) -> dict[str, float]:
@@ -192,7 +210,7 @@ def _spaces(
     spec, played = env.spec, env.action_space
     env.close()
     assert spec is not None
-    _require_name(spec)
+    require_storable(spec)
     if isinstance(played, gym.spaces.Discrete) != (actions.ndim == 1):
         raise InputError(f"actions: got shape {actions.shape} of {actions.dtype}; {env_id!r} has {played}")
     if isinstance(played, gym.spaces.Discrete):
@@ -203,17 +221,6 @@ def _spaces(
         size = actions.shape[1]
     build_flat_env(spec, keys, states.shape[1], size).close()
     return seen, played, spec
-
-
-def _require_name(spec: EnvSpec) -> None:
-    """A class object cannot be stored, so that an environment registered with one could never be rebuilt."""
-    try:
-        spec.to_json()
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"env_id: {spec.id!r} cannot be stored ({error}); allowed: plain values as arguments, and an environment "
-            'registered by name, as in gymnasium.register("My-v0", entry_point="my_module:MyEnv")'
-        ) from error
 
 
 def _largest(actions: np.ndarray, first: int) -> int:

@@ -25,7 +25,7 @@ from dmm.data.atomic import replacement_of
 from dmm.data.environments import environment_record, package_versions
 from dmm.data.interrupts import interrupts_deferred
 from dmm.data.minari_files import dataset_folder
-from dmm.data.observations import build_env
+from dmm.data.observations import build_env, require_storable
 from dmm.data.recipes import RECIPES, Recipe, find_recipe
 from dmm.data.rollout import RecordedEpisode, record
 from dmm.errors import InputError, RunError
@@ -185,8 +185,10 @@ def _buffer(episode: RecordedEpisode, rewards: str) -> EpisodeBuffer:
 
 def _new_storage(recipe: Recipe, folder: Path) -> tuple[MinariStorage, dict[str, Any]]:
     """An empty data set for the recipe's environment, and what its metadata say of that environment."""
-    folder.mkdir()
     env = build_env(recipe.env_id, **recipe.env_kwargs)
+    if env.spec:
+        require_storable(env.spec)
+    folder.mkdir()
     storage = MinariStorage.new(folder / "data", env.observation_space, env.action_space, env.spec, "hdf5")
     own: dict[str, Any] = {"environment": environment_record(env)}
     env.close()
@@ -238,7 +240,7 @@ def _require_same(name: str, folder: Path, settings: dict[str, int]) -> dict[str
     if made == settings:
         return metadata
     there, wanted = (", ".join(f"{key} {value}" for key, value in group.items()) for group in (made, settings))
-    there = there if "dmm" in metadata else "something that was not made by a recipe"
+    there = there if "seed" in metadata.get("dmm", {}) else "something that was not made by a recipe"
     raise InputError(f"name: {name!r} is already at {folder} with {there}; asked for {wanted}; --force replaces it")
 
 

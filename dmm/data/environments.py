@@ -27,7 +27,7 @@ def environment_record(env: gym.Env) -> dict[str, Any]:
     """What decides an environment's behaviour, as plain values for a data set's metadata.
 
     The id with its version, the time limit, both spaces, and for MuJoCo the frame skip, every physical option, the
-    simulator's version and a digest of each physical array of the model.
+    simulator's major and minor version and a digest of each physical array of the model.
     """
     spec, base = env.spec, env.unwrapped
     record = {
@@ -39,7 +39,7 @@ def environment_record(env: gym.Env) -> dict[str, Any]:
     model = getattr(base, "model", None)
     if model is not None and hasattr(model, "opt"):
         record["mujoco"] = _minor_version("mujoco")
-        record["frame_skip"] = int(getattr(base, "frame_skip", 0)) or None
+        record["frame_skip"] = _frame_skip(base)
         record |= {f"option.{name}": np.asarray(getattr(model.opt, name)).tolist() for name in _OPTIONS}
         record |= {f"model.{name}": _digest(getattr(model, name)) for name in _ARRAYS}
     return record
@@ -76,6 +76,15 @@ def _version(package: str) -> str:
 
 def _minor_version(package: str) -> str:
     return ".".join(_version(package).split(".")[:2])
+
+
+def _frame_skip(base: Any) -> int | None:
+    """Simulator steps per step; mazes keep it one level down, in their robot."""
+    for holder in (base, getattr(base, "ant_env", None), getattr(base, "point_env", None)):
+        skip: int | None = getattr(getattr(holder, "unwrapped", holder), "frame_skip", None)
+        if skip is not None:
+            return int(skip)
+    return None
 
 
 def _digest(values: Any) -> str:

@@ -119,7 +119,7 @@ class FlatObservation(gym.ObservationWrapper):
 
 
 def build_env(spec: str | EnvSpec, **kwargs: Any) -> gym.Env:
-    """`gymnasium.make` for an id or a stored spec, gymnasium-robotics included.
+    """`gymnasium.make` for an id or a stored spec, this project's and gymnasium-robotics' environments included.
 
     Raises:
         InputError: no such environment, or it cannot be made with what is installed.
@@ -130,7 +130,7 @@ def build_env(spec: str | EnvSpec, **kwargs: Any) -> gym.Env:
             register_environments()
         with _private_tempdir():
             return gym.make(spec, disable_env_checker=True, **kwargs)
-    except (gym.error.Error, ImportError, TypeError, ValueError, AttributeError) as error:
+    except (gym.error.Error, ImportError, OSError, TypeError, ValueError, AttributeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"environment: {name!r} cannot be made here ({type(error).__name__}: {reason})") from error
 
@@ -154,7 +154,11 @@ def build_flat_env(
     """
     plain = build_env(spec, **kwargs)
     if record and not kwargs.keys() - {"render_mode"}:
-        require_same_environment(plain, record)
+        try:
+            require_same_environment(plain, record)
+        except InputError:
+            plain.close()
+            raise
     if isinstance(plain.action_space, gym.spaces.Discrete):
         plain = LargestScore(plain)
     env = FlatObservation(plain, keys)
@@ -185,6 +189,21 @@ def parse_env_spec(text: str) -> EnvSpec:
         return EnvSpec.from_json(json.dumps(kept))
     except (ValueError, TypeError, KeyError, AttributeError, gym.error.Error) as error:
         raise InputError(f"environment: the stored specification cannot be read ({error})") from error
+
+
+def require_storable(spec: EnvSpec) -> None:
+    """Passes when the specification can be written into a data set and read back.
+
+    Raises:
+        InputError: a class object in it, so that the environment could never be rebuilt.
+    """
+    try:
+        spec.to_json()
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"env_id: {spec.id!r} cannot be stored ({error}); allowed: plain values as arguments, and an environment "
+            'registered by name, as in gymnasium.register("My-v0", entry_point="my_module:MyEnv")'
+        ) from error
 
 
 def register_environments() -> None:

@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
 from multiprocessing.connection import wait
+from multiprocessing.reduction import ForkingPickler
 from multiprocessing.synchronize import Event
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 
 from dmm.data.observations import build_env
 from dmm.data.recipes import Behaviour, Learner, Recipe
+from dmm.errors import InputError
 
 CHUNK = 8
 """Episodes per task of a worker process: long enough to hide the hand-over, short enough to waste little at the end."""
@@ -69,6 +71,8 @@ class Recorder:
         self.recipe = recipe
         self.seed = seed
         self.behaviour = recipe.behaviour() if recipe.behaviour else None
+        if isinstance(self.behaviour, Learner):
+            raise InputError(f"behaviour: {recipe.name!r} names a learner; allowed: a learner as one of the stages")
         self.action_type = np.int64 if isinstance(self.env.action_space, gym.spaces.Discrete) else np.float32
 
     def episode(self, number: int) -> RecordedEpisode:
@@ -166,6 +170,7 @@ def _recorded(
 def _recorded_in_parallel(
     recipe: Recipe, seed: int, workers: int, task: Task, arguments: Iterator[Any]
 ) -> Iterator[RecordedEpisode]:
+    _require_importable(recipe)
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(recipe, seed, stop))
@@ -181,6 +186,18 @@ def _recorded_in_parallel(
     finally:
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _require_importable(recipe: Recipe) -> None:
+    """Worker processes import the behaviour's class by its name."""
+    try:
+        with _hidden_main():
+            ForkingPickler.dumps(recipe)
+    except Exception as error:  # whatever a class that cannot be named makes of it
+        raise InputError(
+            f"recipe: worker processes cannot import the behaviour of {recipe.name!r} ({error}); "
+            "put its class in a file of its own and import it, or use workers=1"
+        ) from error
 
 
 _recorder: Recorder  # of a worker process

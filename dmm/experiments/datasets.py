@@ -20,6 +20,7 @@ import numpy as np
 from dmm.bench import machine
 from dmm.data.collect import CollectSummary, collect
 from dmm.data.environments import package_versions
+from dmm.data.minari_files import dataset_folder
 from dmm.data.recipes import RECIPES, Recipe
 from dmm.data.trajectories import Trajectories, load_trajectories
 from dmm.experiments import RESULTS, write_result
@@ -97,12 +98,13 @@ def _blocks_of(returns: np.ndarray, parts: int) -> list[float]:
 
 
 def _row(recipe: Recipe, transitions: int | None, workers: int | None, known: dict[str, Any]) -> dict[str, Any]:
+    there = dataset_folder(recipe.name).exists()
     made = collect(recipe, transitions=transitions, workers=workers)
     row = describe(recipe, made, load_trajectories(recipe.name))
     before = known.get(recipe.name, {})
     same = before.get("fingerprint") == row["fingerprint"]
     # a set that was there is returned at once: the time that counts is the one it took to make
-    row["seconds"] = before["seconds"] if same else round(made.seconds, 1)
+    row["seconds"] = before["seconds"] if same else None if there else round(made.seconds, 1)
     return row
 
 

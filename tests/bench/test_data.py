@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import minari
@@ -17,6 +19,7 @@ from dmm.bench import interleaved, machine, quartiles
 from dmm.bench.data import BATCH, CONTEXT, bench_data, loop_batch, report
 from dmm.cli import app
 from dmm.data import preview
+from dmm.data.recipes import find_recipe
 from dmm.data.windows import WindowSampler
 from dmm.errors import InputError
 
@@ -26,7 +29,7 @@ MAZE = "dmm/pointmaze/umaze-v0"
 @pytest.fixture(scope="module")
 def result():
     before = torch.get_num_threads()
-    yield bench_data(MAZE, transitions=1200, repeats=1, progress=False)
+    yield bench_data(MAZE, transitions=12_000, repeats=1, progress=False)
     torch.set_num_threads(before)
 
 
@@ -59,7 +62,7 @@ def test_ratios_are_those_of_the_figures(result) -> None:
         step["behaviour_us"]["median"] / step["simulator_us"]["median"]
     )
     assert memory["growth"] == pytest.approx(memory["peak_mb"][1] / memory["peak_mb"][0])
-    assert read["transitions"] >= 1200 and memory["transitions"] == (300, 1200)
+    assert read["transitions"] >= 12_000 and memory["transitions"] == (3000, 12_000)
 
 
 def test_the_report_tells_the_medians(result) -> None:
@@ -120,3 +123,15 @@ def test_command(monkeypatch: pytest.MonkeyPatch, result) -> None:
     run = CliRunner().invoke(app, ["bench", "data", MAZE, "--json"])
     assert run.exit_code == 0 and json.loads(run.stdout)["dataset"] == MAZE
     assert "transitions/s" in CliRunner().invoke(app, ["bench", "data", MAZE]).stdout
+
+
+def test_the_peak_is_that_of_the_process_itself() -> None:
+    held = np.ones(60_000_000)  # 480 MB here must not count there
+    code = "from dmm.bench.data import peak_megabytes; print(peak_megabytes())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 20 < float(done.stdout) < held.nbytes / 2**20
+
+
+def test_too_few_transitions_to_time_are_refused() -> None:
+    with pytest.raises(InputError, match=r"transitions: got 5; allowed: more than 1 workers record"):
+        module.recording_rates(find_recipe(MAZE), 5, [1], 1)

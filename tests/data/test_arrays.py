@@ -225,7 +225,7 @@ def with_value(name: str, row: int, value: float) -> dict[str, Any]:
         ),
         (changed("next_observations", np.zeros((12, 3))), "next_observations: row 0 differs from observations row 1"),
         (changed("reference", (3, 3)), "reference: got"),
-        (changed("reward_kind", "doubled"), "rewards: got 'doubled'"),
+        (changed("reward_kind", "doubled"), "reward_kind: got 'doubled'"),
     ],
 )
 def test_what_does_not_fit_is_named(rows: dict[str, Any], words: str, datasets_path: Path) -> None:
@@ -290,3 +290,12 @@ def test_metadata_say_what_the_rewards_are(datasets_path: Path) -> None:
     metadata = json.loads((datasets_path / NAME / "data" / "metadata.json").read_text())
     assert metadata["dmm"] == {"observation_keys": [], "rewards": "per-step"}
     assert isinstance(minari.load_dataset(NAME).observation_space, gym.spaces.Box)
+
+
+def test_sums_must_begin_at_zero_and_the_kind_is_checked_by_name(datasets_path: Path) -> None:
+    rows = (np.zeros((4, 2)), np.zeros((4, 1)), np.array([0.0, 1, 1, 2]), np.zeros(4), np.array([0, 1, 0, 1]))
+    with pytest.raises(InputError, match=r"rewards: the first sum of episode 1 is 1; allowed: 0"):
+        write_dataset("mine/sums-v0", *rows, reward_kind="cumulative", progress=False)
+    with pytest.raises(InputError, match=r"reward_kind: got 'sum'; allowed: 'per-step', 'cumulative'"):
+        write_dataset("mine/sums-v0", *rows, reward_kind="sum", progress=False)  # type: ignore[arg-type]
+    assert not (datasets_path / "mine/sums-v0").exists()

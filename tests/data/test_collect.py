@@ -391,3 +391,14 @@ def test_a_disk_that_would_not_do_is_one_line_and_leaves_nothing(
         quick(transitions=100_000)
     assert len(asked) == done + 1
     assert list((datasets_path / "dmm/pointmaze").iterdir()) == []
+
+
+def test_an_environment_that_cannot_be_stored_is_refused_before_anything_is_made(datasets_path: Path) -> None:
+    gym.register("TinyClass-v0", entry_point=gym.make("CartPole-v1").unwrapped.__class__, max_episode_steps=5)
+    try:
+        recipe = dataclasses.replace(RECIPES[MAZE], name="mine/class-v0", env_id="TinyClass-v0", env_kwargs={})
+        with pytest.raises(InputError, match=r"env_id: 'TinyClass-v0' cannot be stored"):
+            collect(recipe, transitions=10, workers=1, progress=False)
+    finally:
+        gym.registry.pop("TinyClass-v0")
+    assert not (datasets_path / "mine/class-v0").exists()

@@ -75,6 +75,15 @@ def test_an_environment_without_a_simulator_is_described_by_its_spec_and_spaces(
     env.close()
 
 
+@pytest.mark.parametrize(
+    ("name", "skip"), [("PointMaze_UMaze-v3", 1), ("dmm/AntMaze-v0", 5), ("dmm/Kitchen-v0", 40), ("Walker2d-v5", 4)]
+)
+def test_the_frame_skip_is_found_where_it_is(name: str, skip: int) -> None:
+    env = build_env(name)
+    assert environment_record(env)["frame_skip"] == skip
+    env.close()
+
+
 def test_versions_of_all_packages_are_told() -> None:
     assert package_versions().keys() == set(environments.PACKAGES)
     assert package_versions()["gymnasium"] == gym.__version__

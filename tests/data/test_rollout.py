@@ -162,6 +162,7 @@ class TestStages:
     [
         ({"stages": (Counter,)}, "recipe: got both of behaviour and stages"),
         ({"behaviour": None}, "recipe: got neither of behaviour and stages"),
+        ({"histories": True}, "histories: got True"),
         ({"transitions": 0}, "transitions: got 0"),
         ({"block": 0}, "block: got 0"),
         ({"rewards": "summed"}, "rewards: got 'summed'"),
@@ -170,3 +171,15 @@ class TestStages:
 def test_a_recipe_that_makes_no_sense_is_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         dataclasses.replace(MAZE, **change)  # type: ignore[arg-type]
+
+
+def test_a_behaviour_that_workers_cannot_import_is_refused() -> None:
+    recipe = dataclasses.replace(MAZE, behaviour=lambda: MazeWalker(1.0, 0.5))
+    with pytest.raises(InputError, match=r"recipe: worker processes cannot import the behaviour of 'dmm/pointmaze"):
+        next(record(recipe, 0, 2, 100))
+    assert next(record(recipe, 0, 1, 100)).rewards.sum() == 1
+
+
+def test_a_learner_belongs_in_a_stage() -> None:
+    with pytest.raises(InputError, match=r"behaviour: 'dmm/pointmaze/umaze-v0' names a learner"):
+        Recorder(dataclasses.replace(MAZE, behaviour=Counter), 0)

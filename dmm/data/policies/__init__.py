@@ -37,6 +37,8 @@ class GaussianPolicy:
             `log_std (a,)`.
     """
 
+    ARRAYS = frozenset(("mean", "scale", "clip", "w0", "b0", "w1", "b1", "w2", "b2", "log_std"))
+
     def __init__(self, arrays: Arrays):
         self.arrays = {name: np.asarray(value, dtype=np.float32) for name, value in arrays.items()}
         self.std = np.exp(self.arrays["log_std"])
@@ -65,12 +67,14 @@ class GaussianPolicy:
 class SquashedGaussianPolicy:
     """A Gaussian policy squashed by tanh, with two hidden ReLU layers: `action = tanh(mu + sigma noise)`.
 
-    Both `mu` and `log sigma`, the latter kept in [-20, 2], are linear in the last hidden layer. Equals the actor of
-    soft actor-critic in Stable-Baselines3 and in sbx.
+    Both `mu` and `log sigma`, the latter kept in [-20, 2], are linear in the last hidden layer. Equals the actor
+    of SAC in Stable-Baselines3, and of CrossQ in sbx without batch normalisation.
 
     Args:
         arrays: `w0 (h, s)`, `b0 (h,)`, `w1 (h, h)`, `b1`, `w2 (a, h)`, `b2 (a,)` for `mu`, `w3`, `b3` for `log sigma`.
     """
+
+    ARRAYS = frozenset(f"{letter}{i}" for letter in "wb" for i in range(4))
 
     def __init__(self, arrays: Arrays):
         self.arrays = {name: np.asarray(value, dtype=np.float32) for name, value in arrays.items()}
@@ -93,7 +97,7 @@ class SquashedGaussianPolicy:
         return both[..., :half], np.exp(np.minimum(np.maximum(both[..., half:], -20.0), 2.0))
 
     def mean(self, observation: np.ndarray) -> np.ndarray:
-        """`tanh(mu)`, which SAC plays when it is tested: `(..., s) -> (..., a)`."""
+        """`tanh(mu)`, the action without noise: `(..., s) -> (..., a)`."""
         action: np.ndarray = np.tanh(self.heads(observation)[0])
         return action
 
@@ -111,11 +115,13 @@ def load_policy(path: str | Path) -> StochasticPolicy:
         InputError: no such file, a pickled object, or other arrays than a policy has.
     """
     arrays = _read(path)
-    kind = SquashedGaussianPolicy if "w3" in arrays else GaussianPolicy
-    try:
-        return kind(arrays)
-    except KeyError as error:
-        raise InputError(f"path: {path} holds no policy; it has {sorted(arrays)}, missing is {error}") from error
+    for kind in (GaussianPolicy, SquashedGaussianPolicy):
+        if arrays.keys() == kind.ARRAYS:
+            return kind(arrays)
+    raise InputError(
+        f"path: {path} holds no policy; it has {sorted(arrays)}, allowed are {sorted(GaussianPolicy.ARRAYS)} "
+        f"or {sorted(SquashedGaussianPolicy.ARRAYS)}"
+    )
 
 
 def _read(path: str | Path) -> Arrays:

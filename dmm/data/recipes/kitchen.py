@@ -12,8 +12,8 @@ what makes the three differ:
   cabinet. All four can only be stitched together.
 
 People have habits, and so has this expert: three times in four it does its tasks in the order of its list, otherwise it
-swaps two that follow each other. If every order were as likely, the next task could not be told from the state, and a
-model trained with a squared error would go for the average of them all.
+swaps two that follow each other (the four that count are always done in order). If every order were as likely, the next
+task could not be told from the state, and a model trained with a squared error would go for the average of them all.
 
 What is unlike D4RL: five tasks instead of seven, and white noise on the actions instead of a person's hand. And where a
 person's recording stopped after the last task, these go on at rest until the limit of 280 steps, unless all four tasks
@@ -89,7 +89,7 @@ RECIPES = (
         "a scripted expert that sets out to do four of five tasks, in 11 % of the episodes the four that count; "
         "gives up 10 % of the tasks; 70 to 100 % of its speed; action noise 0.1",
         "Microwave, kettle, light switch and slide cabinet count; few episodes do all four, "
-        "the others also turn on a burner, after D4RL's kitchen-partial.",
+        "most set out to turn on a burner instead of one, after D4RL's kitchen-partial.",
     ),
     _recipe(
         "mixed",
@@ -99,6 +99,6 @@ RECIPES = (
         "a scripted expert that sets out to do four of five tasks, never the four that count; "
         "gives up 10 % of the tasks; 70 to 100 % of its speed; action noise 0.1",
         "Microwave, kettle, bottom burner and light switch count; no episode does all four, "
-        "all of them also open a cabinet, after D4RL's kitchen-mixed.",
+        "every one sets out to open a cabinet instead of one, after D4RL's kitchen-mixed.",
     ),
 )

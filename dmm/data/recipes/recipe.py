@@ -62,6 +62,10 @@ class Recipe:
         if (self.behaviour is None) == (not self.stages):
             given = "both" if self.stages else "neither"
             raise InputError(f"recipe: got {given} of behaviour and stages for {self.name!r}; allowed: one of them")
+        if self.histories and not self.stages:
+            raise InputError(
+                f"histories: got True for {self.name!r}, which has no stages; a history is a block of a stage"
+            )
         for argument, value in (("transitions", self.transitions), ("block", self.block)):
             if value < 1:
                 raise InputError(f"{argument}: got {value} for {self.name!r}; allowed: 1 or more")

@@ -82,5 +82,5 @@ def test_the_kind_of_a_policy_is_told_by_its_arrays(tmp_path: Path) -> None:
     np.savez(tmp_path / "squashed.npz", **heads, w3=heads["w2"], b3=heads["b2"])  # type: ignore[arg-type]
     assert isinstance(load_policy(tmp_path / "squashed.npz"), SquashedGaussianPolicy)
     np.savez(tmp_path / "other.npz", x=np.ones(3))
-    with pytest.raises(InputError, match=r"holds no policy; it has \['x'\], missing is"):
+    with pytest.raises(InputError, match=r"holds no policy; it has \['x'\], allowed are"):
         load_policy(tmp_path / "other.npz")
