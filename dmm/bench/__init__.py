@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -44,6 +45,17 @@ def quartiles(values: list[float]) -> dict[str, float]:
     """`median`, `low` and `high`, the middle half of the values."""
     low, median, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
     return {"median": median, "low": low, "high": high}
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process has held, in MB (2**20 bytes)."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux's own `ru_maxrss` begins with the peak of the process that started this one
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _processor() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from dmm.bench import interleaved, machine, quartiles
+from dmm.bench import interleaved, machine, peak_megabytes, quartiles
 from dmm.data.collect import collect
 from dmm.data.observations import build_env
 from dmm.data.recipes import Recipe, find_recipe
@@ -138,17 +137,6 @@ def peak_memory(recipe: Recipe, transitions: int) -> dict[str, Any]:
 def _peak_of_collecting(recipe: Recipe, transitions: int) -> float:
     collect(recipe, transitions=transitions, workers=1, force=True, progress=False)
     return peak_megabytes()
-
-
-def peak_megabytes() -> float:
-    """The most memory that this process has held, in MB (2**20 bytes)."""
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux's own `ru_maxrss` begins with the peak of the process that started this one
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 2**10
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _in_fresh_process(function: Any, *arguments: Any) -> Any:

@@ -127,7 +127,7 @@ def test_command(monkeypatch: pytest.MonkeyPatch, result) -> None:
 
 def test_the_peak_is_that_of_the_process_itself() -> None:
     held = np.ones(60_000_000)  # 480 MB here must not count there
-    code = "from dmm.bench.data import peak_megabytes; print(peak_megabytes())"
+    code = "from dmm.bench import peak_megabytes; print(peak_megabytes())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 20 < float(done.stdout) < held.nbytes / 2**20
 
