@@ -6,6 +6,7 @@ much, so what is measured is whether an agent gets better from episode to episod
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ MOVES = ((0, 0), (0, 1), (0, -1), (-1, 0), (1, 0))
 """What each action adds to (x, y); y grows upwards."""
 
 
-class GridWorld(gym.Env[np.ndarray, int]):
+class GridWorld(gym.Env[np.ndarray, int], ABC):
     """What the dark rooms share: a square grid, five moves, and a task made of hidden cells.
 
     Observation: `(x, y)`, `Box(0, size - 1, (2,))`, whole numbers as float32. Action: one of `ACTIONS`; a move into a
@@ -75,8 +76,9 @@ class GridWorld(gym.Env[np.ndarray, int]):
     def _draw_start(self) -> Cell:
         return centre(self.size)
 
+    @abstractmethod
     def _reward(self, cell: Cell) -> float:
-        raise NotImplementedError
+        """What arriving in a cell pays."""
 
     def _info(self) -> dict[str, Any]:
         return {}

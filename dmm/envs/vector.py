@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import gymnasium as gym
@@ -13,7 +14,7 @@ from dmm.envs import grid, tmaze
 from dmm.errors import InputError
 
 
-class LockstepVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+class LockstepVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray], ABC):
     """n environments whose episodes all have the same length, so that one step counter serves them all.
 
     As `SyncVectorEnv` in its next-step mode: the step after an episode's last one ignores its actions, gives reward 0
@@ -72,17 +73,21 @@ class LockstepVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """Terminated and truncated."""
         return never, over
 
+    @abstractmethod
     def _begin(self, options: dict[str, Any]) -> dict[str, np.ndarray]:
-        raise NotImplementedError
+        """Draws the tasks, or takes them from the options; returns the infos."""
 
+    @abstractmethod
     def _advance(self, actions: np.ndarray) -> dict[str, np.ndarray]:
-        raise NotImplementedError
+        """Moves all of them by one step; returns the infos."""
 
+    @abstractmethod
     def _rewards(self, over: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
+        """What the step paid, `(n,)`."""
 
+    @abstractmethod
     def _observations(self) -> np.ndarray:
-        raise NotImplementedError
+        """What is seen, `(n, s)`."""
 
 
 class VectorGridWorld(LockstepVectorEnv):

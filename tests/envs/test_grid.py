@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import dmm.envs  # noqa: F401
 from dmm.data.recipes import RECIPES
-from dmm.envs.grid import ACTIONS, MOVES, Cell, GridWorld
+from dmm.envs.grid import ACTIONS, MOVES, Cell
 from dmm.envs.vector import VectorKeyToDoor
 from dmm.errors import InputError
 
@@ -296,9 +296,9 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
 def test_wrong_arguments_and_actions_are_refused() -> None:
     for bad in (1, 2.5, True, "9"):
         with pytest.raises(InputError, match=r"size: got .*2 or more"):
-            GridWorld(size=bad)  # type: ignore[arg-type]
+            Darkroom(size=bad)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="render_mode: got 'human'"):
-        GridWorld(render_mode="human")
+        Darkroom(render_mode="human")
     with pytest.raises(InputError, match="cells that differ"):
         make("KeyToDoor").reset(options={"key": (1, 1), "door": (1, 1)})
     with pytest.raises(InputError, match="cells that differ"):
