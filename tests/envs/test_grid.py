@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import dmm.envs  # noqa: F401
 from dmm.data.recipes import RECIPES
-from dmm.envs.grid import ACTIONS, MOVES, Cell
+from dmm.envs.grid import ACTIONS, MOVES, Cell, Darkroom
 from dmm.envs.vector import VectorKeyToDoor
 from dmm.errors import InputError
 
