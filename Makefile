@@ -12,6 +12,7 @@ NBVAL := --nbval --nbval-current-env --nbval-sanitize-with notebooks/sanitize.cf
 export PYTHON
 export MINARI_DATASETS_PATH := $(CURDIR)/.cache/minari
 export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
+export DMM_CACHE_DIR := $(CURDIR)/.cache/dmm
 export IPYTHONDIR := $(CURDIR)/.cache/ipython
 export JUPYTER_CONFIG_DIR := $(CURDIR)/.cache/jupyter/config
 export JUPYTER_DATA_DIR := $(CURDIR)/.cache/jupyter/data

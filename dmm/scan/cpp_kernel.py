@@ -1,0 +1,210 @@
+"""The CPU kernel `scan.cpp`: compiled when it is first used, kept in a cache folder, called through a C interface.
+
+A compiler (`$CXX`, `c++`, `g++` or `clang++`) takes a few seconds over it, once for each version of the file, compiler
+and processor. Where there is none, or it fails, the kernel is simply not offered; `status()` says why. The library lies
+in `$DMM_CACHE_DIR`, else `$XDG_CACHE_HOME/dmm`, else `~/.cache/dmm`, or in a folder of this process if that cannot be
+written.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("scan.cpp")
+FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC")
+VARIANTS = (("-march=native", "-fopenmp"), ("-march=native",), ())
+"""Further flags, the first that the compiler takes: some know no OpenMP (then one thread works), some no `native`."""
+COMPILE_SECONDS = 120
+DTYPES = {torch.float32: "float", torch.float64: "double"}
+
+_SIZES = ("b", "l", "e", "n", "g", "positive")
+_TENSORS = ("u", "delta", "A", "B", "C", "D", "z", "bias", "start")
+_GRADIENTS = ("starts", "dy", "dlast", "du", "ddelta", "dA", "dB", "dC", "dD", "dz", "dbias", "dstart")
+
+
+class _Scan(ctypes.Structure):
+    """`struct Scan` of the source."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in _SIZES] + [(name, ctypes.c_void_p) for name in _TENSORS]  # type: ignore[list-item]
+
+
+class _Gradients(ctypes.Structure):
+    """`struct Gradients` of the source."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in _GRADIENTS]
+
+
+class Status(NamedTuple):
+    """Whether the kernel can be used here, and why or why not."""
+
+    library: ctypes.CDLL | None
+    reason: str
+
+
+def available() -> bool:
+    """Whether the kernel can be used here; builds it if need be."""
+    return status().library is not None
+
+
+@functools.cache
+def status() -> Status:
+    """The compiled kernel, or why there is none."""
+    compiler = _compiler()
+    if compiler is None:
+        return Status(None, "no C++ compiler found ($CXX, c++, g++, clang++)")
+    try:
+        path = _folder() / f"scan-{_fingerprint(compiler)}.so"
+        how = "found" if path.exists() else f"built with {Path(compiler).name}"
+        if not path.exists():
+            _build(compiler, path)
+        return Status(ctypes.CDLL(str(path)), f"{how}, {path}")
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        return Status(
+            None, f"{compiler} could not build it: {said.strip().splitlines()[0] if said.strip() else error!r}"
+        )
+
+
+def forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    softplus: bool,
+    start: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`(y, last, starts)`, see `dmm.scan.fused.Kernel`; `starts (b, chunks, n, e)` are the states before each chunk."""
+    library = _library()
+    y, last = torch.empty_like(u), torch.empty_like(start)
+    starts = u.new_empty(u.shape[0], -(-u.shape[1] // library.dmm_chunk()), A.shape[2], u.shape[2])
+    scan = _scan(u, delta, A, B, C, D, z, bias, softplus, start)
+    function = getattr(library, f"dmm_forward_{DTYPES[u.dtype]}")
+    function(ctypes.byref(scan), ctypes.c_int64(torch.get_num_threads()), *map(_pointer, (y, last, starts)))
+    return y, last, starts
+
+
+def backward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    softplus: bool,
+    starts: Tensor,
+    dy: Tensor,
+    dlast: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of `u, delta, A, B, C, D, z, bias, start`. Sums over rows and channels have a fixed order, whatever
+    the number of threads."""
+    library = _library()
+    (b, _, e), (g, _, n) = u.shape, A.shape
+    groups = -(-e // library.dmm_group())
+    du, ddelta, dstart, dA = torch.empty_like(u), torch.empty_like(u), torch.empty_like(dlast), u.new_empty(b, e, n)
+    dB, dC = (B.new_empty(groups, *B.shape) for _ in range(2))
+    dz = None if z is None else torch.empty_like(z)
+    dD, dbias = (None if t is None else u.new_empty(b, e) for t in (D, bias))
+    scan = _scan(u, delta, A, B, C, D, z, bias, softplus, None)
+    tensors = (starts, dy, dlast, du, ddelta, dA, dB, dC, dD, dz, dbias, dstart)
+    gradients = _Gradients(*map(_pointer, tensors))
+    function = getattr(library, f"dmm_backward_{DTYPES[u.dtype]}")
+    function(ctypes.byref(scan), ctypes.c_int64(torch.get_num_threads()), ctypes.byref(gradients))
+    of_systems = (None if t is None else t.view(g, b // g, *t.shape[1:]).sum(1) for t in (dA, dD, dbias))
+    dA_, dD_, dbias_ = of_systems
+    return du, ddelta, dA_, dB.sum(0), dC.sum(0), dD_, dz, dbias_, dstart
+
+
+def _scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    softplus: bool,
+    start: Tensor | None,
+) -> _Scan:
+    return _Scan(*u.shape, A.shape[2], A.shape[0], softplus, *map(_pointer, (u, delta, A, B, C, D, z, bias, start)))
+
+
+def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def _library() -> ctypes.CDLL:
+    library = status().library
+    assert library is not None, "the kernel's presence is checked when the backend is chosen"
+    return library
+
+
+def _compiler() -> str | None:
+    names = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+def _folder() -> Path:
+    """A folder of this user's that can be written."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(os.environ.get("DMM_CACHE_DIR") or Path(cache) / "dmm")
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return Path(_private_folder().name)
+
+
+@functools.cache
+def _private_folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="dmm-", ignore_cleanup_errors=True)
+
+
+def _fingerprint(compiler: str) -> str:
+    """Of all that decides what the library holds: a folder may be shared by machines and outlive an update."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=COMPILE_SECONDS).stdout
+    parts = (SOURCE.read_bytes(), repr((FLAGS, VARIANTS)).encode(), version, _processor().encode())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _processor() -> str:
+    """What `-march=native` looks at."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "\n".join(sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))}))
+    except OSError:
+        return platform.platform() + platform.processor()
+
+
+def _build(compiler: str, path: Path) -> None:
+    """Compile into a file beside `path` and move it there, so that another process never loads half a library."""
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    try:
+        for further in VARIANTS:
+            command = [compiler, *FLAGS, *further, "-o", str(unfinished), str(SOURCE)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS)
+            if done.returncode == 0:
+                break
+        done.check_returncode()
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

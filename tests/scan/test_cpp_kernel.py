@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from dmm.scan import cpp_kernel, fused, scan_backends, selective_scan
+from tests.scan.test_scan import Case, assert_same, make_case, outputs_and_gradients, run, without
+
+pytestmark = pytest.mark.skipif(not cpp_kernel.available(), reason=cpp_kernel.status().reason)
+
+
+def in_systems(case: Case, g: int) -> Case:
+    """The same case with `g` systems, all different."""
+    generator = torch.Generator().manual_seed(5)
+    scale = torch.rand(g, generator=generator, dtype=torch.float64).to(case["A"]) + 0.5
+    each = {name: torch.stack([s * case[name] for s in scale]) for name in ("A", "D", "delta_bias") if name in case}
+    return case | each
+
+
+def one_by_one(case: Case, backend: str) -> tuple[torch.Tensor, ...]:
+    """Every system by itself, on its own rows."""
+    g = case["A"].shape[0]
+    shared = {name: case[name].chunk(g) for name in case.keys() - {"A", "D", "delta_bias"}}
+    own = {name: case[name] for name in ("A", "D", "delta_bias") if name in case}
+    parts = [run({name: values[i] for name, values in (shared | own).items()}, backend) for i in range(g)]
+    y, last = (torch.cat(part) for part in zip(*parts, strict=True))
+    return y, last
+
+
+class TestEqualsThePlainScan:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize(
+        "sizes",
+        [
+            {"b": 1, "length": 1, "e": 1, "n": 1},
+            {"b": 2, "length": 33, "e": 17, "n": 5},  # one past a chunk, a register and a tile of states
+            {"b": 1, "length": 32, "e": 16, "n": 4},  # exactly one of each
+            {"b": 3, "length": 70, "e": 65, "n": 16},  # two groups of channels
+            {"b": 1, "length": 100, "e": 3, "n": 40},
+        ],
+        ids=str,
+    )
+    def test_at_the_borders_of_chunks_registers_and_groups(self, sizes: dict[str, int], dtype: torch.dtype) -> None:
+        case = make_case(**sizes, dtype=torch.float64)
+        expected = outputs_and_gradients(lambda case: run(case, "sequential"), case)
+        ours = outputs_and_gradients(lambda case: run(case, "cpp"), {k: v.to(dtype) for k, v in case.items()})
+        assert_same(ours, {name: value.to(dtype) for name, value in expected.items()}, dtype, 10)
+
+    def test_thousands_of_tokens_with_a_long_memory(self) -> None:
+        case = make_case(b=1, length=5000, e=4, n=3)
+        case["A"] = case["A"] * 1e-3
+        expected = outputs_and_gradients(lambda case: run(case, "sequential"), case)
+        assert_same(outputs_and_gradients(lambda case: run(case, "cpp"), case), expected, torch.float64, 100)
+        single = outputs_and_gradients(lambda case: run(case, "cpp"), {k: v.float() for k, v in case.items()})
+        assert_same(single, {k: v.float() for k, v in expected.items()}, torch.float32, 50)
+
+    @pytest.mark.parametrize("threads", [1, 2, 3])
+    def test_the_number_of_threads_does_not_change_a_bit(self, threads: int) -> None:
+        case = make_case(b=3, length=40, e=70, n=4, dtype=torch.float32)
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(1)
+            expected = outputs_and_gradients(lambda case: run(case, "cpp"), case)
+            torch.set_num_threads(threads)
+            ours = outputs_and_gradients(lambda case: run(case, "cpp"), case)
+        finally:
+            torch.set_num_threads(before)
+        assert all(torch.equal(ours[name], expected[name]) for name in expected)
+
+    def test_gradients_equal_finite_differences(self) -> None:
+        case = {name: t.requires_grad_() for name, t in make_case(b=2, length=5, e=3, n=2).items()}
+        assert torch.autograd.gradcheck(lambda *t: run(dict(zip(case, t, strict=True)), "cpp"), tuple(case.values()))
+
+
+class TestSystems:
+    @pytest.mark.parametrize("backend", [name for name in scan_backends() if name != "mamba-ssm"])
+    @pytest.mark.parametrize("absent", [(), ("D", "delta_bias")], ids=["all", "A alone"])
+    def test_systems_side_by_side_equal_each_by_itself(self, backend: str, absent: tuple[str, ...]) -> None:
+        case = in_systems(without(make_case(b=6, length=9, e=5), *absent), 3)
+        ours = outputs_and_gradients(lambda case: run(case, backend), case)
+        assert_same(ours, outputs_and_gradients(lambda case: one_by_one(case, "sequential"), case), torch.float64)
+
+
+class TestNumbers:
+    """exp, softplus and the sigmoid are written out in the kernel: compared with torch's at every size of number."""
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_decay(self, dtype: torch.dtype) -> None:
+        largest = math.log(torch.finfo(dtype).max)
+        x = torch.cat([torch.linspace(-largest - 8, largest - 1, 4001), torch.linspace(-1, 1, 401)]).to(dtype)
+        ones, zeros = torch.ones(len(x), 1, 1, dtype=dtype), torch.zeros(len(x), 1, 1, dtype=dtype)
+        A = torch.ones(1, 1, dtype=dtype)
+        y = selective_scan(zeros, x[:, None, None], A, ones, ones, initial_state=ones, backend="cpp")
+        assert isinstance(y, torch.Tensor)
+        tiny, expected = torch.finfo(dtype).tiny, torch.exp(x)
+        large = expected > 2 * tiny
+        relative = 4 * torch.finfo(dtype).eps * (1 + x.abs())  # the argument is rounded as well
+        assert bool(((y[:, 0, 0] / expected - 1).abs() <= relative)[large].all())
+        assert float(y[:, 0, 0][~large].abs().max()) <= 2 * tiny
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_step_size_and_gate(self, dtype: torch.dtype) -> None:
+        x = torch.cat([torch.linspace(-100, 100, 801), torch.tensor([19.999, 20.0, 20.001, -1e-6, 0.0])]).to(dtype)
+        row = x[:, None, None]
+        ones = torch.ones_like(row)
+        steps = selective_scan(ones, row, -ones[0] * 0, ones, ones, delta_softplus=True, backend="cpp")
+        gates = selective_scan(0 * ones, ones, -ones[0], ones, ones, z=row, initial_state=ones, backend="cpp")
+        eps = torch.finfo(dtype).eps
+        softplus, silu = torch.nn.functional.softplus(row), torch.nn.functional.silu(row)
+        assert bool(((steps - softplus).abs() <= eps * (4 + row.abs()) * softplus + 1e-37).all())
+        assert bool(((gates - torch.exp(-ones) * silu).abs() <= eps * (8 + row.abs()) * silu.abs() + 1e-37).all())
+
+    def test_an_unstable_system_overflows_to_infinity_and_not_to_nonsense(self) -> None:
+        ones = torch.ones(1, 40, 1)
+        y = selective_scan(ones, 50 * ones, torch.ones(1, 1), ones, ones, backend="cpp")
+        assert isinstance(y, torch.Tensor) and bool((y[:, :1] > 0).all()) and y[0, -1, 0] == math.inf
+
+    def test_not_a_number_is_passed_on(self) -> None:
+        case = make_case(b=1, length=4, e=2, n=3, dtype=torch.float32)
+        case["delta"][0, 1, 0] = math.nan
+        y, _ = run(case, "cpp")
+        assert bool(y[0, 1:, 0].isnan().all()) and bool(y[0, :, 1].isfinite().all()) and bool(y[0, 0].isfinite().all())
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Nothing is built yet, and the library goes into an empty folder."""
+    monkeypatch.setenv("DMM_CACHE_DIR", str(tmp_path / "cache"))
+    caches = (cpp_kernel.status, fused.kernels)
+    for cache in caches:
+        cache.cache_clear()
+    yield tmp_path / "cache"
+    monkeypatch.undo()
+    for cache in caches:
+        cache.cache_clear()
+
+
+class TestBuilding:
+    def test_the_first_use_builds_and_the_next_finds(self, fresh: Path) -> None:
+        assert cpp_kernel.status().reason.startswith("built with ")
+        assert [path.suffix for path in fresh.iterdir()] == [".so"]
+        cpp_kernel.status.cache_clear()
+        assert cpp_kernel.status().reason.startswith("found, ") and len(list(fresh.iterdir())) == 1
+
+    def test_without_a_compiler_the_plain_scan_is_taken(self, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PATH", "")
+        monkeypatch.delenv("CXX", raising=False)
+        assert not cpp_kernel.available() and cpp_kernel.status().reason.startswith("no C++ compiler found")
+        assert "cpp" not in scan_backends() and not fresh.exists()
+        case = make_case()
+        assert_same(dict(enumerate_outputs(run(case))), dict(enumerate_outputs(run(case, "sequential"))), torch.float64)
+
+    def test_a_compiler_that_fails_is_quoted(self, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        broken = fresh.parent / "c++"
+        broken.write_text("#!/bin/sh\necho 'out of order' >&2\nexit 1\n")
+        broken.chmod(0o755)
+        monkeypatch.setenv("CXX", str(broken))
+        assert not cpp_kernel.available() and cpp_kernel.status().reason.endswith("could not build it: out of order")
+        assert list(fresh.iterdir()) == []
+
+    def test_a_compiler_without_openmp_and_native_code_serves_too(
+        self, fresh: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        picky = fresh.parent / "c++"
+        real = cpp_kernel._compiler()
+        picky.write_text(
+            f'#!/bin/sh\ncase "$*" in *-fopenmp*|*-march=native*) echo unknown >&2; exit 1;; esac\nexec {real} "$@"\n'
+        )
+        picky.chmod(0o755)
+        monkeypatch.setenv("CXX", str(picky))
+        assert cpp_kernel.available()
+        case = make_case(b=2, length=40, e=9, n=5)
+        expected = outputs_and_gradients(lambda case: run(case, "sequential"), case)
+        assert_same(outputs_and_gradients(lambda case: run(case, "cpp"), case), expected, torch.float64)
+
+    @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="folders have no such permissions here")
+    def test_where_nothing_can_be_written_a_folder_of_the_process_is_used(self, tmp_path: Path) -> None:
+        program = "from dmm.scan import cpp_kernel; print(cpp_kernel.status().reason)"
+        blocked = tmp_path / "file"
+        blocked.write_text("")
+        environment = os.environ | {"DMM_CACHE_DIR": str(blocked / "below")}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        )
+        folder = Path(done.stdout.split(", ")[1].strip()).parent
+        assert done.stdout.startswith("built with ") and not folder.exists()
