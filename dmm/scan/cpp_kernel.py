@@ -71,10 +71,8 @@ def status() -> Status:
             _build(compiler, path)
         return Status(ctypes.CDLL(str(path)), f"{how}, {path}")
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        return Status(
-            None, f"{compiler} could not build it: {said.strip().splitlines()[0] if said.strip() else error!r}"
-        )
+        said = (getattr(error, "stderr", None) or str(error) or repr(error)).strip().splitlines()
+        return Status(None, f"{compiler} could not build it: {said[0]}")
 
 
 def forward(

@@ -115,7 +115,7 @@ class TestNumbers:
         eps = torch.finfo(dtype).eps
         softplus, silu = torch.nn.functional.softplus(row), torch.nn.functional.silu(row)
         assert bool(((steps - softplus).abs() <= eps * (4 + row.abs()) * softplus + 1e-37).all())
-        assert bool(((gates - torch.exp(-ones) * silu).abs() <= eps * (8 + row.abs()) * silu.abs() + 1e-37).all())
+        assert bool(((gates - torch.exp(-ones) * silu).abs() <= eps * (8 + row.abs()) * silu.abs() + 1e-36).all())
 
     def test_an_unstable_system_overflows_to_infinity_and_not_to_nonsense(self) -> None:
         ones = torch.ones(1, 40, 1)
@@ -155,7 +155,7 @@ class TestBuilding:
         assert not cpp_kernel.available() and cpp_kernel.status().reason.startswith("no C++ compiler found")
         assert "cpp" not in scan_backends() and not fresh.exists()
         case = make_case()
-        assert_same(dict(enumerate_outputs(run(case))), dict(enumerate_outputs(run(case, "sequential"))), torch.float64)
+        assert all(torch.equal(a, b) for a, b in zip(run(case), run(case, "sequential"), strict=True))
 
     def test_a_compiler_that_fails_is_quoted(self, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         broken = fresh.parent / "c++"
