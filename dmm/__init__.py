@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dmm.model import DecisionMetaMamba, DMMConfig
     from dmm.policy import Policy
     from dmm.scan import scan_backends, selective_scan, selective_step
-    from dmm.training import TrainConfig, load_run, train
+    from dmm.training import TrainConfig, load_run, train, train_seeds
 
 __version__ = "0.1.0"
 
@@ -36,7 +36,7 @@ _HOMES = {
     "dmm.model": ("DMMConfig", "DecisionMetaMamba"),
     "dmm.policy": ("Policy",),
     "dmm.scan": ("scan_backends", "selective_scan", "selective_step"),
-    "dmm.training": ("TrainConfig", "load_run", "train"),
+    "dmm.training": ("TrainConfig", "load_run", "train", "train_seeds"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -61,6 +61,7 @@ __all__ = [
     "selective_scan",
     "selective_step",
     "train",
+    "train_seeds",
 ]
 
 

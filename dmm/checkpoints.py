@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from dmm.policy import Policy
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps for each weight."""
+
+Moments = Mapping[str, Mapping[str, Tensor]]
+"""The same by name of the weight, then of the moment."""
 
 
 @dataclass(frozen=True)
@@ -35,28 +39,32 @@ def policy_tensors(policy: Policy) -> dict[str, Tensor]:
 def write_checkpoint(
     path: Path,
     policy: Policy,
-    optimizer: torch.optim.Optimizer,
+    moments: Moments,
     generators: dict[str, Tensor],
     step: int,
     seconds: float,
 ) -> None:
     """Save a training run's state after `step` updates and `seconds` of work."""
     extra = {f"generator.{name}": state for name, state in generators.items()}
-    for name, parameter in policy.named_parameters():
-        for moment, value in optimizer.state.get(parameter, {}).items():
-            extra[f"optimizer.{moment}.{name}"] = value
+    for name, values in moments.items():
+        extra |= {f"optimizer.{moment}.{name}": value for moment, value in values.items()}
     write_atomically(path, pack_weights(policy, step, seconds, extra))
 
 
 def pack_weights(policy: Policy, step: int, seconds: float = 0.0, extra: dict[str, Tensor] | None = None) -> bytes:
     """A policy's weights and buffers, and what else is given, as the content of a safetensors file."""
     tensors = {f"policy.{name}": tensor for name, tensor in policy_tensors(policy).items()} | (extra or {})
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain = {name: _own(tensor) for name, tensor in tensors.items()}
     return save(plain, metadata={"step": str(step), "seconds": repr(seconds)})
 
 
-def read_checkpoint(path: Path, policy: Policy, optimizer: torch.optim.Optimizer | None = None) -> Checkpoint:
-    """Load a checkpoint into `policy` and, if given, `optimizer`.
+def _own(tensor: Tensor) -> Tensor:
+    """In memory that it shares with no other, as the format wants it."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def read_checkpoint(path: Path, policy: Policy, moments: Moments | None = None) -> Checkpoint:
+    """Load a checkpoint into the tensors of `policy` and, if given, of `moments`.
 
     Raises:
         InputError: missing, truncated, or of a policy of other shapes.
@@ -72,8 +80,8 @@ def read_checkpoint(path: Path, policy: Policy, optimizer: torch.optim.Optimizer
     if not metadata.get("step", "").isdigit():
         raise InputError(f"checkpoint: {path} was not written by this package (no step in its metadata)")
     _load(path, policy, tensors)
-    if optimizer is not None:
-        _load_moments(path, policy, optimizer, tensors, int(metadata["step"]))
+    if moments is not None:
+        _load_moments(path, moments, tensors)
     generators = {name.removeprefix("generator."): t for name, t in tensors.items() if name.startswith("generator.")}
     return Checkpoint(int(metadata["step"]), float(metadata.get("seconds", 0)), generators)
 
@@ -91,17 +99,15 @@ def _load(path: Path, policy: Policy, tensors: dict[str, Tensor]) -> None:
             tensor.copy_(there[name])
 
 
-def _load_moments(
-    path: Path, policy: Policy, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], step: int
-) -> None:
-    trained = {name: p for name, p in policy.named_parameters() if p.requires_grad and step}
-    needed = {f"optimizer.{moment}.{name}" for moment in MOMENTS for name in trained}
+def _load_moments(path: Path, moments: Moments, tensors: dict[str, Tensor]) -> None:
+    needed = {f"optimizer.{moment}.{name}" for moment in MOMENTS for name in moments}
     missing = sorted((needed | {"generator.sampler", "generator.torch"}) - tensors.keys())
     if missing:
         raise InputError(f"checkpoint: {path} has weights only, a run cannot go on from it (no {missing[0]})")
-    for name, parameter in trained.items():
-        moments = {moment: tensors[f"optimizer.{moment}.{name}"].to(parameter.device) for moment in MOMENTS}
-        optimizer.state[parameter] = moments
+    with torch.no_grad():
+        for name, values in moments.items():
+            for moment in MOMENTS:
+                values[moment].copy_(tensors[f"optimizer.{moment}.{name}"])
 
 
 def write_atomically(path: Path, content: bytes) -> None:

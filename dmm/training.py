@@ -3,6 +3,8 @@
 Recipe of the paper (appendix A, tables 5 and 6): mean squared error on actions, batch 64, learning rate 1e-4 after a
 linear warm-up over the first tenth of the run, weight decay 1e-4 on every weight, gradient norm clipped at 0.25.
 
+Many seeds can be trained at once, as one program (`train_seeds`); each has its own run, as if it had been alone.
+
 A run is a folder: `run.json` (model, configs, data set, versions), `checkpoint.safetensors` (weights, optimizer, random
 generators, step) and `log.csv` (step, loss, learning rate, seconds). Nothing in it is ever unpickled.
 """
@@ -13,10 +15,12 @@ import csv
 import dataclasses
 import json
 import platform
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,8 +34,11 @@ from dmm.checkpoints import pack_weights, read_checkpoint, write_atomically, wri
 from dmm.data.trajectories import Trajectories, load_trajectories
 from dmm.data.windows import Windows, WindowSampler
 from dmm.errors import InputError, RunError
+from dmm.memory import keep_freed_memory
 from dmm.policy import Policy
 from dmm.registry import find_model, split_changes
+from dmm.stacking import stack
+from dmm.update import FlatWeights, Update, fastest, learning_rate
 
 SPARSE_RETURN = 100.0
 """Data whose returns stay below this get `rtg_scale` 1 by default, others 1000, as the released code has by domain."""
@@ -128,27 +135,99 @@ def train(
         InputError: an unknown name, a field that does not exist, a folder that holds another run or cannot be written.
         RunError: the loss is no longer finite.
     """
-    trajectories = load_trajectories(dataset) if isinstance(dataset, str) else dataset
-    entry = find_model(model)
-    model_changes, train_changes = split_changes(changes or {}, entry, TrainConfig)
-    if entry.fit_rtg_scale:
-        model_changes.setdefault("rtg_scale", default_rtg_scale(trajectories))
-    t = trajectories
-    config = entry.make_config(t.state_size, t.action_size, t.env_id, **model_changes)
-    training = TrainConfig(steps=steps, seed=seed, **train_changes)
-    _check_actions(t)
-    path = Path(out) if out is not None else default_out(t.dataset_id, model, seed)
-    info = describe_run(t, model, config, training)
-    torch_device = choose_device(device)
-    with torch.random.fork_rng(devices=[torch_device] if torch_device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        policy = entry.policy(config)
-        policy.set_state_moments(*map(torch.from_numpy, t.state_moments()))
-        policy.discrete_actions = t.discrete_actions
-        loop = _Loop(policy.to(torch_device), t, training, path)
-        _claim(path, info, resume, loop)
-        loop.run(progress)
-    return Run(path, policy.eval(), info, loop.step)
+    plan = _plan(dataset, model, steps, device, changes)
+    config = dataclasses.replace(plan.config, seed=seed)
+    path = Path(out) if out is not None else default_out(plan.trajectories.dataset_id, model, seed)
+    with torch.random.fork_rng(devices=[plan.device] if plan.device.type == "cuda" else []):
+        run = _SeedRun(plan.start(seed), config, path, _default_generators(plan.device), plan.describe(config))
+        _claim([run], resume)
+        _Loop([run], run.policy, plan).run(config.steps, progress)
+    return run.finished()
+
+
+def train_seeds(
+    dataset: str | Trajectories,
+    model: str = "dmm",
+    *,
+    seeds: Sequence[int],
+    steps: int = TrainConfig.steps,
+    out: str | Path | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    changes: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> list[Run]:
+    """Train `model` on `dataset` once for each seed, all as one program, and return the runs in the order of the seeds.
+
+    A run is the one that `train` gives for its seed, to the rounding of float arithmetic: the same start, windows and
+    dropout, its own clipping, its own folder in the same form. So each may be resumed, evaluated and kept by itself,
+    and runs that were begun separately may be resumed together; those that are behind are then trained first. Seconds
+    in the log are those of the whole program. A model that `dmm.stacking` cannot stack is trained one seed after the
+    other, and a line on stderr says so.
+
+    Args:
+        dataset: the id of a Minari data set on this machine, or trajectories.
+        model: a name of `dmm.registry.MODELS`.
+        seeds: different ones, at least one.
+        steps: updates of each seed.
+        out: the folder in which each run gets its own, `seed<seed>`; those of `train` if not given.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda`, ...
+        resume: go on from the checkpoints, where there are any.
+        changes: values for fields of the model's config or of `TrainConfig`.
+        progress: show a bar on stderr.
+
+    Raises:
+        InputError: as in `train`, or seeds that are none or not all different; nothing is begun then.
+        RunError: the loss of one seed, which the message names, is no longer finite. All stop, and the checkpoints of
+            all are kept, so that the other seeds can be resumed without it.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds: got {list(seeds)}, allowed are different seeds, at least one")
+    plan = _plan(dataset, model, steps, device, changes)
+    runs = []
+    for seed in seeds:
+        config = dataclasses.replace(plan.config, seed=seed)
+        path = default_out(plan.trajectories.dataset_id, model, seed) if out is None else Path(out) / f"seed{seed}"
+        with torch.random.fork_rng(devices=[plan.device] if plan.device.type == "cuda" else []):
+            policy = plan.start(seed)
+            generators = _own_generators(plan.device)
+        runs.append(_SeedRun(policy, config, path, generators, plan.describe(config)))
+    reason = _why_not_together(runs, plan.device)
+    if reason is not None:
+        print(f"dmm: seeds are trained one after the other: {reason}", file=sys.stderr)
+        for run in runs:
+            _require_free(run, resume)
+        more: dict[str, Any] = {"steps": steps, "device": device, "changes": changes, "progress": progress}
+        data = plan.trajectories
+        return [train(data, model, seed=run.config.seed, out=run.path, resume=resume, **more) for run in runs]
+    _claim(runs, resume)
+    _train_together(runs, plan, progress)
+    return [run.finished() for run in runs]
+
+
+def _train_together(runs: Sequence[_SeedRun], plan: _Plan, progress: bool) -> None:
+    """Bring all runs to their end, those that are behind first, and from where they meet as one."""
+    steps = plan.config.steps
+    while behind := [run for run in runs if run.step < steps]:
+        first = min(run.step for run in behind)
+        group = [run for run in behind if run.step == first]
+        until = min(run.step for run in runs if run.step > first) if len(group) < len(runs) else steps
+        _Loop(group, _stack(group, plan.device), plan).run(until, progress)
+
+
+def _stack(runs: Sequence[_SeedRun], device: torch.device) -> Policy:
+    return stack([run.policy for run in runs], [run.generators[_dropout_generator(device)] for run in runs])
+
+
+def _why_not_together(runs: Sequence[_SeedRun], device: torch.device) -> str | None:
+    """What keeps these runs from being one program, if anything does."""
+    if device.type not in ("cpu", "cuda"):
+        return f"no generators of their own on {device.type}"
+    try:
+        _stack(runs, device)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def load_run(path: str | Path, step: int | None = None) -> Run:
@@ -234,6 +313,68 @@ def describe_run(trajectories: Trajectories, model: str, config: Any, training: 
     }
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What the seeds of one call of `train` or `train_seeds` have in common."""
+
+    trajectories: Trajectories
+    model: str
+    model_config: Any
+    config: TrainConfig  # but for its seed
+    device: torch.device
+
+    def start(self, seed: int) -> Policy:
+        """The policy before its first update; seeds torch's default generators, which go on from there."""
+        torch.manual_seed(seed)
+        policy = find_model(self.model).policy(self.model_config)
+        policy.set_state_moments(*map(torch.from_numpy, self.trajectories.state_moments()))
+        policy.discrete_actions = self.trajectories.discrete_actions
+        return policy.to(self.device)
+
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        """What the runs' descriptions have in common; looks at all data once."""
+        return describe_run(self.trajectories, self.model, self.model_config, self.config)
+
+    def describe(self, config: TrainConfig) -> dict[str, Any]:
+        return self.info | {"training": dataclasses.asdict(config)}
+
+
+def _plan(dataset: str | Trajectories, model: str, steps: int, device: str, changes: Mapping[str, Any] | None) -> _Plan:
+    """Look at everything that was asked for before anything is begun."""
+    t = load_trajectories(dataset) if isinstance(dataset, str) else dataset
+    entry = find_model(model)
+    model_changes, train_changes = split_changes(changes or {}, entry, TrainConfig)
+    if entry.fit_rtg_scale:
+        model_changes.setdefault("rtg_scale", default_rtg_scale(t))
+    config = entry.make_config(t.state_size, t.action_size, t.env_id, **model_changes)
+    training = TrainConfig(steps=steps, **train_changes)
+    _check_actions(t)
+    return _Plan(t, model, config, training, choose_device(device))
+
+
+def _default_generators(device: torch.device) -> dict[str, torch.Generator]:
+    """Torch's own, by the names that checkpoints have for them."""
+    generators = {"torch": torch.default_generator}
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators["cuda"] = torch.cuda.default_generators[index]
+    return generators
+
+
+def _own_generators(device: torch.device) -> dict[str, torch.Generator]:
+    """New ones that go on where torch's own are."""
+    generators = {}
+    for name, default in _default_generators(device).items():
+        generators[name] = torch.Generator(default.device)
+        generators[name].set_state(default.get_state())
+    return generators
+
+
+def _dropout_generator(device: torch.device) -> str:
+    return "cuda" if device.type == "cuda" else "torch"
+
+
 def _check_actions(trajectories: Trajectories) -> None:
     largest = float(np.abs(trajectories.actions).max())
     if largest > 1 + 1e-6:
@@ -260,25 +401,34 @@ def _require_dataset(path: Path, info: dict[str, Any]) -> None:
         raise InputError(f"run: the dataset part of {path / 'run.json'} lacks {', '.join(sorted(missing))}")
 
 
-def _claim(path: Path, info: dict[str, Any], resume: bool, loop: _Loop) -> None:
-    """Make the folder this run's own: create it, or load its checkpoint if it holds the same run."""
+def _claim(runs: Sequence[_SeedRun], resume: bool) -> None:
+    """Make the folders these runs' own: create each, or load its checkpoint if it holds the same run."""
+    there = [_require_free(run, resume) for run in runs]
+    for run, exists in zip(runs, there, strict=True):
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            for leftover in run.path.glob(".*.safetensors.*"):  # of a process killed while it was writing
+                leftover.unlink(missing_ok=True)
+            if not exists:
+                write_atomically(run.path / "run.json", json.dumps(run.info, indent=2).encode())
+        except OSError as error:
+            raise InputError(f"out: {run.path} cannot be written ({error.strerror})") from error
+        if exists and (run.path / "checkpoint.safetensors").exists():
+            run.restore()
+
+
+def _require_free(run: _SeedRun, resume: bool) -> bool:
+    """Whether this very run is in its folder already; any other may not be."""
+    path = run.path
     try:
         there = (path / "run.json").exists()
-        if there and not resume:
-            raise InputError(
-                f"out: {path} already holds a run; --resume goes on with it, another --out leaves it alone"
-            )
-        if there:
-            _require_same_run(path, _read_info(path), info)
-        path.mkdir(parents=True, exist_ok=True)
-        for leftover in path.glob(".*.safetensors.*"):  # of a process killed while it was writing
-            leftover.unlink(missing_ok=True)
-        if not there:
-            write_atomically(path / "run.json", json.dumps(info, indent=2).encode())
     except OSError as error:
         raise InputError(f"out: {path} cannot be written ({error.strerror})") from error
-    if there and (path / "checkpoint.safetensors").exists():
-        loop.restore()
+    if there and not resume:
+        raise InputError(f"out: {path} already holds a run; --resume goes on with it, another --out leaves it alone")
+    if there:
+        _require_same_run(path, _read_info(path), run.info)
+    return there
 
 
 def _require_same_run(path: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
@@ -298,103 +448,151 @@ def _require_same_run(path: Path, there: dict[str, Any], asked: dict[str, Any]) 
             raise InputError(f"resume: {path} holds another run ({part}: {differing})")
 
 
-class _Loop:
-    """The state of a training run and the steps that move it."""
+class _SeedRun:
+    """The run of one seed: its policy and what AdamW keeps for it, its generators, log and folder."""
 
-    def __init__(self, policy: Policy, trajectories: Trajectories, config: TrainConfig, path: Path):
-        self.policy, self.config, self.path, self.step = policy, config, path, 0
-        self.device = policy.state_mean.device
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.sampler = WindowSampler(trajectories, policy.context, generator=self.generator)
-        self.parameters = [p for p in policy.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+    def __init__(
+        self,
+        policy: Policy,
+        config: TrainConfig,
+        path: Path,
+        generators: Mapping[str, torch.Generator],
+        info: dict[str, Any],
+    ):
+        self.policy, self.config, self.path, self.info = policy, config, path, info
+        self.flat = FlatWeights(policy)
+        self.generators = {"sampler": torch.Generator().manual_seed(config.seed), **generators}
+        self.step = 0
+        self.seconds = 0.0  # of work, that of earlier processes included
         self.rows: list[tuple[float, ...]] = []
         self.saved: int | None = None  # step of the checkpoint on disk
-        self.seconds = 0.0  # spent before this process took over
 
-    def run(self, progress: bool) -> None:
-        """Update until `config.steps`, logging and saving on the way."""
-        config, began, total = self.config, time.perf_counter() - self.seconds, torch.zeros((), device=self.device)
-        self.policy.train()
-        bar = tqdm(total=config.steps, initial=self.step, disable=not progress, unit="step", desc="train")
-        with bar:
-            while self.step < config.steps:
-                total += self._update()
-                self.step += 1
-                bar.update()
-                if self.step % config.log_every == 0 or self.step == config.steps:
-                    self.seconds = time.perf_counter() - began
-                    self._log(total)
-                    bar.set_postfix(loss=f"{self.rows[-1][1]:.4f}")
-                    total.zero_()
-                if config.keep_every and self.step % config.keep_every == 0:
-                    self.keep()
-                if self.step % config.checkpoint_every == 0 or self.step == config.steps:
-                    self.save()
-
-    def _update(self) -> Tensor:
-        windows = self.sampler.sample(self.config.batch_size).to(self.device)
-        self.optimizer.param_groups[0]["lr"] = self._learning_rate()
-        loss = action_loss(self.policy(windows), windows)
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        self.optimizer.step()
-        return loss.detach()
-
-    def _learning_rate(self) -> float:
-        warmup = self.config.warmup * self.config.steps
-        return self.config.learning_rate * min(1.0, (self.step + 1) / warmup if warmup else 1.0)
-
-    def _log(self, total: Tensor) -> None:
-        count = self.step % self.config.log_every or self.config.log_every
-        loss = float(total) / count
-        if not np.isfinite(loss):
-            self._diverged(f"loss: {loss} between steps {self.step - count + 1} and {self.step}")
-        rate = self.optimizer.param_groups[0]["lr"]  # of the update just made
+    def log(self, loss: float) -> None:
+        """Add a row for the updates since the last one, of which `loss` is the mean."""
+        rate = learning_rate(self.config, self.step - 1)  # of the update just made
         self.rows.append((self.step, loss, rate, round(self.seconds, 3)))
 
-    def _diverged(self, what: str) -> NoReturn:
+    def diverged(self, what: str) -> NoReturn:
         kept = "nothing was saved yet" if self.saved is None else f"the checkpoint of step {self.saved} is kept"
         rate = self.config.learning_rate
         raise RunError(f"{what}; {kept}; a lower learning_rate (now {rate:g}) is the first thing to try")
 
-    def _require_finite_weights(self) -> None:
-        if not all(bool(p.isfinite().all()) for p in self.parameters):
-            self._diverged(f"weights: not finite after step {self.step}")
-
     def keep(self) -> None:
         """Write the weights of this step beside the checkpoint."""
-        self._require_finite_weights()
         with _failing_as_run(self.path):
             write_atomically(self.path / kept_name(self.step), pack_weights(self.policy, self.step))
 
     def save(self) -> None:
         """Write log and checkpoint, each in one atomic move."""
-        self._require_finite_weights()
         lines = [",".join(LOG_COLUMNS), *(",".join(f"{value:.9g}" for value in row) for row in self.rows)]
-        generators = {"sampler": self.generator.get_state(), "torch": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            generators["cuda"] = torch.cuda.get_rng_state(self.device)
+        states = {name: generator.get_state() for name, generator in self.generators.items()}
+        checkpoint = self.path / "checkpoint.safetensors"
         with _failing_as_run(self.path):
             write_atomically(self.path / "log.csv", ("\n".join(lines) + "\n").encode())
-            write_checkpoint(
-                self.path / "checkpoint.safetensors", self.policy, self.optimizer, generators, self.step, self.seconds
-            )
+            write_checkpoint(checkpoint, self.policy, self.flat.moments(), states, self.step, self.seconds)
         self.saved = self.step
 
     def restore(self) -> None:
         """Take over where the folder's checkpoint stopped."""
-        checkpoint = read_checkpoint(self.path / "checkpoint.safetensors", self.policy, self.optimizer)
+        checkpoint = read_checkpoint(self.path / "checkpoint.safetensors", self.policy, self.flat.moments())
         self.step, self.seconds, self.saved = checkpoint.step, checkpoint.seconds, checkpoint.step
-        self.generator.set_state(checkpoint.generators["sampler"])
-        torch.set_rng_state(checkpoint.generators["torch"])
-        if self.device.type == "cuda" and "cuda" in checkpoint.generators:
-            torch.cuda.set_rng_state(checkpoint.generators["cuda"], self.device)
+        for name, generator in self.generators.items():
+            if name in checkpoint.generators:  # a run that goes on elsewhere may have none for the new device
+                generator.set_state(checkpoint.generators[name])
         log = Run(self.path, self.policy, {}, self.step).log
         self.rows = [row for row in zip(*log.values(), strict=True) if row[0] <= self.step]
+
+    def finished(self) -> Run:
+        self.flat.release()
+        return Run(self.path, self.policy.eval(), self.info, self.step)
+
+
+class _Loop:
+    """Runs that stand at the same step, and what moves them on.
+
+    Args:
+        runs: of one or several seeds.
+        policy: that of the one run, or the stack of all.
+        plan: what they have in common.
+    """
+
+    def __init__(self, runs: Sequence[_SeedRun], policy: Policy, plan: _Plan):
+        self.runs, self.policy, self.config, self.step = runs, policy.train(), plan.config, runs[0].step
+        generators = [run.generators["sampler"] for run in runs]
+        self.sampler = WindowSampler(plan.trajectories, policy.context, generator=generators[0], device=plan.device)
+        dropout = [run.generators[_dropout_generator(plan.device)] for run in runs]
+        flats = [run.flat for run in runs]
+        self.update = Update(flats, policy, self._losses, self.sampler, plan.config, dropout)
+
+    def run(self, until: int, progress: bool) -> None:
+        """Update up to this step, logging and saving on the way."""
+        keep_freed_memory()
+        config, began, make = self.config, time.perf_counter(), None
+        with tqdm(total=config.steps, initial=self.step, disable=not progress, unit="step", desc="train") as bar:
+            while self.step < until:
+                block = self._draw(until)
+                make = make or fastest(self.update, block[0])
+                for first in block:
+                    make(first)
+                    bar.update()
+                self.step += len(block)
+                for run in self.runs:
+                    run.step = self.step
+                if self._due(config.log_every):
+                    now = time.perf_counter()
+                    self._log(now - began)
+                    began = now
+                    bar.set_postfix(loss=f"{np.mean([run.rows[-1][1] for run in self.runs]):.4f}")
+                self._write()
+
+    def _draw(self, until: int) -> Tensor:
+        """Where windows begin, `(updates, S, b)`, for all updates up to the next one that something is written after.
+
+        Each seed's are the numbers of its own generator on the CPU, the same on every device, and move there at once.
+        """
+        config = self.config
+        every = [config.log_every, config.keep_every or until]
+        updates = min(until, *(self.step - self.step % n + n for n in every)) - self.step
+        drawn = [self.sampler.draw(updates, config.batch_size, run.generators["sampler"]) for run in self.runs]
+        return torch.stack(drawn, dim=1).to(self.update.step.device)
+
+    def _losses(self, windows: Windows) -> Tensor:
+        """The loss of each seed: windows `(S, b, k, ...)` -> `(S,)`."""
+        predicted = self.policy(windows.merged())  # (S * b, k, a)
+        return action_loss(predicted.unflatten(0, (len(self.runs), -1)), windows)
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.steps
+
+    def _log(self, seconds: float) -> None:
+        count = self.step % self.config.log_every or self.config.log_every
+        losses = (self.update.total / count).tolist()
+        self.update.total.zero_()
+        for run, loss in zip(self.runs, losses, strict=True):
+            if not np.isfinite(loss):
+                run.diverged(f"loss{self._whose(run)}: {loss} between steps {self.step - count + 1} and {self.step}")
+            run.seconds += seconds
+            run.log(loss)
+
+    def _write(self) -> None:
+        keep = self.config.keep_every and self.step % self.config.keep_every == 0
+        save = self._due(self.config.checkpoint_every)
+        if keep or save:
+            self._require_finite_weights()
+        for run in self.runs:
+            if keep:
+                run.keep()
+            if save:
+                run.save()
+
+    def _require_finite_weights(self) -> None:
+        finite = self.update.rows["weights"].isfinite().all(dim=1).tolist()
+        for run, sound in zip(self.runs, finite, strict=True):
+            if not sound:
+                run.diverged(f"weights{self._whose(run)}: not finite after step {self.step}")
+
+    def _whose(self, run: _SeedRun) -> str:
+        return f" of seed {run.config.seed}" if len(self.runs) > 1 else ""
 
 
 @contextmanager
@@ -406,5 +604,6 @@ def _failing_as_run(path: Path) -> Iterator[None]:
 
 
 def action_loss(predicted: Tensor, windows: Windows) -> Tensor:
-    """Mean squared error over the actions of real steps: `(b, k, a)` -> scalar (paper, appendix A)."""
-    return (predicted - windows.actions)[windows.mask].square().mean()
+    """Mean squared error over the actions of real steps: `(..., b, k, a)` -> `(...)` (paper, appendix A)."""
+    error = (predicted - windows.actions).square().sum(dim=-1) * windows.mask  # (..., b, k)
+    return error.sum(dim=(-2, -1)) / (windows.mask.sum(dim=(-2, -1)) * predicted.shape[-1])

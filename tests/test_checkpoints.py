@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import dmm
-from dmm.checkpoints import policy_tensors, read_checkpoint, write_atomically, write_checkpoint
+from dmm.checkpoints import MOMENTS, policy_tensors, read_checkpoint, write_atomically, write_checkpoint
 from dmm.data.trajectories import Trajectories
 from dmm.data.windows import WindowSampler
 from dmm.errors import InputError
@@ -29,6 +29,16 @@ def make(seed: int, **changes: Any) -> Pair:
         sizes: dict[str, Any] = {"state_size": 4, "action_size": 2, "context": 3, "width": 8, "layers": 2}
         policy = DecisionMetaMamba(DMMConfig(**(sizes | changes)))
     return policy, torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=0.01)
+
+
+def moments(pair: Pair) -> dict[str, dict[str, torch.Tensor]]:
+    """What the optimizer keeps, by name, as it is or as zeros before its first step."""
+    policy, optimizer = pair
+    for parameter in optimizer.param_groups[0]["params"]:
+        if not optimizer.state[parameter]:
+            state = {"step": torch.zeros(())} | {name: torch.zeros_like(parameter) for name in MOMENTS[1:]}
+            optimizer.state[parameter] = state
+    return {name: optimizer.state[weight] for name, weight in policy.named_parameters() if weight.requires_grad}
 
 
 @pytest.fixture
@@ -51,7 +61,7 @@ def saved(tmp_path: Path, train_two_steps: Callable[[Pair], None]) -> tuple[Path
     pair, path = make(0), tmp_path / "checkpoint.safetensors"
     pair[0].set_state_moments(torch.arange(4.0), torch.full((4,), 2.0))
     train_two_steps(pair)
-    write_checkpoint(path, *pair, GENERATORS, step=2, seconds=1.25)
+    write_checkpoint(path, pair[0], moments(pair), GENERATORS, step=2, seconds=1.25)
     return path, pair
 
 
@@ -78,25 +88,26 @@ class TestRoundTrip:
     ) -> None:
         path, pair = saved
         other = make(1)
-        read_checkpoint(path, *other)
+        read_checkpoint(path, other[0], moments(other))
         for either in (pair, other):
             train_two_steps(either)
         assert_same_tensors(other[0].state_dict(), pair[0].state_dict())
 
-    def test_without_an_optimizer_the_weights_suffice(self, saved: tuple[Path, Pair]) -> None:
+    def test_without_moments_the_weights_suffice(self, saved: tuple[Path, Pair]) -> None:
         read_checkpoint(saved[0], make(1)[0], None)
 
-    def test_untrained_policy_has_no_moments_and_loads(self, tmp_path: Path) -> None:
-        path = tmp_path / "start.safetensors"
-        write_checkpoint(path, *make(0), GENERATORS, step=0, seconds=0.0)
+    def test_weights_alone_do_not_let_a_run_go_on(self, tmp_path: Path) -> None:
+        path, pair = tmp_path / "weights.safetensors", make(0)
+        write_checkpoint(path, pair[0], {}, GENERATORS, step=3, seconds=0.0)
         assert not any(name.startswith("optimizer.") for name in load_file(path))
-        pair = make(1)
-        assert read_checkpoint(path, *pair).step == 0 and not pair[1].state
+        assert read_checkpoint(path, make(1)[0]).step == 3
+        with pytest.raises(InputError, match=r"weights only, a run cannot go on from it \(no optimizer\.exp_avg\."):
+            read_checkpoint(path, pair[0], moments(pair))
 
     def test_a_weight_that_layers_share_is_stored_once(self, tmp_path: Path) -> None:
         path, shared = tmp_path / "shared.safetensors", {"share_norms": True, "share_dsm": True}
         policy, optimizer = make(0, **shared)
-        write_checkpoint(path, policy, optimizer, GENERATORS, step=1, seconds=0.0)
+        write_checkpoint(path, policy, moments((policy, optimizer)), GENERATORS, step=1, seconds=0.0)
         stored = {name.removeprefix("policy."): t for name, t in load_file(path).items() if name.startswith("policy.")}
         assert sum(t.numel() for t in stored.values()) == sum(p.numel() for p in policy.parameters()) + 4 + 4
         assert "blocks.0.local_mixer.linear.weight" in stored and "blocks.1.local_mixer.linear.weight" not in stored
@@ -110,12 +121,22 @@ class TestRoundTrip:
     ) -> None:
         path, pair = tmp_path / "frozen.safetensors", make(0, train_dsm=False)
         train_two_steps(pair)
-        write_checkpoint(path, *pair, GENERATORS, step=1, seconds=0.0)
+        write_checkpoint(path, pair[0], moments(pair), GENERATORS, step=1, seconds=0.0)
         stored, name = load_file(path), "blocks.0.local_mixer.linear.weight"
         assert f"policy.{name}" in stored and f"optimizer.exp_avg.{name}" not in stored
         other = make(1, train_dsm=False)
-        read_checkpoint(path, *other)
+        read_checkpoint(path, other[0], moments(other))
         assert_same_tensors(other[0].state_dict(), pair[0].state_dict())
+
+    def test_weights_that_lie_in_one_vector_are_stored_apart(self, tmp_path: Path) -> None:
+        path, (policy, _) = tmp_path / "views.safetensors", make(0)
+        vector = torch.nn.utils.parameters_to_vector(policy.parameters()).detach()
+        torch.nn.utils.vector_to_parameters(vector, policy.parameters())
+        assert len({weight.untyped_storage().data_ptr() for weight in policy.parameters()}) == 1
+        write_checkpoint(path, policy, {}, GENERATORS, step=1, seconds=0.0)
+        other, _ = make(1)
+        read_checkpoint(path, other)
+        assert_same_tensors(other.state_dict(), policy.state_dict())
 
     def test_names_cover_every_parameter_and_buffer(self) -> None:
         policy, _ = make(0)

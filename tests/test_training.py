@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from dmm.data.trajectories import Trajectories
 from dmm.data.windows import Windows, WindowSampler
 from dmm.errors import InputError, RunError
 from dmm.model import DecisionMetaMamba, DMMConfig
+from dmm.policy import Policy
 from dmm.training import (
     Run,
     TrainConfig,
@@ -33,8 +34,10 @@ from dmm.training import (
     choose_device,
     default_out,
     default_rtg_scale,
+    kept_name,
     load_run,
     train,
+    train_seeds,
 )
 from tests.conftest import ROOT, MakeTrajectories, tiny_trajectories
 
@@ -185,21 +188,21 @@ class TestOptimizer:
         self, trajectories: Trajectories, tmp_path: Path
     ) -> None:
         rates: list[float] = []
-        with watched_optimizer(lambda optimizer: rates.append(optimizer.param_groups[0]["lr"])):
+        with watched_optimizer(lambda optimizer: rates.append(float(optimizer.param_groups[0]["lr"]))):
             quick(trajectories, tmp_path, steps=20, changes={"warmup": 0.25, "learning_rate": 1e-3})
         assert rates == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 1e-3] + [1e-3] * 15)
 
     def test_no_warm_up(self, trajectories: Trajectories, tmp_path: Path) -> None:
         rates: list[float] = []
-        with watched_optimizer(lambda optimizer: rates.append(optimizer.param_groups[0]["lr"])):
+        with watched_optimizer(lambda optimizer: rates.append(float(optimizer.param_groups[0]["lr"]))):
             quick(trajectories, tmp_path, steps=3, changes={"warmup": 0.0, "learning_rate": 1e-3})
-        assert rates == [1e-3] * 3
+        assert rates == pytest.approx([1e-3] * 3)
 
     def test_log_has_the_learning_rate_of_the_update_that_it_names(
         self, trajectories: Trajectories, tmp_path: Path
     ) -> None:
         rates: list[float] = []
-        with watched_optimizer(lambda optimizer: rates.append(optimizer.param_groups[0]["lr"])):
+        with watched_optimizer(lambda optimizer: rates.append(float(optimizer.param_groups[0]["lr"]))):
             log = quick(trajectories, tmp_path, steps=10, changes={"warmup": 1.0}).log
         assert log["learning_rate"] == pytest.approx([rates[int(step) - 1] for step in log["step"]])
 
@@ -219,12 +222,17 @@ class TestOptimizer:
             assert min(norms) > 1e-3 and len(set(norms)) == 6
 
     def test_every_weight_decays(self, trajectories: Trajectories, tmp_path: Path) -> None:
-        # norms and biases too, in one group (paper, appendix A)
-        groups: list[Any] = []
-        with watched_optimizer(lambda optimizer: groups.extend(optimizer.param_groups)):
-            run = quick(trajectories, tmp_path, steps=1, changes={"weight_decay": 0.125})
-        assert len(groups) == 1 and groups[0]["weight_decay"] == 0.125
-        assert len(groups[0]["params"]) == len(list(run.policy.parameters()))
+        # norms and biases too (paper, appendix A)
+        one = {"warmup": 0.0, "learning_rate": 0.5}
+        plain, decayed = (
+            quick(trajectories, tmp_path / str(decay), steps=1, changes=one | {"weight_decay": decay}).policy
+            for decay in (0.0, 0.125)
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            start = DecisionMetaMamba(plain.config)  # type: ignore[arg-type]
+        for ours, without, before in zip(decayed.parameters(), plain.parameters(), start.parameters(), strict=True):
+            torch.testing.assert_close(ours, without - 0.5 * 0.125 * before)
 
     def test_frozen_mixer_is_not_touched(self, trajectories: Trajectories, tmp_path: Path) -> None:
         name = "blocks.0.local_mixer.linear.weight"
@@ -259,6 +267,253 @@ class TestSeeds:
                 assert ends_badly
         assert torch.equal(torch.get_rng_state(), before[0])
         assert (random.getstate(), np.random.get_state()[1].tobytes()) == before[1:]
+
+
+def several(
+    data: Trajectories, out: Path, seeds: Sequence[int] = (3, 4, 5), changes: dict[str, Any] | None = None, **more: Any
+) -> list[Run]:
+    more = {"steps": STEPS, "device": "cpu", "progress": False} | more
+    return train_seeds(data, seeds=seeds, out=out, changes=RESUMED | (changes or {}), **more)
+
+
+@pytest.fixture(scope="module")
+def separate(tmp_path_factory: pytest.TempPathFactory, trajectories: Trajectories) -> list[Run]:
+    """Runs of seeds 3, 4 and 5, one after the other, which stacked ones are compared with."""
+    folder = tmp_path_factory.mktemp("separate")
+    return [quick(trajectories, folder / f"seed{seed}", seed=seed) for seed in (3, 4, 5)]
+
+
+@pytest.fixture(scope="module")
+def stacked(tmp_path_factory: pytest.TempPathFactory, trajectories: Trajectories) -> list[Run]:
+    """The same seeds as one program."""
+    return several(trajectories, tmp_path_factory.mktemp("stacked"))
+
+
+def assert_close_runs(ours: Run, expected: Run, rtol: float = 1e-4) -> None:
+    """As one run of the same seed: generators and steps to the bit, losses, weights and moments to float tolerance."""
+    (there, step), (wanted, wanted_step) = read(ours.path), read(expected.path)
+    assert step == wanted_step == ours.step and there.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        if name.startswith(("generator.", "optimizer.step.")):
+            assert torch.equal(there[name], tensor), name
+        else:
+            torch.testing.assert_close(there[name], tensor, rtol=rtol, atol=1e-6, msg=name)
+    np.testing.assert_allclose(ours.log["loss"], expected.log["loss"], rtol=rtol)
+    assert ours.log["step"].tolist() == expected.log["step"].tolist()
+    assert ours.log["learning_rate"].tolist() == expected.log["learning_rate"].tolist()
+
+
+class TestSeveralSeeds:
+    @pytest.mark.parametrize(
+        ("model", "changes"),
+        [
+            *((name, {}) for name in ("dt", "mamba", "dmm-paper", "dmm-released")),
+            ("dmm", {"local_mixer": "depthwise"}),
+            ("dmm", {"local_mixer": "multimodal"}),
+            ("dmm", {"share_dsm": True, "share_norms": True}),
+            ("dmm", {"share_dsm": True, "train_dsm": False}),
+        ],
+        ids=str,
+    )
+    def test_each_is_the_run_of_its_seed(
+        self, trajectories: Trajectories, tmp_path: Path, model: str, changes: dict[str, Any]
+    ) -> None:
+        sizes = {name: value for name, value in RESUMED.items() if name != "ssm_state"}
+        options: dict[str, Any] = {"model": model, "steps": 8, "changes": sizes | {"dropout": 0.3} | changes}
+        more: dict[str, Any] = {"device": "cpu", "progress": False}
+        runs = train_seeds(trajectories, seeds=[7, 1], out=tmp_path, **options, **more)
+        for seed, run in zip((7, 1), runs, strict=True):
+            alone = train(trajectories, seed=seed, out=tmp_path / f"alone{seed}", **options, **more)
+            assert_close_runs(run, alone)
+
+    def test_over_200_updates(self, trajectories: Trajectories, tmp_path: Path) -> None:
+        more: dict[str, Any] = {"steps": 200, "changes": {"layers": 1, "learning_rate": 1e-3}}
+        for run in several(trajectories, tmp_path, seeds=(3, 4), **more):
+            seed = run.info["training"]["seed"]
+            assert_close_runs(run, quick(trajectories, tmp_path / f"alone{seed}", seed=seed, **more))
+
+    def test_each_has_a_folder_like_that_of_a_single_run(self, stacked: list[Run], separate: list[Run]) -> None:
+        for run, alone in zip(stacked, separate, strict=True):
+            assert_close_runs(run, alone)
+            assert run.path.name == alone.path.name and run.info == alone.info and not run.policy.training
+            assert sorted(file.name for file in run.path.iterdir()) == sorted(f.name for f in alone.path.iterdir())
+            assert (run.path / "run.json").read_text() == (alone.path / "run.json").read_text()
+            loaded = load_run(run.path).policy
+            assert all(torch.equal(w, loaded.state_dict()[name]) for name, w in run.policy.state_dict().items())
+
+    def test_returned_policies_share_no_memory(self, stacked: list[Run]) -> None:
+        weights = [weight for run in stacked for weight in run.policy.parameters()]
+        assert len({weight.untyped_storage().data_ptr() for weight in weights}) == len(weights)
+
+    def test_an_interrupted_program_goes_on_to_the_same_bits(
+        self, stacked: list[Run], trajectories: Trajectories, tmp_path: Path
+    ) -> None:
+        with replaced_loss(interrupt_at(15)), pytest.raises(Interrupted):
+            several(trajectories, tmp_path)
+        with replaced_loss(interrupt_at(0)) as updates:
+            resumed = several(trajectories, tmp_path, resume=True)
+        assert len(updates) == STEPS - 12
+        for run, undisturbed in zip(resumed, stacked, strict=True):
+            assert_same_run(run.path, undisturbed.path)
+
+    def test_interrupted_while_it_saves_the_seeds_behind_are_trained_first(
+        self, separate: list[Run], trajectories: Trajectories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write, saved = training.write_checkpoint, []
+
+        def stop_at_the_fifth(path: Path, *arguments: Any) -> None:
+            saved.append(path)
+            if len(saved) == 5:  # of the second time: the first seed has its checkpoint of step 12
+                raise Interrupted
+            write(path, *arguments)
+
+        monkeypatch.setattr(training, "write_checkpoint", stop_at_the_fifth)
+        with pytest.raises(Interrupted):
+            several(trajectories, tmp_path)
+        monkeypatch.setattr(training, "write_checkpoint", write)
+        assert [read(tmp_path / f"seed{seed}")[1] for seed in (3, 4, 5)] == [12, 6, 6]
+        with replaced_loss(interrupt_at(0)) as updates:
+            resumed = several(trajectories, tmp_path, resume=True)
+        assert len(updates) == (12 - 6) + (STEPS - 12)
+        for run, alone in zip(resumed, separate, strict=True):
+            assert_close_runs(run, alone)
+
+    def test_runs_begun_by_themselves_go_on_together_and_the_other_way_round(
+        self, separate: list[Run], trajectories: Trajectories, tmp_path: Path
+    ) -> None:
+        shutil.copytree(separate[0].path, tmp_path / "seed3")  # finished; 4 is at step 18 and 5 has not begun
+        with replaced_loss(interrupt_at(19)), pytest.raises(Interrupted):
+            quick(trajectories, tmp_path / "seed4", seed=4)
+        with replaced_loss(interrupt_at(28)), pytest.raises(Interrupted):
+            several(trajectories, tmp_path, resume=True)
+        steps = [read(tmp_path / f"seed{seed}")[1] for seed in (3, 4, 5)]
+        assert steps == [30, 24, 24]  # 18 updates of seed 5, then of both
+        assert_same_run(tmp_path / "seed3", separate[0].path)
+        for seed, alone in zip((4, 5), separate[1:], strict=True):
+            assert_close_runs(quick(trajectories, tmp_path / f"seed{seed}", seed=seed, resume=True), alone)
+
+    def test_finished_ones_are_returned_at_once(
+        self, stacked: list[Run], trajectories: Trajectories, tmp_path: Path
+    ) -> None:
+        for run in stacked:
+            shutil.copytree(run.path, tmp_path / run.path.name)
+        with replaced_loss(interrupt_at(1)) as updates:
+            again = several(trajectories, tmp_path, resume=True)
+        assert updates == [] and [run.step for run in again] == [STEPS] * 3
+
+    def test_one_that_diverges_is_named_and_every_checkpoint_is_kept(
+        self, separate: list[Run], trajectories: Trajectories, tmp_path: Path
+    ) -> None:
+        factor = torch.tensor([1.0, float("nan"), 1.0])
+        with (
+            replaced_loss(lambda p, w, number: action_loss(p, w) * (factor if number >= 10 else 1.0)),
+            pytest.raises(RunError, match=r"^loss of seed 4: nan between steps 9 and 10; the checkpoint of step 6"),
+        ):
+            several(trajectories, tmp_path)
+        assert [read(tmp_path / f"seed{seed}")[1] for seed in (3, 4, 5)] == [6, 6, 6]
+        resumed = several(trajectories, tmp_path, seeds=(3, 5), resume=True)
+        for run, alone in zip(resumed, (separate[0], separate[2]), strict=True):
+            assert_close_runs(run, alone)
+
+    def test_weights_that_are_not_finite_are_never_saved(self, trajectories: Trajectories, tmp_path: Path) -> None:
+        def loss(predicted: Tensor, windows: Windows, number: int) -> Tensor:
+            plain = action_loss(predicted, windows)
+            return plain + torch.sqrt(0 * plain[2:]) * torch.tensor([0.0, 0.0, 1.0]) if number == 6 else plain
+
+        with replaced_loss(loss), pytest.raises(RunError, match=r"^weights of seed 5: not finite after step 6"):
+            several(trajectories, tmp_path)
+        assert list(tmp_path.glob("*/checkpoint.safetensors")) == []
+
+    def test_models_that_cannot_be_stacked_are_trained_one_after_the_other(
+        self,
+        separate: list[Run],
+        trajectories: Trajectories,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        def refuse(*arguments: Any) -> Policy:
+            raise InputError("policies: got a layer GRU, allowed are others")
+
+        monkeypatch.setattr(training, "stack", refuse)
+        runs = several(trajectories, tmp_path)
+        for run, alone in zip(runs, separate, strict=True):
+            assert_same_run(run.path, alone.path)
+        said = capsys.readouterr()
+        assert said.out == "" and said.err.splitlines() == [
+            "dmm: seeds are trained one after the other: policies: got a layer GRU, allowed are others"
+        ]
+
+    def test_global_generators_are_left_alone(self, trajectories: Trajectories, tmp_path: Path) -> None:
+        before = torch.get_rng_state()
+        several(trajectories, tmp_path, steps=2)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_weights_are_kept_for_each(self, trajectories: Trajectories, tmp_path: Path) -> None:
+        for run in several(trajectories, tmp_path, steps=9, changes={"keep_every": 3}):
+            files = [file.name for file in sorted(run.path.glob("weights-*"))]
+            assert files == [kept_name(step) for step in (3, 6, 9)]
+            kept = load_run(run.path, 9).policy.state_dict()
+            assert all(torch.equal(weight, kept[name]) for name, weight in run.policy.state_dict().items())
+
+    def test_default_folders_are_those_of_single_runs(
+        self, trajectories: Trajectories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        runs = train_seeds(trajectories, "dmm", seeds=[2], steps=1, changes=SMALL, device="cpu", progress=False)
+        assert [run.path for run in runs] == [default_out("tiny/linear-v0", "dmm", 2)]
+
+    def test_a_folder_with_another_run_is_refused_before_any_is_begun(
+        self, separate: list[Run], trajectories: Trajectories, tmp_path: Path
+    ) -> None:
+        shutil.copytree(separate[1].path, tmp_path / "seed4")
+        with pytest.raises(InputError, match=r"^out: .*seed4 already holds a run"):
+            several(trajectories, tmp_path)
+        with pytest.raises(InputError, match=r"^resume: .*seed4 holds another run \(training: steps is 30 there, 31"):
+            several(trajectories, tmp_path, steps=31, resume=True)
+        assert [folder.name for folder in tmp_path.iterdir()] == ["seed4"]
+
+    @pytest.mark.parametrize("seeds", [(), (1, 2, 1)])
+    def test_seeds_must_differ(self, trajectories: Trajectories, tmp_path: Path, seeds: tuple[int, ...]) -> None:
+        with pytest.raises(InputError, match=r"^seeds: got \[.*\], allowed are different seeds, at least one"):
+            several(trajectories, tmp_path, seeds=seeds)
+
+    def test_wrong_seed_is_named(self, trajectories: Trajectories, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"^seed: got -1, allowed is 0 to"):
+            several(trajectories, tmp_path / "runs", seeds=(0, -1))
+        assert not (tmp_path / "runs").exists()
+
+    def test_progress_has_one_bar_with_the_mean_loss(
+        self, trajectories: Trajectories, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        runs = several(trajectories, tmp_path, progress=True)
+        said = capsys.readouterr()
+        mean = np.mean([run.log["loss"][-1] for run in runs])
+        assert said.out == "" and "30/30" in said.err and f"loss={mean:.4f}" in said.err.splitlines()[-1]
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+    @pytest.mark.parametrize("model", ["dmm", "dt", "mamba"])
+    def test_on_cuda_each_is_the_run_of_its_seed_and_resumes(
+        self, trajectories: Trajectories, tmp_path: Path, model: str
+    ) -> None:
+        sizes = {name: value for name, value in RESUMED.items() if name != "ssm_state"}
+        options: dict[str, Any] = {"model": model, "device": "cuda", "progress": False, "changes": sizes}
+        runs = train_seeds(trajectories, seeds=[3, 4], steps=30, out=tmp_path, **options)
+        for seed, run in zip((3, 4), runs, strict=True):
+            alone = train(trajectories, seed=seed, steps=30, out=tmp_path / f"alone{seed}", **options)
+            assert_close_runs(run, alone, rtol=1e-3)
+        write = training.write_checkpoint
+        with pytest.MonkeyPatch.context() as patch:
+
+            def stop(path: Path, *arguments: Any) -> None:
+                write(path, *arguments)
+                raise Interrupted
+
+            patch.setattr(training, "write_checkpoint", stop)
+            with pytest.raises(Interrupted):
+                train(trajectories, seed=3, steps=30, out=tmp_path / "again", **options)
+        train(trajectories, seed=3, steps=30, out=tmp_path / "again", resume=True, **options)
+        assert_same_run(tmp_path / "again", tmp_path / "alone3")
 
 
 KILLED_RUN = """

@@ -14,10 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmm.data.windows import Windows
+from dmm.dropout import Dropout
 from dmm.errors import InputError
 from dmm.mamba import init_linear
 from dmm.policy import TokenPolicy, TokenPolicyConfig, check_positive
@@ -45,14 +45,16 @@ class CausalAttention(nn.Module):
 
     def __init__(self, d: int, heads: int, dropout: float):
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout = heads, Dropout(dropout)
         self.project_in, self.project_out = nn.Linear(d, 3 * d), nn.Linear(d, d)
 
     def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
         """`allowed (b, 1, l, l)`: True where the row's token may look at the column's."""
         parts = self.project_in(x).chunk(3, dim=-1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)  # (b, heads, l, d / heads)
-        mixed = F.scaled_dot_product_attention(q, k, v, allowed, self.dropout if self.training else 0.0)
+        scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (b, heads, l, l)
+        weights = scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1)
+        mixed = self.dropout(weights) @ v  # (b, heads, l, d / heads)
         return self.project_out(mixed.transpose(1, 2).flatten(-2))  # type: ignore[no-any-return]
 
 
@@ -66,7 +68,7 @@ class DTLayer(nn.Module):
         self.attention = CausalAttention(d, config.heads, config.dropout)
         up, down = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
         self.mlp = nn.Sequential(up, nn.ReLU(), down)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         for layer in (self.attention.project_in, self.attention.project_out, up, down):
             init_linear(layer)
 

@@ -125,6 +125,37 @@ def test_to_moves_every_tensor(trajectories: Trajectories) -> None:
     assert {tensor.device.type for tensor in vars(moved).values()} == {"meta"}
 
 
+def test_draws_are_the_numbers_of_as_many_single_batches(trajectories: Trajectories) -> None:
+    # committed results rest on this stream: one `torch.randint` of a batch's size per update
+    ours, plain = sampler(trajectories), torch.Generator().manual_seed(0)
+    blocks = torch.cat([ours.draw(updates, 64, ours.generator) for updates in (3, 1, 7)])
+    assert torch.equal(blocks, torch.stack([torch.randint(28, (64,), generator=plain) for _ in range(11)]))
+    assert torch.equal(ours.generator.get_state(), plain.get_state())
+
+
+def test_sample_gathers_what_it_draws(trajectories: Trajectories) -> None:
+    first, second = sampler(trajectories), sampler(trajectories)
+    windows, again = first.sample(8), second.windows_at(second.draw(1, 8, second.generator)[0])
+    assert all(torch.equal(a, b) for a, b in zip(vars(windows).values(), vars(again).values(), strict=True))
+
+
+def test_several_batches_are_gathered_at_once(trajectories: Trajectories) -> None:
+    source = sampler(trajectories)
+    first = source.draw(3, 5, source.generator)
+    windows, merged = source.gather(first), source.gather(first).merged()
+    assert windows.states.shape == (3, 5, 4, 3) and windows.mask.shape == (3, 5, 4)
+    for name, tensor in vars(source.windows_at(first.flatten())).items():
+        assert torch.equal(getattr(windows, name).flatten(0, 1), tensor)
+        assert torch.equal(getattr(merged, name), tensor)
+
+
+def test_data_lie_on_the_device_that_was_asked_for(trajectories: Trajectories) -> None:
+    source = WindowSampler(trajectories, 4, generator=torch.Generator(), device="meta")
+    windows = source.gather(torch.zeros(2, 3, dtype=torch.int64))
+    assert {tensor.device.type for tensor in vars(windows).values()} == {"meta"}
+    assert windows.states.shape == (2, 3, 4, 3)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
