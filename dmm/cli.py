@@ -32,6 +32,10 @@ Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Threads = Annotated[
     int | None, typer.Option(help="CPU threads; OMP_NUM_THREADS, or half the cores, at most 4, if left out.")
 ]
+Repeats = Annotated[int, typer.Option(help="Rounds; medians are reported.")]
+BenchThreads = Annotated[int, typer.Option("--threads", help="CPU threads.")]
+BenchDevice = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")]
+Picture = Annotated[Path | None, typer.Option(help="Draw the figures into this file (png, svg, pdf).")]
 
 
 @app.command()
@@ -96,9 +100,7 @@ def train(
     model: Annotated[str, typer.Option(help="A model that `dmm models` lists.")] = "dmm",
     steps: Annotated[int, typer.Option(help="Updates.")] = 100_000,
     seed: Seed = 0,
-    seeds: Annotated[
-        int, typer.Option(help="Train this many, with seeds SEED, SEED + 1, ..., one after the other.")
-    ] = 1,
+    seeds: Annotated[int, typer.Option(help="Train this many at once, with seeds SEED, SEED + 1, ...")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run; runs/<dataset>/<model>-seed<seed> if left out.")
@@ -120,29 +122,20 @@ def train(
     """Train a policy; the run's folder holds weights (safetensors), configuration (JSON) and log (CSV)."""
     from dmm.data.trajectories import load_trajectories
     from dmm.training import train as fit
+    from dmm.training import train_seeds
 
     if seeds < 1:
         raise InputError(f"seeds: got {seeds}, allowed is at least 1")
     _set_threads(threads)
-    fields, rows = _parse_changes(changes or []), []
     stored: Any = None if rewards == "auto" else rewards
     data = load_trajectories(dataset, rewards=stored, download=download)
-    for each in range(seed, seed + seeds):
-        folder = out if out is None or seeds == 1 else out / f"seed{each}"
-        run = fit(data, model, steps=steps, seed=each, out=folder, device=device, resume=resume, changes=fields)
-        log = run.log
-        rows.append(
-            {
-                "run": str(run.path),
-                "dataset": dataset,
-                "model": model,
-                "seed": each,
-                "steps": run.step,
-                "loss": float(log["loss"][-1]),
-                "seconds": float(log["seconds"][-1]),
-                "parameters": run.policy.parameter_count(),
-            }
-        )
+    options: Any = {"steps": steps, "out": out, "device": device, "resume": resume}
+    options |= {"changes": _parse_changes(changes or [])}
+    if seeds == 1:
+        runs = [fit(data, model, seed=seed, **options)]
+    else:
+        runs = train_seeds(data, model, seeds=range(seed, seed + seeds), **options)
+    rows = [_run_row(run, dataset, model) for run in runs]
     text = "\n".join(
         f"{row['run']}: {row['steps']:,} updates in {row['seconds']:.0f} s, loss {row['loss']:.4f}, "
         f"{row['parameters']:,} weights"
@@ -157,6 +150,10 @@ def evaluate(
     episodes: Annotated[int, typer.Option(help="Episodes per target.")] = 100,
     target: Annotated[list[float] | None, typer.Option(help="Return asked for; may be given several times.")] = None,
     seed: Annotated[int, typer.Option(help="Environment seed of the first episode.")] = 10_000,
+    acting: Annotated[
+        str, typer.Option(help="How: window (as the papers evaluate), or in constant time: recurrent, staggered.")
+    ] = "window",
+    states: Annotated[int, typer.Option(help="Recurrent states per episode, for staggered acting.")] = 4,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -164,9 +161,11 @@ def evaluate(
     from dmm.evaluation import evaluate as measure
 
     _set_threads(threads)
-    result = measure(run, episodes=episodes, targets=target, seed=seed).to_json()
+    result = measure(run, episodes=episodes, targets=target, seed=seed, acting=acting, states=states).to_json()
+    way = result["acting"] + (f" with {result['states']} states" if result["states"] else "")
     lines = [
-        f"{result['model']} on {result['dataset']}, step {result['step']:,}, {result['episodes']} episodes per target"
+        f"{result['model']} on {result['dataset']}, step {result['step']:,}, {result['episodes']} episodes per target, "
+        f"acting: {way}"
     ]
     for row in result["scores"]:
         known = row["normalized_score"] is not None
@@ -204,22 +203,103 @@ def inspect(
     _print(as_json, result, "\n".join(lines))
 
 
+@bench.command("scan")
+def bench_scan(
+    length: Annotated[list[int] | None, typer.Option(help="Tokens; may be given several times.")] = None,
+    channels: Annotated[int, typer.Option(help="Inner channels e.")] = 64,
+    states: Annotated[int, typer.Option(help="State size n.")] = 16,
+    repeats: Repeats = 7,
+    threads: BenchThreads = 1,
+    device: BenchDevice = "cpu",
+    picture: Picture = None,
+    as_json: AsJson = False,
+) -> None:
+    """The selective scan alone, forward and backward, beside the scans of other packages that are installed."""
+    from dmm.bench import check_picture
+    from dmm.bench import scan as module
+
+    check_picture(picture)
+    result = module.bench_scan(
+        length, channels=channels, states=states, repeats=repeats, threads=threads, device=device
+    )
+    _print_bench(as_json, result, module, picture)
+
+
+@bench.command("train")
+def bench_train(
+    seeds: Annotated[int, typer.Option(help="How many are trained at once.")] = 5,
+    repeats: Repeats = 9,
+    threads: BenchThreads = 1,
+    device: BenchDevice = "cpu",
+    picture: Picture = None,
+    as_json: AsJson = False,
+) -> None:
+    """A whole training step with each scan, of other models, of several seeds, on several threads."""
+    from dmm.bench import check_picture
+    from dmm.bench import train as module
+
+    check_picture(picture)
+    result = module.bench_train(seeds=seeds, repeats=repeats, threads=threads, device=device)
+    _print_bench(as_json, result, module, picture)
+
+
+@bench.command("act")
+def bench_act(
+    step: Annotated[list[int] | None, typer.Option(help="Steps behind the policy; may be given several times.")] = None,
+    episodes: Annotated[int, typer.Option(help="Episodes of Hopper that are played whole.")] = 100,
+    threads: BenchThreads = 1,
+    device: BenchDevice = "cpu",
+    picture: Picture = None,
+    as_json: AsJson = False,
+) -> None:
+    """The time of one action after ever more steps, and of whole episodes over the simulator's own."""
+    from dmm.bench import act as module
+    from dmm.bench import check_picture
+
+    check_picture(picture)
+    result = module.bench_act(steps=step or module.STEPS, episodes=episodes, threads=threads, device=device)
+    _print_bench(as_json, result, module, picture)
+
+
 @bench.command("data")
 def bench_data(
     dataset: Annotated[str, typer.Argument(help="A data set that `dmm datasets` lists.")] = "dmm/hopper/medium-v0",
     transitions: Annotated[int, typer.Option(help="How many are recorded and read per measurement.")] = 100_000,
-    repeats: Annotated[int, typer.Option(help="Rounds; medians are reported.")] = 3,
+    repeats: Repeats = 3,
+    picture: Picture = None,
     as_json: AsJson = False,
 ) -> None:
     """How fast a data set is recorded, read and sampled here."""
+    from dmm.bench import check_picture
     from dmm.bench import data as module
 
+    check_picture(picture)
     result = module.bench_data(dataset, transitions=transitions, repeats=repeats)
+    _print_bench(as_json, result, module, picture)
+
+
+def _print_bench(as_json: bool, result: dict[str, Any], module: Any, picture: Path | None) -> None:
+    if picture is not None:
+        module.draw(result, picture)
     _print(as_json, result, module.report(result))
 
 
 def _summary(made: Any) -> dict[str, Any]:
     return asdict(made)
+
+
+def _run_row(run: Any, dataset: str, model: str) -> dict[str, Any]:
+    log = run.log
+    return {
+        "run": str(run.path),
+        "dataset": dataset,
+        "model": model,
+        "seed": run.info["training"]["seed"],
+        "steps": run.step,
+        "loss": float(log["loss"][-1]),
+        "seconds": float(log["seconds"][-1]),
+        "parameters": run.policy.parameter_count(),
+    }
 
 
 def _dataset_line(row: dict[str, Any]) -> str:

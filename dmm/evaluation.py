@@ -6,10 +6,12 @@ code reports the best of all checkpoints and targets; see the book's page on pap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -18,6 +20,7 @@ from scipy import stats
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from dmm.acting import STATES, Actor, make_actor
 from dmm.data.observations import build_flat_env, parse_env_spec
 from dmm.errors import InputError
 from dmm.normalize import normalize
@@ -33,15 +36,8 @@ TARGETS: dict[str, tuple[float, ...]] = {
 """Returns asked for by default: the smallest ones that the released code tries, two for MuJoCo and one elsewhere."""
 CONFIDENCE = 0.95
 BOOTSTRAP_RESAMPLES = 10_000
-ENVIRONMENTS_AT_ONCE = 50
-
-
-class Actor(Protocol):
-    """What `rollout` needs; `dmm.policy.Policy` is one."""
-
-    def init_state(self, n: int, target: float) -> Any: ...
-
-    def act(self, state: Any, observation: Tensor, reward: Tensor | None = None) -> tuple[Tensor, Any]: ...
+ENVIRONMENTS_AT_ONCE = 100
+"""So many take 0.1 GB of MuJoCo's locomotion, and 1.3 GB of point mazes, whose models hold a picture of the sky."""
 
 
 class RandomActor:
@@ -51,11 +47,20 @@ class RandomActor:
         self.action_size = action_size
         self.generator = torch.Generator().manual_seed(seed)
 
-    def init_state(self, n: int, target: float) -> None:
-        return None
+    def init_state(self, n: int, target: float) -> tuple[int, Tensor]:
+        """How many episodes there were at first, and the places of those that go on."""
+        return n, torch.arange(n)
 
-    def act(self, state: None, observation: Tensor, reward: Tensor | None = None) -> tuple[Tensor, None]:
-        return torch.rand(len(observation), self.action_size, generator=self.generator) * 2 - 1, None
+    def act(
+        self, state: tuple[int, Tensor], observation: Tensor, reward: Tensor | None = None
+    ) -> tuple[Tensor, tuple[int, Tensor]]:
+        """One draw for each episode there was at first, so that none depends on when others end."""
+        n, going_on = state
+        return (torch.rand(n, self.action_size, generator=self.generator) * 2 - 1)[going_on], state
+
+    def select(self, state: tuple[int, Tensor], rows: Tensor) -> tuple[int, Tensor]:
+        n, going_on = state
+        return n, going_on[rows]
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,8 @@ class Evaluation:
     model: str
     seed: int
     step: int
+    acting: str  # a way of `dmm.acting.make_actor`
+    states: int | None  # of `staggered` acting, None for other ways
     behaviour: float | None  # the data's own mean return, normalised
     scores: tuple[Score, ...]
 
@@ -107,6 +114,8 @@ class Evaluation:
             "model": self.model,
             "seed": self.seed,
             "step": self.step,
+            "acting": self.acting,
+            "states": self.states,
             "episodes": len(first["returns"]),
             "targets": [score.target for score in self.scores],
             **{key: first[key] for key in ("returns", "mean_return", "normalized_score", "ci95")},
@@ -121,6 +130,8 @@ def evaluate(
     episodes: int = 100,
     targets: Sequence[float] | None = None,
     seed: int = 10_000,
+    acting: str = "window",
+    states: int = STATES,
     progress: bool = True,
 ) -> Evaluation:
     """Roll out a run's last checkpoint and score it.
@@ -131,10 +142,13 @@ def evaluate(
             and models meet the same starts.
         targets: returns asked for, in the environment's units; `default_targets` if not given.
         seed: of the first episode.
+        acting: how, `window` (as the paper evaluates), `recurrent` or `staggered`; see `dmm.acting`.
+        states: of each episode, for `staggered`.
         progress: show a bar on stderr.
 
     Raises:
-        InputError: no run there, an environment that cannot be rebuilt, or `episodes` below 1.
+        InputError: no run there, an environment that cannot be rebuilt, `episodes` below 1, or a way of acting that the
+            model does not know.
     """
     run = run if isinstance(run, Run) else load_run(run)
     data = run.info["dataset"]
@@ -142,20 +156,24 @@ def evaluate(
     wanted = list(targets) if targets else default_targets(data["env_id"], data["max_return"])
     if not np.isfinite(wanted).all():
         raise InputError(f"target: got {wanted}, allowed are finite numbers")
-    scores = []
-    for target in wanted:
-        label = f"evaluate, target {target:g}"
-        done = rollout(
-            run.policy,
-            lambda: make_env(run.info),
-            episodes=episodes,
-            target=target,
-            seed=seed,
-            progress=progress and label,
-        )
-        scores.append(score(done, target, reference))
+    actor, scores = make_actor(run.policy, acting, states), []
+    with environments(lambda: make_env(run.info), episodes) as envs:  # mazes take longer to make than to play
+        for target in wanted:
+            label = progress and f"evaluate, target {target:g}"
+            done = play(actor, envs, episodes=episodes, target=target, seed=seed, progress=label)
+            scores.append(score(done, target, reference))
+    gc.collect()  # environments refer to themselves, and a hundred mazes hold over 1 GB
     behaviour = None if reference is None else float(normalize(data["mean_return"], reference))
-    return Evaluation(data["id"], run.info["model"], run.info["training"]["seed"], run.step, behaviour, tuple(scores))
+    return Evaluation(
+        dataset=data["id"],
+        model=run.info["model"],
+        seed=run.info["training"]["seed"],
+        step=run.step,
+        acting=acting,
+        states=states if acting == "staggered" else None,
+        behaviour=behaviour,
+        scores=tuple(scores),
+    )
 
 
 def default_targets(env_id: str, best_return: float) -> list[float]:
@@ -189,27 +207,50 @@ def rollout(
 ) -> Rollout:
     """Run `episodes` to their end, up to `ENVIRONMENTS_AT_ONCE` side by side with one call of the actor per step.
 
-    Environments whose episode is over are not stepped again, so with a deterministic actor an episode's course depends
-    on its own seed alone.
+    Episodes that are over leave the batch, so with a deterministic actor an episode's course depends on its own seed
+    alone, but for the last digits of float arithmetic, which depend on how many are computed at once.
+
+    Raises:
+        InputError: `episodes` below 1.
+    """
+    with environments(make, episodes) as envs:
+        return play(actor, envs, episodes=episodes, target=target, seed=seed, progress=progress)
+
+
+@contextmanager
+def environments(make: Callable[[], gym.Env], episodes: int) -> Iterator[list[gym.Env]]:
+    """As many environments as `episodes` are played in at once; closed in the end.
 
     Raises:
         InputError: `episodes` below 1.
     """
     if episodes < 1:
         raise InputError(f"episodes: got {episodes}, allowed is at least 1")
-    if not 0 <= seed < 2**31:
-        raise InputError(f"seed: got {seed}, allowed is 0 to 2**31 - 1")
-    envs = [make() for _ in range(min(episodes, ENVIRONMENTS_AT_ONCE))]
-    parts = []
-    label = progress if isinstance(progress, str) else "evaluate"
+    envs: list[gym.Env] = []
     try:
-        with tqdm(total=episodes, disable=not progress, unit="episode", desc=label) as bar:
-            for first in range(0, episodes, len(envs)):
-                batch = envs[: episodes - first]
-                parts.append(_run_batch(actor, batch, target, seed + first, bar))
+        envs.extend(make() for _ in range(min(episodes, ENVIRONMENTS_AT_ONCE)))
+        yield envs
     finally:
         for env in envs:
             env.close()
+
+
+def play(
+    actor: Actor,
+    envs: list[gym.Env],
+    *,
+    episodes: int,
+    target: float = 0.0,
+    seed: int = 0,
+    progress: bool | str = False,
+) -> Rollout:
+    """`rollout` in environments that are there already, one episode in each at a time."""
+    if not 0 <= seed < 2**31:
+        raise InputError(f"seed: got {seed}, allowed is 0 to 2**31 - 1")
+    label, parts = progress if isinstance(progress, str) else "evaluate", []
+    with tqdm(total=episodes, disable=not progress, unit="episode", desc=label) as bar:
+        for first in range(0, episodes, len(envs)):
+            parts.append(_run_batch(actor, envs[: episodes - first], target, seed + first, bar))
     return Rollout(
         np.concatenate([part.returns for part in parts]),
         np.concatenate([part.lengths for part in parts]),
@@ -218,22 +259,38 @@ def rollout(
 
 
 def _run_batch(actor: Actor, envs: list[gym.Env], target: float, seed: int, bar: Any) -> Rollout:
-    n = len(envs)
     observation = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
-    visited = [[row] for row in observation]
-    returns, reward = np.zeros(n), np.zeros(n)
-    state, running, first = actor.init_state(n, target), np.ones(n, dtype=bool), True
-    while running.any():
-        action, state = actor.act(state, torch.from_numpy(observation), None if first else torch.from_numpy(reward))
-        first, actions = False, action.cpu().numpy()
-        observation, reward = observation.copy(), np.zeros(n)
-        for i in np.flatnonzero(running):
-            observation[i], reward[i], terminated, truncated, _ = envs[i].step(actions[i])
-            visited[i].append(observation[i].copy())
-            running[i] = not (terminated or truncated)
-            bar.update(int(not running[i]))
-        returns += reward
-    return Rollout(returns, np.array([len(rows) - 1 for rows in visited]), [np.stack(rows) for rows in visited])
+    going_on, returns = np.arange(len(envs)), np.zeros(len(envs))
+    visited = [(going_on, observation)]
+    state, reward = actor.init_state(len(envs), target), None
+    while len(going_on):
+        action, state = actor.act(state, torch.from_numpy(observation), reward)
+        observation, earned, over = _step([envs[i] for i in going_on], action.cpu().numpy())
+        returns[going_on] += earned
+        visited.append((going_on, observation))
+        if over.any():
+            bar.update(int(over.sum()))
+            rows = np.flatnonzero(~over)
+            going_on, observation, earned = going_on[rows], observation[rows], earned[rows]
+            state = actor.select(state, torch.from_numpy(rows))
+        reward = torch.from_numpy(earned)
+    courses = _by_episode(visited)
+    return Rollout(returns, np.array([len(course) - 1 for course in courses]), courses)
+
+
+def _step(envs: list[gym.Env], actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One step of each: observations `(n, s)`, rewards `(n,)` and whether the episode is over `(n,)`."""
+    observations, rewards, terminated, truncated, _ = zip(
+        *[env.step(action) for env, action in zip(envs, actions, strict=True)], strict=True
+    )
+    return np.stack(observations), np.array(rewards, dtype=np.float64), np.array(terminated) | np.array(truncated)
+
+
+def _by_episode(visited: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+    """Pairs of episodes `(n,)` and their observations `(n, s)`, one pair for each step -> one array per episode."""
+    episodes, rows = (np.concatenate(parts) for parts in zip(*visited, strict=True))
+    order = np.argsort(episodes, kind="stable")
+    return np.split(rows[order], np.cumsum(np.bincount(episodes))[:-1])
 
 
 def score(done: Rollout, target: float, reference: tuple[float, float] | None) -> Score:

@@ -13,18 +13,20 @@ keeps so that its `state_dict` loads here. Axes: `b` batch, `l` tokens, `d` chan
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmm.errors import InputError
-from dmm.scan import selective_scan, selective_step
+from dmm.scan import selective_scan
+from dmm.scan.fused import kernels
 from dmm.ssm import random_diagonal, s4d_real
 
 StepInit = Literal["mamba", "wiped"]
 AInit = Literal["s4d-real", "uniform"]
+KERNEL_DTYPES = (torch.float32, torch.float64)
 STEP_RANGE = (1e-3, 0.1)
 """Initial step sizes: log-uniform between these, as in Mamba."""
 
@@ -108,6 +110,7 @@ class MambaBlock(nn.Module):
         self.dt_proj = nn.Linear(rank, e)
         A = s4d_real(state_size).repeat(e, 1) if a_init == "s4d-real" else random_diagonal(e * state_size).view(e, -1)
         self.A_log = nn.Parameter(torch.log(-A))
+        self._frozen: MambaCell | None = None
         self.D = nn.Parameter(torch.ones(e))
         self.out_proj = nn.Linear(e, d, bias=False)
         _init_step_size(self.dt_proj) if step_init == "mamba" else init_linear(self.dt_proj)
@@ -135,21 +138,25 @@ class MambaBlock(nn.Module):
         zeros = self.A_log.new_zeros
         return MambaState(zeros(batch, self.inner, width - 1), zeros(batch, self.inner, self.state_size))
 
+    def extend(self, x: Tensor, state: MambaState, present: Tensor | None = None) -> tuple[Tensor, MambaState]:
+        """The next `t` tokens: `(b, t, d)`, state -> `(b, t, d)`, new state. From `init_state` it equals `forward`.
+
+        Args:
+            x: the tokens.
+            state: from `init_state` or the previous call; not changed.
+            present: `(b, t)`, 0 for tokens that a row begins without, 1 for all others. They must come first in a row
+                that is at its initial state; they leave that as it is, and what they map to means nothing.
+        """
+        return (self._frozen or MambaCell(self)).extend(x, state, present)
+
     def step(self, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
         """One token: `(b, d)`, state -> `(b, d)`, new state. Steps from `init_state` equal `forward`."""
-        x, z = self.in_proj(x).chunk(2, dim=-1)  # (b, e) each
-        conv = state.conv
-        if self.conv1d is not None:
-            window = torch.cat([state.conv, x[..., None]], dim=-1)  # (b, e, width)
-            x = torch.einsum("b e w, e w -> b e", window, self.conv1d.weight[:, 0]) + self.conv1d.bias  # type: ignore[operator]
-            conv = window[..., 1:]
-        x = F.silu(x)
-        delta, B, C = self._select(x)
-        A, bias = -torch.exp(self.A_log), self.dt_proj.bias
-        y, ssm = selective_step(
-            state.ssm, x, delta, A, B, C, self.D, z, delta_bias=bias, delta_softplus=True
-        )  # (b, e), (b, e, n)
-        return self.out_proj(y), MambaState(conv, ssm)
+        y, state = self.extend(x[:, None], state)
+        return y[:, 0], state
+
+    def freeze(self) -> None:
+        """Make `extend` and `step` go on with the weights of now: what they have in common is then worked out once."""
+        self._frozen = MambaCell(self)
 
     def _branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The scan's input and the gate before its SiLU, `(b, l, e)` each."""
@@ -162,6 +169,60 @@ class MambaBlock(nn.Module):
         """What the token selects: the step size before its bias and softplus `(..., e)`, and `B`, `C` `(..., n)`."""
         low, B, C = self.x_proj(x).split([self.rank, self.state_size, self.state_size], dim=-1)
         return F.linear(low, self.dt_proj.weight), B, C
+
+
+class MambaCell:
+    """What takes a Mamba block's tokens a few at a time, with the block's weights of now.
+
+    Nothing here is looked up or worked out for each token that can be once: in a step of one environment, that takes
+    longer than the arithmetic. Where no gradient is asked for, the CPU kernel is called without the checks and the
+    records of `selective_scan`.
+    """
+
+    def __init__(self, block: MambaBlock):
+        projections = (block.in_proj, block.x_proj, block.dt_proj, block.out_proj)
+        self.in_proj, self.x_proj, self.dt_proj, self.out_proj = (layer.weight for layer in projections)
+        self.sizes = [block.rank, block.state_size, block.state_size]
+        self.conv = None if block.conv1d is None else (block.conv1d.weight, cast(Tensor, block.conv1d.bias))
+        self.A, self.D, self.bias, self.backend = -torch.exp(block.A_log), block.D, block.dt_proj.bias, block.backend
+        served = block.backend in ("auto", "cpp") and self.A.device.type == "cpu" and self.A.dtype in KERNEL_DTYPES
+        self.kernel = kernels().get("cpp") if served else None
+
+    def extend(self, x: Tensor, state: MambaState, present: Tensor | None = None) -> tuple[Tensor, MambaState]:
+        """See `MambaBlock.extend`."""
+        x, z = F.linear(x, self.in_proj).chunk(2, dim=-1)  # (b, t, e) each
+        x, conv = self._convolve(x, state.conv, present)
+        x = F.silu(x)
+        if present is not None:
+            x = x * present[..., None]  # behind the convolution, whose bias lets absent tokens in again
+        low, B, C = F.linear(x, self.x_proj).split(self.sizes, dim=-1)  # type: ignore[no-untyped-call]
+        y, ssm = self._scan(x, F.linear(low, self.dt_proj), B, C, z, state.ssm)
+        return F.linear(y, self.out_proj), MambaState(conv, ssm)
+
+    def _convolve(self, x: Tensor, state: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The convolution's outputs for the inputs `(b, t, e)`, and its new state."""
+        if self.conv is None:
+            return x, state
+        weight, bias = self.conv  # (e, 1, width), (e,)
+        x = x if present is None else x * present[..., None]
+        inputs = torch.cat([state, x.mT], dim=-1)  # (b, e, width - 1 + t)
+        y = (inputs.unfold(-1, weight.shape[-1], 1) * weight).sum(-1)  # (b, e, t)
+        return y.mT + bias, inputs[..., x.shape[1] :]
+
+    def _scan(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor, z: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """`y (b, t, e)` and the last state `(b, e, n)`."""
+        if self.kernel is None or torch.is_grad_enabled():
+            return selective_scan(  # type: ignore[return-value]
+                *(u, delta, self.A, B, C, self.D, z),
+                delta_bias=self.bias,
+                delta_softplus=True,
+                initial_state=start,
+                return_last_state=True,
+                backend=self.backend,
+            )
+        u, B, C, z, start = (t.contiguous() for t in (u, B, C, z, start))
+        y, last, _ = self.kernel.forward(u, delta, self.A[None], B, C, self.D[None], z, self.bias[None], True, start)
+        return y, last
 
 
 def _init_step_size(dt_proj: nn.Linear) -> None:

@@ -1,12 +1,12 @@
 """Local token mixers, all of one signature: `mixer(d, window, bias)` maps `(b, l, d)` to `(b, l, d)`, causally.
 
 Output `t` sees tokens `t - window + 1 .. t`; tokens before the first count as zero. Each also has `init_state` and
-`step`, which takes one token at a time and equals `forward`.
+`extend`, which takes the tokens a few at a time and equals `forward`, and `step`, which takes one.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,14 +29,26 @@ class LocalMixer(nn.Module):
         """The last `window` tokens at each position, oldest first: `(b, l, d) -> (b, l, d, w)`."""
         return F.pad(x, (0, 0, self.window - 1, 0)).unfold(1, self.window, 1)
 
-    def init_state(self, batch: int) -> Tensor:
+    def init_state(self, batch: int) -> Any:
         """The `window - 1` tokens before the first, all zero: `(b, w - 1, d)`."""
         return next(self.parameters()).new_zeros(batch, self.window - 1, self.d)
 
-    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """One token: `x (b, d)`, state `(b, w - 1, d)` -> `(b, d)`, new state."""
-        window = torch.cat([state, x[:, None]], dim=1)  # (b, w, d)
-        return self.mix(window.mT[:, None])[:, 0], window[:, 1:]
+    def extend(self, x: Tensor, state: Any, present: Tensor | None = None) -> tuple[Tensor, Any]:
+        """The next `t` tokens: `x (b, t, d)`, state -> `(b, t, d)`, new state.
+
+        Args:
+            x: the tokens.
+            state: from `init_state` or the previous call; not changed.
+            present: `(b, t)`, 0 for tokens that a row begins without, 1 for all others. They must come first in a row
+                that is at its initial state; they leave that as it is, and what they map to means nothing.
+        """
+        tokens = torch.cat([state, x if present is None else x * present[..., None]], dim=1)  # (b, w - 1 + t, d)
+        return self.mix(tokens.unfold(1, self.window, 1)), tokens[:, x.shape[1] :]
+
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """One token: `x (b, d)`, state -> `(b, d)`, new state."""
+        y, state = self.extend(x[:, None], state)
+        return y[:, 0], state
 
     def forward(self, x: Tensor) -> Tensor:
         """`(b, l, d) -> (b, l, d)`."""
@@ -67,7 +79,8 @@ class DenseSequenceMixer(LocalMixer):
         self.linear = nn.Linear(window * d, d, bias=bias)
 
     def mix(self, windows: Tensor) -> Tensor:
-        return self.linear(windows.mT.flatten(-2))  # type: ignore[no-any-return]  # (b, l, w*d) -> (b, l, d)
+        flat = windows.mT.flatten(-2).contiguous()  # (b, l, w*d), without overlaps, which matrix products are slow on
+        return F.linear(flat, self.linear.weight, self.linear.bias)  # (b, l, d)
 
     def conv1d_weight(self) -> Tensor:
         """The same map as kernel of `F.conv1d` on `(b, d, l)` padded left by `w - 1`: `(d_out, d_in, w)`."""
@@ -112,20 +125,20 @@ class ModalityMixer(LocalMixer):
         super().__init__(d, window)
         self.mixers = nn.ModuleList(DenseSequenceMixer(d, window, bias=bias) for _ in range(3))
 
-    def init_state(self, batch: int) -> ModalityState:  # type: ignore[override]
+    def init_state(self, batch: int) -> ModalityState:
         """The tokens before the first, all zero, and the first token's modality."""
         return ModalityState(super().init_state(batch), 0)
 
-    def step(self, x: Tensor, state: ModalityState) -> tuple[Tensor, ModalityState]:  # type: ignore[override]
-        """One token: `x (b, d)`, state -> `(b, d)`, new state."""
-        y, window = self._mixer(state.modality).step(x, state.window)
-        return y, ModalityState(window, (state.modality + 1) % 3)
+    def extend(self, x: Tensor, state: ModalityState, present: Tensor | None = None) -> tuple[Tensor, ModalityState]:
+        """The next `t` tokens, whose first is of modality `state.modality` in every row."""
+        tokens = torch.cat([state.window, x if present is None else x * present[..., None]], dim=1)
+        y = self.mix(tokens.unfold(1, self.window, 1), state.modality)
+        return y, ModalityState(tokens[:, x.shape[1] :], (state.modality + x.shape[1]) % 3)
 
-    def mix(self, windows: Tensor) -> Tensor:
+    def mix(self, windows: Tensor, first: int = 0) -> Tensor:
+        """`(b, l, d, w) -> (b, l, d)` for tokens whose first is of modality `first`."""
         y = torch.empty_like(windows[..., 0])  # (b, l, d)
-        for modality in range(3):
-            y[:, modality::3] = self._mixer(modality).mix(windows[:, modality::3])
+        for place in range(3):
+            mixer = cast(DenseSequenceMixer, self.mixers[(first + place) % 3])
+            y[:, place::3] = mixer.mix(windows[:, place::3])
         return y
-
-    def _mixer(self, modality: int) -> DenseSequenceMixer:
-        return cast(DenseSequenceMixer, self.mixers[modality])

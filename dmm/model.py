@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -80,14 +80,26 @@ class DMMConfig(TokenPolicyConfig):
         return cls(state_size=state_size, action_size=action_size, **(code | changes))
 
 
+class DMMState(NamedTuple):
+    """What a DMM block remembers between two tokens."""
+
+    local: Any
+    """Of the local mixer."""
+    overall: Any
+    """Of the global mixer."""
+
+
 class DMMBlock(nn.Module):
     """One layer, `(b, l, d) -> (b, l, d)`: local mixing, then global mixing, each with norm and residual.
 
     Args:
         local_norm, local_mixer, global_norm, global_mixer: modules of signature `(b, l, d) -> (b, l, d)`; layers may
-            share them.
+            share them. To take tokens a few at a time, the mixers need `init_state` and `extend`.
         residual: `normalized` adds to the normalised input (paper, equation 3), `raw` to the input itself (code).
     """
+
+    local_mixer: Any
+    global_mixer: Any
 
     def __init__(
         self,
@@ -107,6 +119,19 @@ class DMMBlock(nn.Module):
             normed = norm(x)
             x = (normed if self.residual == "normalized" else x) + mixer(normed)
         return x
+
+    def init_state(self, batch: int) -> DMMState:
+        """The state before the first token."""
+        return DMMState(self.local_mixer.init_state(batch), self.global_mixer.init_state(batch))
+
+    def extend(self, x: Tensor, state: DMMState, present: Tensor | None = None) -> tuple[Tensor, DMMState]:
+        """The next `t` tokens: `(b, t, d)`, state -> `(b, t, d)`, new state; see `MambaBlock.extend`."""
+        normed = self.local_norm(x)
+        y, local = self.local_mixer.extend(normed, state.local, present)
+        x = (normed if self.residual == "normalized" else x) + y
+        normed = self.global_norm(x)
+        y, overall = self.global_mixer.extend(normed, state.overall, present)
+        return (normed if self.residual == "normalized" else x) + y, DMMState(local, overall)
 
     def parts(self) -> dict[str, nn.Module]:
         """What the layer adds to its input, by name, in order."""

@@ -1,8 +1,9 @@
 """The interface that every sequence model of the package serves, and the frame that most of them share.
 
 `Policy` is what training, evaluation, tables and widgets know: `forward(windows)` predicts the actions of whole
-windows, `init_state(n, target)` and `act(state, observation, reward)` run `n` episodes at once. Observations, rewards
-and returns-to-go are raw on the outside; a policy normalises them itself, with moments that travel in its weights.
+windows, `init_state(n, target)`, `act(state, observation, reward)` and `select(state, rows)` run `n` episodes at once.
+Observations, rewards and returns-to-go are raw on the outside; a policy normalises them itself, with moments that
+travel in its weights.
 
 `TokenPolicy` is the frame of Decision Transformer and its successors: one linear embedding per modality, tokens
 interleaved as return-to-go, state, action, a stack of blocks, and a head that reads the action off the state token.
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from dmm.data.windows import Windows
+from dmm.dropout import Dropout
 from dmm.errors import InputError
 from dmm.mamba import init_linear
 
@@ -102,6 +104,10 @@ class Policy(nn.Module):
         now.actions[:, -1] = action
         return action, now
 
+    def select(self, state: Windows, rows: Tensor) -> Windows:
+        """The memory of some of the episodes: `rows` are their places in the batch, `(m,)` int64."""
+        return Windows(*(getattr(state, field.name)[rows] for field in dataclasses.fields(state)))
+
     def parameter_count(self) -> int:
         """Trainable weights."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
@@ -163,7 +169,7 @@ class TokenPolicy(Policy):
         self.embed_state = nn.Linear(config.state_size, d)
         self.embed_action = nn.Linear(config.action_size, d)
         self.embed_norm = nn.LayerNorm(d)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList()
         self.norm = nn.LayerNorm(d)
         self.head = nn.Linear(d, config.action_size)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from dmm import evaluation
+from dmm.acting import ACTING, make_actor
+from dmm.cli import main
 from dmm.data.environments import environment_record
 from dmm.errors import InputError
 from dmm.evaluation import (
@@ -77,7 +79,7 @@ class Fixed:
     """Always the same action, and a memory of what it was called with."""
 
     def __init__(self, action: float = 0.5):
-        self.action, self.started, self.calls = action, [], []
+        self.action, self.started, self.calls, self.selected = action, [], [], []
 
     def init_state(self, n: int, target: float) -> int:
         self.started.append((n, target))
@@ -86,6 +88,10 @@ class Fixed:
     def act(self, state: int, observation: Tensor, reward: Tensor | None = None) -> tuple[Tensor, int]:
         self.calls.append((state, observation.clone(), None if reward is None else reward.clone()))
         return torch.full((len(observation), 2), self.action), state + 1
+
+    def select(self, state: int, rows: Tensor) -> int:
+        self.selected.append(rows.tolist())
+        return state
 
 
 class OnGpu(Tensor):
@@ -141,7 +147,7 @@ class TestRollout:
         states, observations, rewards = zip(*actor.calls, strict=True)
         assert states == (0, 1, 2, 3)
         assert observations[0].tolist() == [[2, 0, 2], [3, 0, 3]] and observations[2].tolist() == [[2, 2, 0], [3, 2, 1]]
-        assert rewards[0] is None and [reward.tolist() for reward in rewards[1:3]] == [[2.5, 3.5], [2.5, 3.5]]
+        assert rewards[0] is None and [reward.tolist() for reward in rewards[1:]] == [[2.5, 3.5], [2.5, 3.5], [3.5]]
 
     def test_actor_may_be_on_a_gpu(self) -> None:
         class FixedOnGpu(Fixed):
@@ -151,11 +157,31 @@ class TestRollout:
 
         assert rollout(FixedOnGpu(), Counting, episodes=4).returns.tolist() == known_returns(range(4))
 
-    def test_finished_episode_earns_nothing_more(self) -> None:
+    def test_finished_episodes_leave_the_batch(self) -> None:
         actor = Fixed()
-        rollout(actor, Counting, episodes=4)
-        last = actor.calls[-1][2]
-        assert last.tolist() == [0.0, 0.0, 2.5, 3.5]  # seed 0 is over after one step, seed 1 after two
+        rollout(actor, Counting, episodes=6)  # seeds 0 and 4 are over after one step, 1 and 5 after two, 2 after three
+        assert [len(observation) for _, observation, _ in actor.calls] == [6, 4, 2, 1]
+        assert actor.selected == [[1, 2, 3, 5], [1, 2], [1], []]
+        observations, rewards = actor.calls[2][1:]
+        assert observations.tolist() == [[2, 2, 0], [3, 2, 1]] and rewards.tolist() == [2.5, 3.5]
+
+    @pytest.mark.parametrize("acting", [("window", 0), ("recurrent", 0), ("staggered", 1), ("staggered", 3)])
+    def test_leaving_the_batch_does_not_change_returns(self, acting: tuple[str, int]) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            policy = DecisionMetaMamba(DMMConfig(state_size=3, action_size=2, width=8, layers=1, context=3)).eval()
+            torch.nn.init.normal_(policy.head.weight)
+        actor = make_actor(policy, *acting)
+        done, seeds = rollout(actor, Counting, episodes=8, target=5.0, seed=1), range(1, 9)
+        assert done.lengths.tolist() == [1 + s % 4 for s in seeds] and len(set(done.returns.tolist())) == 8
+        for i, seed in enumerate(seeds):  # by hand, nobody leaves
+            env, state, reward, earned = Counting(), actor.init_state(1, 5.0), None, 0.0
+            observation, over = env.reset(seed=seed)[0], False
+            while not over:
+                action, state = actor.act(state, torch.from_numpy(observation)[None], reward)
+                observation, paid, terminated, truncated, _ = env.step(action[0].numpy())
+                reward, earned, over = torch.tensor([paid]), earned + paid, terminated or truncated
+            assert done.returns[i] == pytest.approx(earned, rel=1e-6)
 
     def test_keeps_every_observation_the_last_included(self) -> None:
         done = rollout(Fixed(), Counting, episodes=3, seed=4)
@@ -202,8 +228,16 @@ class TestRandomActor:
 
     def test_draws_anew_at_each_step(self) -> None:
         actor = RandomActor(2)
-        first, second = (actor.act(None, torch.zeros(1, 3))[0] for _ in range(2))
+        first, second = (actor.act(actor.init_state(1, 0.0), torch.zeros(1, 3))[0] for _ in range(2))
         assert not torch.equal(first, second)
+
+    def test_an_episodes_draws_do_not_depend_on_who_has_left(self) -> None:
+        everyone, some = RandomActor(2, seed=3), RandomActor(2, seed=3)
+        state, rows = some.init_state(5, 0.0), torch.tensor([4, 1])
+        all_five = [everyone.act(everyone.init_state(5, 0.0), torch.zeros(5, 3))[0] for _ in range(2)]
+        first, state = some.act(state, torch.zeros(5, 3))
+        second, _ = some.act(some.select(state, rows), torch.zeros(2, 3))
+        assert torch.equal(first, all_five[0]) and torch.equal(second, all_five[1][rows])
 
     def test_plays_in_an_environment(self) -> None:
         done = rollout(RandomActor(2), Counting, episodes=3, seed=1)
@@ -368,6 +402,44 @@ class TestEvaluate:
     def test_no_episodes_are_refused(self, run: Run, episodes: int) -> None:
         with pytest.raises(InputError, match=f"^episodes: got {episodes}, allowed is at least 1"):
             small(run, episodes=episodes)
+
+    def test_says_how_it_acted(self, run: Run) -> None:
+        ways = [small(run, acting=acting, states=3).to_json() for acting in ACTING]
+        assert [(way["acting"], way["states"]) for way in ways] == [
+            ("window", None),
+            ("recurrent", None),
+            ("staggered", 3),
+        ]
+        window, recurrent, staggered = (way["returns"] for way in ways)
+        np.testing.assert_allclose(staggered, window, rtol=1e-6)  # the context is 3
+        assert window == small(run).to_json()["returns"]
+        np.testing.assert_allclose(recurrent[:2], window[:2], rtol=1e-6)  # over before the window is full
+        assert recurrent[2] != window[2]
+
+    def test_a_way_of_acting_that_the_model_does_not_know_is_named(self, run: Run) -> None:
+        with pytest.raises(InputError, match=r"^acting: got 'x', allowed are window, recurrent, staggered"):
+            small(run, acting="x")
+        with pytest.raises(InputError, match=r"^states: got 2, allowed are the divisors of the context 3: 1, 3"):
+            small(run, acting="staggered", states=2)
+
+    @pytest.mark.parametrize(
+        ("options", "acting", "states"),
+        [
+            ((), "window", None),
+            (("--acting", "recurrent"), "recurrent", None),
+            (("--acting", "staggered", "--states", "3"), "staggered", 3),
+        ],
+    )
+    def test_the_command_takes_the_way(
+        self, run: Run, options: Any, acting: str, states: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit, match="0"):
+            main(["evaluate", str(run.path), "--episodes", "2", *options, "--json"])
+        result = json.loads(capsys.readouterr().out)
+        assert (result["acting"], result["states"]) == (acting, states)
+        with pytest.raises(SystemExit, match="0"):
+            main(["evaluate", str(run.path), "--episodes", "2", *options])
+        assert f"acting: {acting}{' with 3 states' if states else ''}" in capsys.readouterr().out
 
     def test_missing_run_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"^run: no run at"):

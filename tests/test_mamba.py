@@ -113,6 +113,34 @@ class TestBlock:
         torch.testing.assert_close(by_steps(block, x), block(x))
 
     @pytest.mark.parametrize("conv_width", CONV_WIDTHS)
+    @pytest.mark.parametrize("parts", [(9,), (3, 3, 3), (1, 4, 4), (2, 7)])
+    def test_a_few_tokens_at_a_time_equal_forward(self, conv_width: int | None, parts: tuple[int, ...]) -> None:
+        block, x = block_with(conv_width), tokens()
+        state, outputs = block.init_state(2), []
+        for part in x.split(parts, dim=1):
+            y, state = block.extend(part, state)
+            outputs.append(y)
+        torch.testing.assert_close(torch.cat(outputs, 1), block(x))
+
+    @pytest.mark.parametrize("conv_width", CONV_WIDTHS)
+    def test_absent_tokens_leave_no_trace(self, conv_width: int | None) -> None:
+        block, x = block_with(conv_width), tokens()
+        present = torch.tensor([[0.0, 0.0, 1.0], [1.0, 1.0, 1.0]])  # the first row begins with its third token
+        first, state = block.extend(x[:, :3], block.init_state(2), present)
+        rest, _ = block.extend(x[:, 3:], state)
+        together = torch.cat([first, rest], 1)
+        torch.testing.assert_close(together[:1, 2:], block(x[:1, 2:]))
+        torch.testing.assert_close(together[1:], block(x[1:]))
+
+    @pytest.mark.parametrize("conv_width", CONV_WIDTHS)
+    def test_a_frozen_block_does_the_same_and_has_the_same_weights(self, conv_width: int | None) -> None:
+        block, x = block_with(conv_width), tokens()
+        expected, names = (block(x), by_steps(block, x)), list(block.state_dict())
+        block.freeze()
+        assert torch.equal(block(x), expected[0]) and torch.equal(by_steps(block, x), expected[1])
+        assert list(block.state_dict()) == names
+
+    @pytest.mark.parametrize("conv_width", CONV_WIDTHS)
     def test_a_step_leaves_the_old_state_alone(self, conv_width: int | None) -> None:
         block, x = block_with(conv_width), tokens()
         _, state = block.step(x[:, 0], block.init_state(2))

@@ -173,6 +173,26 @@ class TestEveryMixer:
             outputs.append(y)
         torch.testing.assert_close(torch.stack(outputs, 1), layer(x))
 
+    @pytest.mark.parametrize("window", [1, 2, 6])
+    @pytest.mark.parametrize("parts", [(9,), (3, 3, 3), (1, 4, 4), (2, 7)])
+    def test_a_few_tokens_at_a_time_equal_forward(self, mixer: Any, window: int, parts: tuple[int, ...]) -> None:
+        layer, x = mixer(D, window, True).double(), tokens()
+        state, outputs = layer.init_state(2), []
+        for part in x.split(parts, dim=1):
+            y, state = layer.extend(part, state)
+            outputs.append(y)
+        torch.testing.assert_close(torch.cat(outputs, 1), layer(x))
+
+    def test_absent_tokens_leave_no_trace(self, mixer: Any) -> None:
+        layer, x = mixer(D, 4, True).double(), tokens()
+        present = torch.tensor([[0.0, 0.0, 1.0], [1.0, 1.0, 1.0]])  # the first row begins with its third token
+        first, state = layer.extend(x[:, :3], layer.init_state(2), present)
+        rest, _ = layer.extend(x[:, 3:], state)
+        begun = x.detach().clone()
+        begun[0, :2] = 0
+        torch.testing.assert_close(torch.cat([first, rest], 1)[0, 2:], layer(begun)[0, 2:])
+        torch.testing.assert_close(torch.cat([first, rest], 1)[1], layer(x)[1])
+
     @pytest.mark.parametrize("window", [1, 3, 6])
     @pytest.mark.parametrize("t", [0, 2, 8])
     def test_a_token_reaches_as_far_as_the_window_and_not_back(self, mixer: Any, window: int, t: int) -> None:

@@ -137,6 +137,16 @@ class TestBlock:
             assert block.global_mixer.conv1d is None
             assert block.local_mixer.window == 4 and block.local_mixer.linear.bias is not None
 
+    @pytest.mark.parametrize("residual", ["normalized", "raw"])
+    @pytest.mark.parametrize("parts", [(9,), (3, 3, 3), (1, 4, 4)])
+    def test_a_few_tokens_at_a_time_equal_forward(self, residual: Any, parts: tuple[int, ...]) -> None:
+        block, x = DMMBlock(*block_parts(), residual).double(), torch.randn(2, 9, 8, dtype=torch.float64)
+        state, outputs = block.init_state(2), []
+        for part in x.split(parts, dim=1):
+            y, state = block.extend(part, state)
+            outputs.append(y)
+        torch.testing.assert_close(torch.cat(outputs, 1), block(x))
+
     def test_parts_are_what_a_block_adds_in_order(self) -> None:
         block = small().blocks[0]
         assert list(block.parts().items()) == [("DSM", block.local_mixer), ("Mamba", block.global_mixer)]

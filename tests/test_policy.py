@@ -137,6 +137,17 @@ class TestAct:
         after = [getattr(state, field) for field in ("returns_to_go", "states", "actions", "timesteps", "mask")]
         assert all(torch.equal(now, then) for now, then in zip(after, before, strict=True))
 
+    def test_episodes_may_leave(self, policy: Policy) -> None:
+        observations, rewards = episode(n=4)
+        together, states = play(policy, 6.0, observations, rewards)
+        kept, state = torch.tensor([3, 1]), states[2]
+        before = state.states.clone()
+        state = policy.select(state, kept)
+        for t in range(3, 7):
+            action, state = policy.act(state, observations[t, kept], rewards[t - 1, kept])
+            torch.testing.assert_close(action, together[t, kept])
+        assert torch.equal(states[2].states, before)
+
     def test_rewards_and_observations_may_be_float64(self, policy: Policy) -> None:
         observations, rewards = episode()
         actions, states = play(policy, 6.0, observations, rewards.double())

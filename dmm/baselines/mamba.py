@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from dmm.mamba import MambaBlock, StepInit, init_linear
+from dmm.mamba import MambaBlock, MambaState, StepInit, init_linear
 from dmm.policy import TokenPolicy, TokenPolicyConfig, check_choice, check_positive
 
 
@@ -49,6 +49,15 @@ class MambaLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.mixer(self.norm(x))  # type: ignore[no-any-return]
+
+    def init_state(self, batch: int) -> MambaState:
+        """The state before the first token."""
+        return self.mixer.init_state(batch)
+
+    def extend(self, x: Tensor, state: MambaState, present: Tensor | None = None) -> tuple[Tensor, MambaState]:
+        """The next `t` tokens: `(b, t, d)`, state -> `(b, t, d)`, new state; see `MambaBlock.extend`."""
+        y, state = self.mixer.extend(self.norm(x), state, present)
+        return x + y, state
 
     def parts(self) -> dict[str, nn.Module]:
         """What the layer adds to its input, by name, in order."""

@@ -1,0 +1,230 @@
+"""Acting with a trained policy in three ways, behind one switch.
+
+`window`: at each step a parallel forward over the last `K` time steps, as the paper evaluates; `Policy.act`.
+
+`recurrent`: the same model as the recurrence that it is. One state per episode, never reset, takes in the tokens of
+each new time step; the cost of a step does not depend on `K`. The actions are those of one parallel forward over the
+whole episode so far, of which training has never seen more than `K` steps at once.
+
+`staggered`: `m` states per episode, each restarted every `K` steps, `K / m` apart; the action is read off the oldest.
+So every action is that of a parallel forward over the last `K - K/m + 1` to `K` steps, lengths that training has seen,
+at a cost that does not grow with `K` either. `m = K` gives the actions of the window, `m = 1` forgets all at once.
+
+An episode begins as its window does: behind `K - 1` padded steps, which the states have taken in beforehand.
+Axes: `n` episodes, `m` states of each, `d` channels, `s` state size, `a` action size.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from dmm.errors import InputError
+from dmm.mamba import MambaBlock
+from dmm.policy import Policy, TokenPolicy, check_choice
+
+Acting = Literal["window", "recurrent", "staggered"]
+ACTING: tuple[str, ...] = get_args(Acting)
+STATES = 4
+"""`m` of the staggered states, unless said otherwise."""
+
+
+class Actor(Protocol):
+    """What plays episodes, `n` at once; `dmm.policy.Policy` is one."""
+
+    def init_state(self, n: int, target: Any) -> Any:
+        """The memory of `n` episodes of which `target` is asked, before their first observation."""
+
+    def act(self, state: Any, observation: Tensor, reward: Tensor | None = None) -> tuple[Tensor, Any]:
+        """One time step: observation `(n, s)`, reward of the step before `(n,)` -> action `(n, a)`, new memory."""
+
+    def select(self, state: Any, rows: Tensor) -> Any:
+        """The memory of some of the episodes; `rows` are their places in the batch, int64."""
+
+
+def make_actor(policy: Policy, acting: str = "window", states: int = STATES) -> Actor:
+    """The policy, acting in one of the three ways. It acts with the weights that it has now.
+
+    Args:
+        policy: a trained policy; for `recurrent` and `staggered` its blocks must be recurrences.
+        acting: `window`, `recurrent` or `staggered`.
+        states: `m`, a divisor of the policy's context; `staggered` alone has them.
+
+    Raises:
+        InputError: another way, a policy without a recurrence, or a number of states that does not divide the context.
+    """
+    check_choice("acting", acting, Acting)
+    if acting == "window":
+        return policy.eval()
+    _require_recurrence(policy, acting)
+    recurrent = cast(TokenPolicy, policy)
+    return RecurrentActor(recurrent) if acting == "recurrent" else StaggeredActor(recurrent, states)
+
+
+def _require_recurrence(policy: Policy, acting: str) -> None:
+    frame = isinstance(policy, TokenPolicy) and not _overrides(policy)
+    if not frame or not all(hasattr(block, "extend") for block in cast(TokenPolicy, policy).blocks):
+        raise InputError(
+            f"acting: got {acting!r} for a {type(policy).__name__}, which is no recurrence over its tokens; "
+            "allowed is window"
+        )
+
+
+def _overrides(policy: TokenPolicy) -> bool:
+    """Whether a policy does something of its own with its tokens, such as a timestep embedding or attention masks."""
+    return any(getattr(type(policy), name) is not getattr(TokenPolicy, name) for name in ("embed", "mix", "decode"))
+
+
+class Memory(NamedTuple):
+    """What a `RecurrentActor` remembers of `n` episodes between two time steps."""
+
+    target: Tensor
+    """The return still asked for, `(n, 1)`."""
+    action: Tensor
+    """The action of the step before, `(n, a)`."""
+    clock: int
+    """Steps so far, those of the padding included."""
+    blocks: tuple[Any, ...]
+    """The state of each block, in tensors `(m n, ., .)`: first the first state of every episode, then the second ..."""
+
+
+class RecurrentActor:
+    """One state per episode, begun with the padding of a window and never reset.
+
+    A time step takes in three tokens: the action before, the return-to-go, the state.
+    """
+
+    states = 1
+
+    def __init__(self, policy: TokenPolicy):
+        self.policy = copy.deepcopy(policy).eval().requires_grad_(False)
+        for module in self.policy.modules():
+            if isinstance(module, MambaBlock):
+                module.freeze()
+        self.context, self.discrete_actions = policy.context, policy.discrete_actions
+        self.embedding = self._embedding()
+        self.start = self.beginning()
+
+    def init_state(self, n: int, target: Tensor | float) -> Memory:
+        """The memory of `n` episodes behind their padding, `target` (a number or `(n,)`) being the return asked for."""
+        rows = torch.zeros(n, dtype=torch.int64, device=self.policy.state_mean.device)
+        memory = self.select(self.start, rows)
+        return memory._replace(target=memory.target + torch.as_tensor(target).to(memory.target).reshape(-1, 1))
+
+    @torch.inference_mode()
+    def act(self, state: Memory, observation: Tensor, reward: Tensor | None = None) -> tuple[Tensor, Memory]:
+        """One time step of `n` episodes: observation `(n, s)` -> action `(n, a)`, new memory; see `Policy.act`."""
+        policy, target = self.policy, state.target
+        if reward is not None:
+            target = target - reward[:, None].to(target)
+        seen = (observation.to(target) - policy.state_mean) / policy.state_std
+        x, blocks = self._extend(state, target / policy.config.rtg_scale, seen)
+        action = torch.tanh(policy.head(policy.norm(x)))
+        if self.discrete_actions:  # what is played, and what later steps see, is one-hot as in the data
+            action = one_hot(action.argmax(dim=-1), policy.action_size).to(action)
+        return action, Memory(target, action, state.clock + 1, blocks)
+
+    @torch.inference_mode()
+    def select(self, state: Memory, rows: Tensor) -> Memory:
+        """The memory of the episodes at these places."""
+        n = len(state.target)
+        every = (torch.arange(self.states, device=rows.device)[:, None] * n + rows).flatten()
+        blocks = _map(lambda tensor: tensor[every], state.blocks)
+        return Memory(state.target[rows], state.action[rows], state.clock, blocks)
+
+    def oldest(self, clock: int) -> int:
+        """The state that the action of this step is read off."""
+        return 0
+
+    def restart(self, memory: Memory) -> tuple[tuple[Any, ...], Tensor | None]:
+        """The states of the blocks at the start of a step, and which of its tokens they see: `(m n, 3)`, None for all.
+
+        This state is never restarted.
+        """
+        return memory.blocks, None
+
+    def _extend(self, memory: Memory, rtg: Tensor, seen: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
+        """Take in one time step; returns what the blocks make of the state token `(n, d)` and their new states."""
+        n, (blocks, present) = len(rtg), self.restart(memory)
+        tokens = F.linear(torch.cat([memory.action, rtg, seen], dim=1), *self.embedding).view(n, 3, -1)
+        x = self.policy.embed_norm(tokens if memory.clock else tokens[:, 1:])  # no action comes before the first step
+        x = x if self.states == 1 else x.repeat(self.states, 1, 1)  # (m n, 3, d)
+        after = []
+        for block, state in zip(self.policy.blocks, blocks, strict=True):
+            x, state = cast(Any, block).extend(x, state, present)
+            after.append(state)
+        first = self.oldest(memory.clock) * n
+        return x[first : first + n, -1], tuple(after)
+
+    def _embedding(self) -> tuple[Tensor, Tensor]:
+        """One linear map of `(action, return-to-go, state)`, `(n, a + 1 + s)`, to the three tokens `(n, 3d)`."""
+        layers = (self.policy.embed_action, self.policy.embed_rtg, self.policy.embed_state)
+        weights = torch.block_diag(*(layer.weight for layer in layers))  # type: ignore[no-untyped-call]
+        return weights, torch.cat([layer.bias for layer in layers])
+
+    @torch.inference_mode()
+    def beginning(self) -> Memory:
+        """The memory of one episode behind its padding, asked for nothing."""
+        memory = self.nothing()
+        unseen = memory.target.new_zeros(1, self.policy.state_size)
+        while memory.clock < self.context - 1:
+            _, blocks = self._extend(memory, memory.target, unseen)
+            memory = memory._replace(clock=memory.clock + 1, blocks=blocks)
+        return memory
+
+    def nothing(self) -> Memory:
+        """The memory of one episode that has seen nothing, not even padding, and is asked for nothing."""
+        zeros = self.policy.state_mean.new_zeros
+        blocks = tuple(cast(Any, block).init_state(self.states) for block in self.policy.blocks)
+        return Memory(zeros(1, 1), zeros(1, self.policy.action_size), 0, blocks)
+
+
+class StaggeredActor(RecurrentActor):
+    """`states` states per episode, each restarted every `context` steps, at equal distances; the oldest acts.
+
+    Restarts are counted from the first padded step, so that the first action sees the whole padding, as in the window.
+
+    Raises:
+        InputError: `states` does not divide the context.
+    """
+
+    def __init__(self, policy: TokenPolicy, states: int = STATES):
+        if states < 1 or policy.context % states:
+            divisors = [m for m in range(1, policy.context + 1) if policy.context % m == 0]
+            raise InputError(
+                f"states: got {states}, allowed are the divisors of the context {policy.context}: "
+                f"{', '.join(map(str, divisors))}"
+            )
+        self.states, self.spacing = states, policy.context // states
+        super().__init__(policy)
+
+    def oldest(self, clock: int) -> int:
+        """Of the last restarts, the earliest that lies less than `context` steps back."""
+        return max(0, clock - self.context + self.spacing) // self.spacing % self.states
+
+    def restart(self, memory: Memory) -> tuple[tuple[Any, ...], Tensor | None]:
+        """At every `spacing`-th step one of the states begins anew, behind the action before, which it does not see."""
+        if memory.clock == 0 or memory.clock % self.spacing:
+            return memory.blocks, None
+        n = len(memory.target)
+        newest = slice(first := memory.clock // self.spacing % self.states * n, first + n)
+        kept, present = memory.target.new_ones(self.states * n, 1, 1), memory.target.new_ones(self.states * n, 3)
+        kept[newest] = 0
+        present[newest, 0] = 0
+        return _map(lambda tensor: tensor * kept, memory.blocks), present
+
+
+def _map(function: Callable[[Tensor], Tensor], state: Any) -> Any:
+    """`function` of every tensor in a block's state, which is made of tensors, numbers and (named) tuples of them."""
+    if isinstance(state, Tensor):
+        return function(state)
+    if not isinstance(state, tuple):
+        return state
+    parts = [_map(function, part) for part in state]
+    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
