@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+
+from dmm.errors import InputError
 
 
 def machine() -> dict[str, Any]:
@@ -24,27 +30,110 @@ def machine() -> dict[str, Any]:
 
 
 def interleaved(
-    candidates: Mapping[str, Callable[[], object]], *, repeats: int, calls: int = 1
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int,
+    calls: int = 1,
+    warm: int = 0,
+    patience: float = float("inf"),
+    finish: Callable[[], object] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Seconds per call of each candidate: `median`, `low` and `high` (quartiles) over `repeats` rounds.
 
     Every round times `calls` calls of each candidate in turn, so that whatever else the machine does meets all of them;
-    a first round is thrown away.
+    a first call of each, which may load or compile, is thrown away.
+
+    Args:
+        candidates: what is called.
+        repeats: rounds.
+        calls: per round and candidate.
+        warm: calls before those that are timed, in every turn, where what ran before leaves caches and memory cold.
+        patience: seconds; of a candidate whose first and second call took longer the second is the figure.
+        finish: waits until a device is done; called before the clock is read.
     """
+    slow = {}
+    for name, call in candidates.items():
+        if _seconds(call, 1, finish) > patience and (again := _seconds(call, 1, finish)) > patience:
+            slow[name] = quartiles([again])
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(repeats + 1):
+    for _ in range(repeats):
         for name, call in candidates.items():
-            begin = time.perf_counter()
-            for _ in range(calls):
-                call()
-            times[name].append((time.perf_counter() - begin) / calls)
-    return {name: quartiles(values[1:]) for name, values in times.items()}
+            if name not in slow:
+                if warm:
+                    _seconds(call, warm, finish)
+                times[name].append(_seconds(call, calls, finish))
+    return {name: slow.get(name) or quartiles(values) for name, values in times.items()}
+
+
+def _seconds(call: Callable[[], object], calls: int, finish: Callable[[], object] | None) -> float:
+    begin = time.perf_counter()
+    for _ in range(calls):
+        call()
+    if finish is not None:
+        finish()
+    return (time.perf_counter() - begin) / calls
+
+
+def device_name(device: torch.device) -> str:
+    """A GPU's name, or the processor's."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+
+
+def finisher(device: torch.device) -> Callable[[], object] | None:
+    """What waits for a device; None for a CPU, which is done when a call returns."""
+    return functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
+
+
+@contextmanager
+def threads_set(threads: int) -> Iterator[None]:
+    """Torch works with this many CPU threads inside the block.
+
+    Raises:
+        InputError: fewer than one.
+    """
+    check_at_least_one(threads=threads)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def check_at_least_one(**numbers: int) -> None:
+    """Raise InputError unless these arguments are 1 or more."""
+    for name, value in numbers.items():
+        if value < 1:
+            raise InputError(f"{name}: got {value}; allowed: 1 or more")
+
+
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def check_picture(path: Path | None) -> None:
+    """Raise InputError unless a picture can be written there, before minutes have gone into its numbers."""
+    if path is not None and path.suffix not in PICTURES:
+        raise InputError(f"picture: got {str(path)!r}; allowed: a name that ends in {', '.join(PICTURES)}")
+    if path is not None and not path.resolve().parent.is_dir():
+        raise InputError(f"picture: got {str(path)!r}; allowed: a file in a folder that is there")
+
+
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function returns in a Python process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
 
 
 def quartiles(values: list[float]) -> dict[str, float]:
     """`median`, `low` and `high`, the middle half of the values."""
     low, median, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
     return {"median": median, "low": low, "high": high}
+
+
+def forget_peak() -> None:
+    """Let `peak_megabytes` begin again from what this process holds now; does nothing where there is no way to."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_megabytes() -> float:

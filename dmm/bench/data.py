@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import tempfile
 import time
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from dmm.bench import interleaved, machine, peak_megabytes, quartiles
+from dmm.bench import check_at_least_one, in_fresh_process, interleaved, machine, peak_megabytes, quartiles
 from dmm.data.collect import collect
 from dmm.data.observations import build_env
 from dmm.data.recipes import Recipe, find_recipe
@@ -44,9 +43,7 @@ def bench_data(
     Raises:
         InputError: unknown recipe, or a number below 1.
     """
-    for argument, value in (("transitions", transitions), ("repeats", repeats)):
-        if value < 1:
-            raise InputError(f"{argument}: got {value}; allowed: 1 or more")
+    check_at_least_one(transitions=transitions, repeats=repeats)
     recipe = find_recipe(name)
     counts = [n for n in (1, 2, 4, 8) if n <= machine()["cores"]]
     torch.set_num_threads(1)
@@ -130,19 +127,13 @@ def _recording_rate(recipe: Recipe, transitions: int, workers: int) -> float:
 def peak_memory(recipe: Recipe, transitions: int) -> dict[str, Any]:
     """Peak resident memory in MB of collecting a quarter of the transitions, and all, each in a process of its own."""
     sizes = (max(1, transitions // 4), transitions)
-    peaks = [_in_fresh_process(_peak_of_collecting, recipe, size) for size in sizes]
+    peaks = [in_fresh_process(_peak_of_collecting, recipe, size) for size in sizes]
     return {"transitions": sizes, "peak_mb": peaks, "growth": peaks[1] / peaks[0]}
 
 
 def _peak_of_collecting(recipe: Recipe, transitions: int) -> float:
     collect(recipe, transitions=transitions, workers=1, force=True, progress=False)
     return peak_megabytes()
-
-
-def _in_fresh_process(function: Any, *arguments: Any) -> Any:
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(function, arguments)
 
 
 def reading(recipe: Recipe, transitions: int, repeats: int) -> dict[str, Any]:
@@ -238,3 +229,19 @@ def report(result: dict[str, Any]) -> str:
             "loop over its windows",
         ]
     )
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Transitions recorded per second against worker processes, as a png, svg or pdf."""
+    import matplotlib.pyplot as plt
+
+    from dmm.plots import figure
+
+    fig, ax = figure("half")
+    rates = [row["transitions_per_second"] for row in result["record"]]
+    spread = [[abs(rate[side] - rate["median"]) for rate in rates] for side in ("low", "high")]
+    ax.errorbar([row["workers"] for row in result["record"]], [rate["median"] for rate in rates], spread, marker="o")
+    ax.set(xlabel="worker processes", ylabel="transitions per second")
+    ax.set_ylim(bottom=0)
+    fig.savefig(path)
+    plt.close(fig)

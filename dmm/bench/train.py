@@ -1,0 +1,419 @@
+"""One training step, whole, with each scan in the same model, beside other models and packages: `dmm bench train`.
+
+The model is the default one at Hopper's sizes; the data are random numbers of the same shapes, on which a step takes as
+long as on any other. "Without its scan" has two readings, and both are measured:
+
+    no recurrence    y = (delta u (B . C) + D u) silu(z): each token by itself, all projections still used and trained
+    no scan          y = u silu(z): the projections for delta, B and C are computed and then left unused
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from dmm import mamba
+from dmm.bench import check_at_least_one, finisher, interleaved, machine, threads_set
+from dmm.bench.peers import Scan, compiled_loop, d3rlpy_dt, disagreement, find, find_scans, transformers_dt, versions
+from dmm.bench.scan import PATIENCE, backends_on, head_lines, heading, make_inputs, milliseconds
+from dmm.data.trajectories import Trajectories
+from dmm.data.windows import Windows, WindowSampler
+from dmm.memory import keep_freed_memory
+from dmm.policy import Policy
+from dmm.registry import find_model
+from dmm.stacking import stack
+from dmm.training import TrainConfig, action_loss, choose_device
+from dmm.update import FlatWeights, Update, fastest
+
+STATE_SIZE, ACTION_SIZE = 11, 3
+DT_PAPER = {"context": 20, "width": 128, "layers": 3, "heads": 1}
+"""Decision Transformer's own sizes for MuJoCo (Chen et al. 2021, table 9)."""
+UPDATES = 100_000
+TOLERANCE = 1e-3
+"""Of the largest entry, by which the gradients of a model with another scan may differ before it is left out."""
+THREADS = (1, 2, 4)
+DEFAULTS = TrainConfig()
+
+Step = Callable[[], object]
+
+
+def bench_train(
+    *, seeds: int = 5, repeats: int = 9, threads: int = 1, device: str = "cpu", progress: bool = True
+) -> dict[str, Any]:
+    """Seconds per training step with each scan, of other models, of several seeds and on several threads.
+
+    Args:
+        seeds: how many are trained at once, stacked and one after the other.
+        repeats: rounds; medians over them are reported.
+        threads: CPU threads of torch and of the kernel.
+        device: `cpu`, `cuda` or `auto`.
+        progress: show a bar on stderr.
+
+    Raises:
+        InputError: a number below 1, or a device that is not there.
+    """
+    check_at_least_one(seeds=seeds, repeats=repeats)
+    place = choose_device(device)
+    kept = keep_freed_memory()  # as training does; it speeds up whatever is trained in this process
+    bench = _Bench(place)
+    with threads_set(threads), tqdm(total=3, desc="bench train", disable=not progress) as bar:
+        scans, left_out = bench.scans()
+        models, absent = bench.models()
+        several = bench.seeds(seeds)
+        bar.update()
+        candidates = {**scans, **models, **several, "sampling": bench.sampling}
+        calls = 20 if place.type == "cuda" else 3
+        times = interleaved(candidates, repeats=repeats, calls=calls, warm=1, finish=finisher(place))
+        bar.update()
+        scaling = bench.thread_scaling(repeats) if place.type == "cpu" else []
+        bar.update()
+    return {
+        **heading(place, threads),
+        "freed_memory_kept": kept,
+        "scans": [_scan_row(name, times, bench.differences.get(name)) for name in scans],
+        "models": [{"model": name, **times[name], "ratio": _over(times, name, "dmm")} for name in ("dmm", *models)],
+        "left_out": left_out | absent,
+        "sampling": {**times["sampling"], "share": _over(times, "sampling", "dmm")},
+        "seeds": _seeds_rows(times, several, seeds),
+        "threads_scaling": scaling,
+        "projected_seconds": {name: UPDATES * times[name]["median"] for name in ("dmm", *several)},
+    }
+
+
+def _over(times: dict[str, dict[str, float]], name: str, other: str) -> float:
+    return times[name]["median"] / times[other]["median"]
+
+
+def _scan_row(name: str, times: dict[str, dict[str, float]], difference: float | None) -> dict[str, Any]:
+    ratios = {
+        "ratio": _over(times, name, "dmm"),
+        "over_no_recurrence": _over(times, name, "no recurrence"),
+        "over_no_scan": _over(times, name, "no scan"),
+    }
+    return {"scan": name, **times[name], **ratios, "difference": difference}
+
+
+def _seeds_rows(times: dict[str, dict[str, float]], names: dict[str, Step], seeds: int) -> dict[str, Any]:
+    rows = {name: {**times[name], "over_one_seed": _over(times, name, "dmm")} for name in names}
+    stacked, separate = names
+    return {"seeds": seeds, "rows": rows, "stacked_speedup": _over(times, separate, stacked)}
+
+
+def random_trajectories(episodes: int = 200, length: int = 500) -> Trajectories:
+    """Data of Hopper's sizes that mean nothing."""
+    rng, n = np.random.default_rng(0), episodes * length
+    return Trajectories(
+        observations=rng.normal(size=(n, STATE_SIZE)).astype(np.float32),
+        actions=rng.uniform(-1, 1, size=(n, ACTION_SIZE)).astype(np.float32),
+        rewards=rng.uniform(size=n).astype(np.float32),
+        starts=np.arange(0, n, length),
+        lengths=np.full(episodes, length),
+        terminated=np.zeros(episodes, dtype=bool),
+        dataset_id="random",
+        env_id="",
+    )
+
+
+# Other scans in the same model
+
+
+def no_recurrence(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    *,
+    delta_bias: Tensor,
+    delta_softplus: bool = True,
+    **_: Any,
+) -> Tensor:
+    """The scan of each token by itself, `h_t = delta_t B_t u_t`: all that a block computes, but for the recurrence."""
+    delta = F.softplus(delta + delta_bias) if delta_softplus else delta + delta_bias
+    return (delta * u * (B * C).sum(-1, keepdim=True) + D * u) * F.silu(z)
+
+
+def no_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, **_: Any) -> Tensor:
+    """The gate alone; nothing is asked of `delta`, `B` and `C`."""
+    return u * F.silu(z)
+
+
+@contextmanager
+def scan_replaced(scan: Scan | None) -> Iterator[None]:
+    """Mamba blocks scan with this function inside the block; None leaves them as they are."""
+    names = vars(mamba)
+    before = names["selective_scan"]
+    names["selective_scan"] = scan or before
+    try:
+        yield
+    finally:
+        names["selective_scan"] = before
+
+
+def choose_backend(policy: Policy, backend: str) -> Policy:
+    """The same policy, whose Mamba blocks scan with this backend."""
+    for module in policy.modules():
+        if isinstance(module, mamba.MambaBlock):
+            module.backend = backend
+    return policy
+
+
+def gradients(policy: Policy, windows: Windows) -> list[Tensor]:
+    """The loss of these windows without dropout, and its gradient for every weight."""
+    policy.eval()
+    loss = action_loss(policy(windows), windows)
+    found = torch.autograd.grad(loss, list(policy.parameters()), allow_unused=True, materialize_grads=True)
+    policy.train()
+    return [loss.detach(), *found]
+
+
+def _generators(count: int, device: torch.device) -> list[torch.Generator]:
+    """What dropout draws from: torch's own for one policy, one of its own for each of several."""
+    if count > 1:
+        return [torch.Generator(device).manual_seed(seed) for seed in range(count)]
+    return [torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator]
+
+
+class TrainingStep:
+    """One update as `dmm.training` makes it, of one policy or of several that are stacked; on CUDA a replayed graph."""
+
+    def __init__(
+        self,
+        policies: Sequence[Policy],
+        data: Trajectories,
+        device: torch.device,
+        scan: Scan | None = None,
+        config: TrainConfig = DEFAULTS,
+    ):
+        self.config, self.scan = config, scan
+        flats, dropout = [FlatWeights(policy) for policy in policies], _generators(len(policies), device)
+        self.policy = (stack(policies, dropout) if len(policies) > 1 else policies[0]).train()
+        self.draws = [torch.Generator().manual_seed(seed) for seed in range(len(policies))]
+        self.sampler = WindowSampler(data, policies[0].context, generator=self.draws[0], device=device)
+        self.device, self.drawn = device, self._draw()
+        with scan_replaced(scan):
+            update = Update(flats, self.policy, self._losses, self.sampler, self.config, dropout)
+            self.update = fastest(
+                update, torch.zeros(len(policies), config.batch_size, dtype=torch.int64, device=device)
+            )
+
+    def __call__(self) -> None:
+        with scan_replaced(self.scan):
+            self.update(next(self.drawn))
+
+    def sample(self) -> Windows:
+        """The part of a step that puts its windows together."""
+        return self.sampler.gather(next(self.drawn))
+
+    def _draw(self) -> Iterator[Tensor]:
+        while True:
+            drawn = [self.sampler.draw(self.config.log_every, self.config.batch_size, each) for each in self.draws]
+            yield from torch.stack(drawn, dim=1).to(self.device)  # (S, b) each
+
+    def _losses(self, windows: Windows) -> Tensor:
+        predicted = self.policy(windows.merged()).unflatten(0, (len(self.draws), -1))
+        return action_loss(predicted, windows)
+
+
+class _Bench:
+    """Makes the candidates, all on the same data."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.data = device, random_trajectories()
+        self.differences: dict[str, float] = {}
+        self.plain = self.step(self.policy("dmm"))
+
+    def policy(self, model: str, seed: int = 0, **changes: Any) -> Policy:
+        entry = find_model(model)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            policy = entry.policy(entry.make_config(STATE_SIZE, ACTION_SIZE, "Hopper-v5", **changes))
+        return policy.to(self.device)
+
+    def step(self, *policies: Policy, scan: Scan | None = None) -> TrainingStep:
+        return TrainingStep(policies, self.data, self.device, scan)
+
+    def sampling(self) -> object:
+        return self.plain.sample()
+
+    def scans(self) -> tuple[dict[str, Step], dict[str, str]]:
+        """The step with each scan, and why others are left out."""
+        peers, left_out = find_scans()
+        replaced: dict[str, Scan] = {peer.name: peer.scan for peer in peers}
+        compiled = compiled_loop(make_inputs(64, 24, 64, 16, self.device))
+        if compiled.scan is None:
+            left_out["torch.compile"] = compiled.reason
+        else:
+            replaced["torch.compile"] = compiled.scan
+        made: dict[str, tuple[Step | None, str]] = {"dmm": (self.plain, "")}
+        for name in backends_on(self.device):
+            policy = choose_backend(self.policy("dmm"), name)
+            made[f"dmm, {name}"] = find(functools.partial(self.step, policy))
+        made |= {name: self._swapped(name, scan) for name, scan in replaced.items()}
+        left_out |= {name: reason for name, (step, reason) in made.items() if step is None}
+        steps = {name: step for name, (step, _) in made.items() if step is not None}
+        for name, scan in {"no recurrence": no_recurrence, "no scan": no_scan}.items():
+            steps[name] = self.step(self.policy("dmm"), scan=scan)
+        return steps, left_out
+
+    def _swapped(self, name: str, scan: Scan) -> tuple[Step | None, str]:
+        """The step with this scan, if loss and gradients of a model with it are those of the plain one."""
+        policy, windows = self.policy("dmm"), self.plain.sample().merged()
+        expected = gradients(policy, windows)
+        with scan_replaced(scan):
+            found, reason = find(functools.partial(gradients, policy, windows))
+        if found is None:
+            return None, reason
+        off = self.differences[name] = disagreement(found, expected)
+        if not off <= TOLERANCE:
+            return None, f"gradients of the model are off by {off:.1e} of the largest entry"
+        return find(functools.partial(self.step, self.policy("dmm"), scan=scan))
+
+    def models(self) -> tuple[dict[str, Step], dict[str, str]]:
+        """The steps of other models, and of other packages' Decision Transformers."""
+        steps: dict[str, Step] = {
+            "stock mamba": self.step(self.policy("mamba")),
+            "dt": self.step(self.policy("dt")),
+            "dt, paper's size": self.step(self.policy("dt", **DT_PAPER)),
+        }
+        there, left_out = versions(), {}
+        for name, package, make in (
+            ("transformers' dt, paper's size", "transformers", self._transformers_step),
+            ("d3rlpy's dt, paper's size", "d3rlpy", self._d3rlpy_step),
+        ):
+            step, reason = (None, "not installed") if there[package] is None else find(make)
+            if step is None:
+                left_out[name] = reason
+            else:
+                steps[name] = step
+        return steps, left_out
+
+    def _windows(self) -> Windows:
+        sampler = WindowSampler(self.data, DT_PAPER["context"], generator=torch.Generator().manual_seed(0))
+        return sampler.sample(DEFAULTS.batch_size)
+
+    def _transformers_step(self) -> Step:
+        """Forward, backward, clipping and AdamW over a batch at hand; its drawing does not count."""
+        sizes = (STATE_SIZE, ACTION_SIZE, DT_PAPER["width"], DT_PAPER["layers"], DT_PAPER["heads"], 1000)
+        model, windows = transformers_dt(*sizes).train().to(self.device), self._windows().to(self.device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-4, fused=True)
+
+        def step() -> None:
+            output = model(
+                states=windows.states,
+                actions=windows.actions,
+                rewards=None,
+                returns_to_go=windows.returns_to_go / 1000,
+                timesteps=windows.timesteps,
+                attention_mask=windows.mask.long(),
+            )
+            optimizer.zero_grad()
+            action_loss(output.action_preds, windows).backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.25)
+            optimizer.step()
+
+        return step
+
+    def _d3rlpy_step(self) -> Step:
+        """Its own `update` of a batch at hand; its drawing does not count."""
+        make_batch: Any = importlib.import_module("d3rlpy.dataset").TrajectoryMiniBatch
+        sizes = (STATE_SIZE, ACTION_SIZE, DT_PAPER["width"], DT_PAPER["layers"], DT_PAPER["context"])
+        algorithm, w = d3rlpy_dt(*sizes, device=str(self.device)), self._windows()
+        batch = make_batch(
+            observations=w.states.numpy(),
+            actions=w.actions.numpy(),
+            rewards=np.zeros_like(w.returns_to_go.numpy()),
+            returns_to_go=w.returns_to_go.numpy(),
+            terminals=np.zeros_like(w.returns_to_go.numpy()),
+            timesteps=w.timesteps.numpy().astype(np.float32),
+            masks=w.mask.numpy().astype(np.float32),
+            length=DT_PAPER["context"],
+        )
+        step = functools.partial(algorithm.update, batch)
+        step()  # what fails shall fail now
+        return step
+
+    def seeds(self, count: int) -> dict[str, Step]:
+        """The step of several seeds: stacked, and each by itself."""
+        together = self.step(*(self.policy("dmm", seed) for seed in range(count)))
+        apart = [self.step(self.policy("dmm", seed)) for seed in range(count)]
+
+        def one_after_the_other() -> None:
+            for step in apart:
+                step()
+
+        return {f"{count} seeds, stacked": together, f"{count} seeds, separate": one_after_the_other}
+
+    def thread_scaling(self, repeats: int) -> list[dict[str, Any]]:
+        """The step on 1, 2 and 4 threads, and its rate over that of one."""
+        counts = [count for count in THREADS if count <= machine()["cores"]]
+        calls = {str(count): functools.partial(self._several_steps, count) for count in counts}
+        times = interleaved(calls, repeats=repeats, patience=PATIENCE["cpu"])
+        return [
+            {"threads": count, **times[str(count)], "rate_over_one": _over(times, str(counts[0]), str(count))}
+            for count in counts
+        ]
+
+    def _several_steps(self, threads: int) -> None:
+        with threads_set(threads):
+            for _ in range(5):
+                self.plain()
+
+
+# Faces
+
+
+def report(result: dict[str, Any]) -> str:
+    """The figures as lines to read."""
+    lines = [*head_lines(result), ""]
+    lines.append(f"{'one training step':34}{'':10}{'ratio':>8}{'/ no recurrence':>17}{'/ no scan':>11}")
+    for row in result["scans"]:
+        lines.append(
+            f"{row['scan']:34}{milliseconds(row):>10}{row['ratio']:8.2f}{row['over_no_recurrence']:17.2f}"
+            f"{row['over_no_scan']:11.2f}"
+        )
+    lines += [f"{row['model']:34}{milliseconds(row):>10}{row['ratio']:8.2f}" for row in result["models"][1:]]
+    lines += [f"{name:34}left out: {reason}" for name, reason in result["left_out"].items()]
+    seeds, sampling = result["seeds"], result["sampling"]
+    for name, row in seeds["rows"].items():
+        lines.append(f"{name:34}{milliseconds(row):>10}{row['over_one_seed']:8.2f}")
+    lines.append(
+        f"{'drawing the windows':34}{milliseconds(sampling):>10}   {100 * sampling['share']:.1f} % of the step"
+    )
+    for row in result["threads_scaling"]:
+        lines.append(f"threads: {row['threads']}, {row['rate_over_one']:.2f} times the rate of one")
+    for name, seconds in result["projected_seconds"].items():
+        lines.append(f"{UPDATES:,} updates, {name}: {seconds:,.0f} s")
+    return "\n".join(lines)
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Time per step with each scan and of each model as bars, as a png, svg or pdf."""
+    import matplotlib.pyplot as plt
+
+    from dmm.plots import COLORS, figure
+
+    rows = {row["scan"]: row for row in result["scans"]} | {row["model"]: row for row in result["models"][1:]}
+    fig, ax = figure(height=0.8 + 0.25 * len(rows))
+    medians = [1e3 * row["median"] for row in rows.values()]
+    spread = [[1e3 * abs(row[side] - row["median"]) for row in rows.values()] for side in ("low", "high")]
+    kinds = {"no recurrence": "green", "no scan": "green"}
+    colors = [COLORS["state" if name.startswith("dmm") else kinds.get(name, "grey")] for name in rows]
+    ax.barh(list(rows), medians, xerr=spread, color=colors)
+    ax.set(xlabel="milliseconds per training step")
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    fig.savefig(path)
+    plt.close(fig)
