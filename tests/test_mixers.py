@@ -215,3 +215,22 @@ class TestEveryMixer:
     def test_input_of_another_shape_is_named(self, mixer: Any, shape: tuple[int, ...]) -> None:
         with pytest.raises(InputError, match=rf"^x: got shape .*, allowed is \(b, l, {D}\)"):
             mixer(D, 2)(torch.zeros(shape))
+
+
+class TestPaddedWindows:
+    @pytest.mark.parametrize(("length", "window"), [(5, 7), (24, 6), (1, 3), (9, 1), (4, 4)])
+    def test_outputs_and_gradients_equal_those_of_unfold(self, length: int, window: int) -> None:
+        mixer = DenseSequenceMixer(3, window)
+        x = torch.randn(2, length, 3, requires_grad=True)
+        expected = F.pad(x, (0, 0, window - 1, 0)).unfold(1, window, 1)
+        ours = mixer.windows(x)
+        assert torch.equal(ours, expected)
+        weights = torch.randn(expected.shape)
+        (gradient,) = torch.autograd.grad((ours * weights).sum(), x)
+        (by_unfold,) = torch.autograd.grad((expected * weights).sum(), x)
+        torch.testing.assert_close(gradient, by_unfold)
+
+    def test_gradients_equal_finite_differences(self) -> None:
+        mixer = DenseSequenceMixer(2, 3)
+        x = torch.randn(2, 4, 2, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(mixer.windows, x)
