@@ -68,7 +68,10 @@ def selective_scan(
         `y (b, l, e)`, or `(y, last_state (b, e, n))`.
 
     Raises:
-        InputError: shapes that do not fit, no tokens, or a backend that cannot serve this call.
+        InputError: shapes that do not fit, no tokens, tensors on several devices, or a backend that cannot serve this
+            call.
+
+    Gradients are first ones only: a gradient of a gradient, with `create_graph`, takes the first as a constant.
     """
     _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state)
     inputs = (u, delta, A, B, C, D, z, delta_bias)
@@ -162,9 +165,12 @@ def _check_shapes(
     if A.ndim not in (2, 3) or A.shape[-2] != u.shape[2]:
         raise InputError(f"A: got shape {tuple(A.shape)}, allowed is (e, n) or (g, e, n) with e = {u.shape[2]}")
     (b, length, e), (*g, _, n) = u.shape, A.shape
+    if e == 0 or n == 0:
+        raise InputError(f"A: got shape {tuple(A.shape)}, allowed is at least one channel and one state")
     if g and (g[0] == 0 or b % g[0]):
         raise InputError(f"A: got {g[0]} systems, allowed are divisors of the batch size {b}")
     expected: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
+        "A": (A, tuple(A.shape)),
         "delta": (delta, (b, length, e)),
         "B": (B, (b, length, n)),
         "C": (C, (b, length, n)),
@@ -176,6 +182,8 @@ def _check_shapes(
     for name, (tensor, shape) in expected.items():
         if tensor is not None and tuple(tensor.shape) != shape:
             raise InputError(f"{name}: got shape {tuple(tensor.shape)}, allowed is {shape} for u {tuple(u.shape)}")
+        if tensor is not None and tensor.device != u.device:
+            raise InputError(f"{name}: got a tensor on {tensor.device}, allowed is u's device, {u.device}")
 
 
 def _choose(backend: str, u: Tensor, A: Tensor, initial_state: Tensor | None, last_needs_grad: bool) -> str:

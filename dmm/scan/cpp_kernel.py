@@ -13,9 +13,11 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +29,7 @@ FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC")
 VARIANTS = (("-march=native", "-fopenmp"), ("-march=native",), ())
 """Further flags, the first that the compiler takes: some know no OpenMP (then one thread works), some no `native`."""
 COMPILE_SECONDS = 120
+_BUILDING = threading.Lock()
 DTYPES = {torch.float32: "float", torch.float64: "double"}
 
 _SIZES = ("b", "l", "e", "n", "g", "positive")
@@ -58,21 +61,42 @@ def available() -> bool:
     return status().library is not None
 
 
-@functools.cache
 def status() -> Status:
-    """The compiled kernel, or why there is none."""
-    compiler = _compiler()
-    if compiler is None:
+    """The compiled kernel, or why there is none, as found out once."""
+    with _BUILDING:  # threads that use it for the first time at once
+        return _build_once()
+
+
+@functools.cache
+def _build_once() -> Status:
+    return build()
+
+
+def build() -> Status:
+    """Find the kernel or compile it; says which, and where it is, or why there is none."""
+    command = _compiler()
+    if command is None:
         return Status(None, "no C++ compiler found ($CXX, c++, g++, clang++)")
     try:
-        path = _folder() / f"scan-{_fingerprint(compiler)}.so"
-        how = "found" if path.exists() else f"built with {Path(compiler).name}"
-        if not path.exists():
-            _build(compiler, path)
-        return Status(ctypes.CDLL(str(path)), f"{how}, {path}")
-    except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or str(error) or repr(error)).strip().splitlines()
-        return Status(None, f"{compiler} could not build it: {said[0]}")
+        return _load(command, _folder())
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        said = (str(getattr(error, "stderr", None) or error).strip() or repr(error)).splitlines()
+        return Status(None, f"{command[0]} could not build it: {said[0]}")
+
+
+def _load(command: list[str], folder: Path) -> Status:
+    """The library of this folder, built if it is not there or is not what was built."""
+    path = folder / f"scan-{_fingerprint(command)}.so"
+    try:
+        if _is_whole(path):
+            return Status(ctypes.CDLL(str(path)), f"found, {path}")
+        _compile(command, path)
+        return Status(ctypes.CDLL(str(path)), f"built with {Path(command[0]).name}, {path}")
+    except OSError:
+        private = Path(_private_folder().name)
+        if folder == private:
+            raise
+        return _load(command, private)  # the folder is full, or nothing may be executed in it
 
 
 def forward(
@@ -155,20 +179,22 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _compiler() -> str | None:
-    names = (os.environ.get("CXX"), "c++", "g++", "clang++")
-    return next((path for name in names if name and (path := shutil.which(name))), None)
+def _compiler() -> list[str] | None:
+    """The command that compiles, such as `["g++"]`, or `["ccache", "g++"]` from `$CXX`."""
+    candidates = [shlex.split(os.environ.get("CXX", "")), ["c++"], ["g++"], ["clang++"]]
+    return next(([found, *more] for name, *more in filter(None, candidates) if (found := shutil.which(name))), None)
 
 
 def _folder() -> Path:
-    """A folder of this user's that can be written."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("DMM_CACHE_DIR") or Path(cache) / "dmm")
+    """A folder that belongs to this user and can be written, since what lies in it is executed."""
     try:
+        own = os.environ.get("DMM_CACHE_DIR")
+        folder = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dmm"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        foreign = hasattr(os, "geteuid") and folder.stat().st_uid != os.geteuid()
         with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
+            return Path(_private_folder().name) if foreign else folder
+    except (OSError, RuntimeError):  # it cannot be written, or there is no home
         return Path(_private_folder().name)
 
 
@@ -177,11 +203,11 @@ def _private_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="dmm-", ignore_cleanup_errors=True)
 
 
-def _fingerprint(compiler: str) -> str:
+def _fingerprint(command: list[str]) -> str:
     """Of all that decides what the library holds: a folder may be shared by machines and outlive an update."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=COMPILE_SECONDS).stdout
-    parts = (SOURCE.read_bytes(), repr((FLAGS, VARIANTS)).encode(), version, _processor().encode())
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    version = _run([*command, "--version"]).stdout
+    parts = (SOURCE.read_text(), repr((FLAGS, VARIANTS, command[1:])), version, _processor())
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def _processor() -> str:
@@ -193,16 +219,34 @@ def _processor() -> str:
         return platform.platform() + platform.processor()
 
 
-def _build(compiler: str, path: Path) -> None:
-    """Compile into a file beside `path` and move it there, so that another process never loads half a library."""
-    unfinished = path.with_suffix(f".{os.getpid()}")
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=COMPILE_SECONDS)
+
+
+def _compile(command: list[str], path: Path) -> None:
+    """Compile into a file beside `path` and move it there with its checksum, so that nobody loads half a library."""
+    handle, unfinished = tempfile.mkstemp(prefix="build-", suffix=".so", dir=path.parent)
+    os.close(handle)
     try:
         for further in VARIANTS:
-            command = [compiler, *FLAGS, *further, "-o", str(unfinished), str(SOURCE)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS)
+            done = _run([*command, *FLAGS, *further, "-o", unfinished, str(SOURCE)])
             if done.returncode == 0:
                 break
         done.check_returncode()
+        _checksum(path).write_text(hashlib.sha256(Path(unfinished).read_bytes()).hexdigest())
+        os.chmod(unfinished, 0o700)
         os.replace(unfinished, path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        Path(unfinished).unlink(missing_ok=True)
+
+
+def _checksum(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the library is what was built: to load half of one, left by a crash or a full disk, ends the process."""
+    try:
+        return _checksum(path).read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return False

@@ -38,13 +38,13 @@ constexpr double LN2 = 0.693147180559945309417;
 template <class T> struct Traits;
 template <> struct Traits<float> {
     typedef float V __attribute__((vector_size(BYTES)));
-    typedef int32_t I __attribute__((vector_size(BYTES)));
+    typedef uint32_t I __attribute__((vector_size(BYTES)));
     static constexpr int mantissa = 23, top = 127, series = 9;
     static constexpr double precision = 3e-8;
 };
 template <> struct Traits<double> {
     typedef double V __attribute__((vector_size(BYTES)));
-    typedef int64_t I __attribute__((vector_size(BYTES)));
+    typedef uint64_t I __attribute__((vector_size(BYTES)));
     static constexpr int mantissa = 52, top = 1023, series = 18;
     static constexpr double precision = 1e-17;
 };
@@ -76,7 +76,7 @@ template <class T> struct Powers {
 };
 
 // 2^x for x = integer + i / TABLE + r: the integer goes into the exponent's bits, 2^(i / TABLE) comes from a table, 2^r
-// from a polynomial. Beyond the exponents there are, 0 and infinity.
+// from a polynomial. Below the smallest normal number it is 0, from 2^127 (2^1023) on infinite.
 template <class T> inline Vec<T> exp2(Vec<T> x) {
     constexpr int m = Traits<T>::mantissa, top = Traits<T>::top, fraction = log2(TABLE<T>);
     static constexpr Powers<T> powers;
@@ -94,13 +94,14 @@ template <class T> inline Vec<T> exp2(Vec<T> x) {
 
 template <class T> inline Vec<T> sigmoid(Vec<T> x) { return T(1) / (T(1) + exp2<T>(x * T(-1 / LN2))); }
 
-// log(1 + exp(x)), and x itself above 20 as in torch; log(1 + q) = 2 artanh(q / (2 + q)) with q = exp(-|x|).
+// log(1 + exp(x)), and x itself above 20 as in torch, or if it is not a number, whose bits exp2 would take apart;
+// log(1 + q) = 2 artanh(q / (2 + q)) with q = exp(-|x|).
 template <class T> inline Vec<T> softplus(Vec<T> x) {
     const Vec<T> q = exp2<T>((x > T(0) ? -x : x) * T(1 / LN2)), s = q / (T(2) + q), s2 = s * s;
     Vec<T> p{};
 #pragma GCC unroll 20
     for (int j = Traits<T>::series - 1; j >= 0; --j) p = p * s2 + T(2.0 / (2 * j + 1));
-    return x > T(20) ? x : (x > T(0) ? x : all<T>(0)) + s * p;
+    return x <= T(20) ? (x > T(0) ? x : all<T>(0)) + s * p : x;
 }
 
 template <class T> inline Vec<T> load(const T* from, int64_t lanes) {

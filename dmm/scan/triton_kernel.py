@@ -32,11 +32,6 @@ MANY_STATES = 4 * ENOUGH_STATES
 """From here on there are threads enough with eight states each, which halves the traffic for `dB` and `dC`."""
 
 
-def available() -> bool:
-    """Whether the kernels can run here: on a GPU, or in Triton's interpreter."""
-    return bool(triton.knobs.runtime.interpret) or torch.cuda.is_available()
-
-
 @triton.jit
 def forward_kernel(
     u, delta, A, B, C, D, z, bias, start, y, last, starts, ends, steps, length, e, rows, walk,

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -122,9 +123,11 @@ class TestNumbers:
         y = selective_scan(ones, 50 * ones, torch.ones(1, 1), ones, ones, backend="cpp")
         assert isinstance(y, torch.Tensor) and bool((y[:, :1] > 0).all()) and y[0, -1, 0] == math.inf
 
-    def test_not_a_number_is_passed_on(self) -> None:
+    @pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00010, 0x7FC01FF0, 0x7FFFFFFF, -0x400000], ids=hex)
+    def test_not_a_number_is_passed_on(self, bits: int) -> None:
+        number = torch.tensor([bits], dtype=torch.int32).view(torch.float32)
         case = make_case(b=1, length=4, e=2, n=3, dtype=torch.float32)
-        case["delta"][0, 1, 0] = math.nan
+        case["delta"][0, 1, 0] = number
         y, _ = run(case, "cpp")
         assert bool(y[0, 1:, 0].isnan().all()) and bool(y[0, :, 1].isfinite().all()) and bool(y[0, 0].isfinite().all())
 
@@ -133,7 +136,7 @@ class TestNumbers:
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Nothing is built yet, and the library goes into an empty folder."""
     monkeypatch.setenv("DMM_CACHE_DIR", str(tmp_path / "cache"))
-    caches = (cpp_kernel.status, fused.kernels)
+    caches = (cpp_kernel._build_once, fused.kernels)
     for cache in caches:
         cache.cache_clear()
     yield tmp_path / "cache"
@@ -145,9 +148,42 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
 class TestBuilding:
     def test_the_first_use_builds_and_the_next_finds(self, fresh: Path) -> None:
         assert cpp_kernel.status().reason.startswith("built with ")
-        assert [path.suffix for path in fresh.iterdir()] == [".so"]
-        cpp_kernel.status.cache_clear()
-        assert cpp_kernel.status().reason.startswith("found, ") and len(list(fresh.iterdir())) == 1
+        assert sorted(path.suffix for path in fresh.iterdir()) == [".sha256", ".so"]
+        assert cpp_kernel.build().reason.startswith("found, ") and len(list(fresh.iterdir())) == 2
+
+    @pytest.mark.parametrize("left", [0, 9000])
+    def test_a_damaged_library_is_built_again_and_not_loaded(self, fresh: Path, left: int) -> None:
+        library = Path(cpp_kernel.build().reason.split(", ")[1])
+        library.write_bytes(library.read_bytes()[:left])
+        assert cpp_kernel.build().reason.startswith("built with ")
+        assert cpp_kernel.build().reason.startswith("found, ")
+
+    def test_threads_that_come_first_together_all_get_it(self, fresh: Path) -> None:
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda _: cpp_kernel.status(), range(4)))
+        assert all(answer == answers[0] and answer.library is not None for answer in answers)
+        assert len(list(fresh.iterdir())) == 2
+
+    def test_where_there_is_no_home_a_folder_of_the_process_is_used(
+        self, fresh: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def homeless() -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.setattr(Path, "home", homeless)
+        monkeypatch.delenv("DMM_CACHE_DIR")
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        assert cpp_kernel.available()
+
+    def test_a_folder_of_somebody_else_is_not_trusted(self, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "geteuid", lambda: 123456)
+        assert cpp_kernel.available() and list(fresh.iterdir()) == []
+
+    def test_a_compiler_may_have_a_prefix_and_options(self, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = cpp_kernel._compiler()
+        assert real is not None
+        monkeypatch.setenv("CXX", f"env LC_ALL=C {real[0]} -O1")
+        assert cpp_kernel.status().reason.startswith("built with env")
 
     def test_without_a_compiler_the_plain_scan_is_taken(self, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PATH", "")
@@ -157,12 +193,22 @@ class TestBuilding:
         case = make_case()
         assert all(torch.equal(a, b) for a, b in zip(run(case), run(case, "sequential"), strict=True))
 
-    def test_a_compiler_that_fails_is_quoted(self, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        broken = fresh.parent / "c++"
-        broken.write_text("#!/bin/sh\necho 'out of order' >&2\nexit 1\n")
+    @pytest.mark.parametrize(
+        ("message", "quoted"),
+        [
+            ("'out of order'", "out of order"),
+            ("''", "returned non-zero exit status 1."),
+            ("'\\377 kaputt'", "\ufffd kaputt"),
+        ],
+    )
+    def test_a_compiler_that_fails_is_quoted(
+        self, fresh: Path, monkeypatch: pytest.MonkeyPatch, message: str, quoted: str
+    ) -> None:
+        broken = fresh.parent / "broken-c++"
+        broken.write_text(f"#!/bin/sh\nprintf {message} >&2\nexit 1\n")
         broken.chmod(0o755)
         monkeypatch.setenv("CXX", str(broken))
-        assert not cpp_kernel.available() and cpp_kernel.status().reason.endswith("could not build it: out of order")
+        assert not cpp_kernel.available() and cpp_kernel.status().reason.endswith(quoted)
         assert list(fresh.iterdir()) == []
 
     def test_a_compiler_without_openmp_and_native_code_serves_too(
@@ -170,8 +216,10 @@ class TestBuilding:
     ) -> None:
         picky = fresh.parent / "c++"
         real = cpp_kernel._compiler()
+        assert real is not None
         picky.write_text(
-            f'#!/bin/sh\ncase "$*" in *-fopenmp*|*-march=native*) echo unknown >&2; exit 1;; esac\nexec {real} "$@"\n'
+            '#!/bin/sh\ncase "$*" in *-fopenmp*|*-march=native*) echo unknown >&2; exit 1;; esac\n'
+            f'exec {real[0]} "$@"\n'
         )
         picky.chmod(0o755)
         monkeypatch.setenv("CXX", str(picky))

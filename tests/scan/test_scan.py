@@ -383,6 +383,27 @@ class TestErrors:
             selective_scan(**(make_case() | {name: torch.zeros(shape, dtype=torch.float64)}))
         assert "\n" not in str(caught.value)
 
+    def test_another_device_is_named(self) -> None:
+        case = make_case()
+        with pytest.raises(InputError, match=r"^A: got a tensor on meta, allowed is u's device, cpu"):
+            selective_scan(**(case | {"A": case["A"].to("meta")}))
+
+    @pytest.mark.parametrize("sizes", [{"e": 0}, {"n": 0}], ids=str)
+    def test_nothing_to_scan_is_named(self, sizes: dict[str, int]) -> None:
+        with pytest.raises(InputError, match=r"^A: got shape .* allowed is at least one channel and one state"):
+            selective_scan(**make_case(**sizes))
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_an_empty_batch_stays_empty(self, backend: str) -> None:
+        y, last = run(make_case(b=0), backend)
+        assert y.shape == (0, 7, 3) and last.shape == (0, 3, 4)
+
+    @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "parallel"])
+    def test_gradients_of_gradients_are_constants(self, backend: str) -> None:
+        case = {name: t.requires_grad_() for name, t in without(make_case(), "D", "z").items()}
+        (gradient,) = torch.autograd.grad(run(case, backend)[0].sum(), case["C"], create_graph=True)
+        assert not gradient.requires_grad
+
     def test_unknown_backend_is_named_with_those_of_this_machine(self) -> None:
         with pytest.raises(InputError, match=r"^backend: got 'cuda', allowed here are auto, sequential, parallel"):
             selective_scan(**make_case(), backend="cuda")
