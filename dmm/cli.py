@@ -27,6 +27,9 @@ app = typer.Typer(
 bench = typer.Typer(help="Measure this machine: everything compared in one run, as ratios.", rich_markup_mode=None)
 app.add_typer(bench, name="bench")
 
+INTERRUPTED = 130
+"""What newer versions of Typer return for Ctrl-C where older ones raise it."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Threads = Annotated[
@@ -103,7 +106,10 @@ def train(
     seeds: Annotated[int, typer.Option(help="Train this many at once, with seeds SEED, SEED + 1, ...")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; runs/<dataset>/<model>-seed<seed> if left out.")
+        Path | None,
+        typer.Option(
+            help="Folder of the run, with --seeds that of all runs; runs/<dataset>/<model>-seed<seed> if left out."
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's checkpoint.")] = False,
     changes: Annotated[
@@ -350,6 +356,8 @@ def _exit_code(command: Callable[[], Any]) -> int:
         return _fail("interrupted", 1)
     except Exception as error:
         return _usage(error)
+    if outcome == INTERRUPTED:
+        return _fail("interrupted", 1)
     return outcome if isinstance(outcome, int) else 0
 
 

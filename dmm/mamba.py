@@ -13,7 +13,7 @@ keeps so that its `state_dict` loads here. Axes: `b` batch, `l` tokens, `d` chan
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -157,6 +157,10 @@ class MambaBlock(nn.Module):
     def freeze(self) -> None:
         """Make `extend` and `step` go on with the weights of now: what they have in common is then worked out once."""
         self._frozen = MambaCell(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or a stored block, is not frozen: what is worked out belongs to the weights of the original."""
+        return self.__dict__ | {"_frozen": None}
 
     def _branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The scan's input and the gate before its SiLU, `(b, l, e)` each."""

@@ -15,9 +15,8 @@ def keep_freed_memory() -> bool:
     """Let the C library keep what tensors on the CPU give back; returns whether it could be told so.
 
     Every update asks for the same blocks, some of them megabytes. glibc returns large ones to the system when they are
-    freed, and each of their pages is cleared and mapped anew when it is next touched: one update of five stacked seeds
-    had 15,000 to 30,000 page faults, and an eighth of its time went there. It concerns the whole process, which then
-    holds on to the most that it ever used. Other C libraries are left as they are.
+    freed, and each of their pages is cleared and mapped anew when it is next touched. It concerns the whole process,
+    which then holds on to the most that it ever used. Other C libraries are left as they are.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # Windows, macOS, musl
         mallopt = ctypes.CDLL(None).mallopt

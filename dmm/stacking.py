@@ -39,6 +39,9 @@ def stack(policies: Sequence[Policy], generators: Sequence[torch.Generator]) -> 
     """
     if not policies or len(generators) != len(policies):
         raise InputError(f"generators: got {len(generators)} for {len(policies)} policies, allowed is one for each")
+    configs = [getattr(policy, "config", None) for policy in policies]
+    if any(config != configs[0] for config in configs):
+        raise InputError(f"policies: got {configs[0]} beside others, allowed are policies of one config")
     made = cast(Policy, _stacked(list(policies), {}))
     for module in made.modules():
         if isinstance(module, Dropout):

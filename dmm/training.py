@@ -141,7 +141,8 @@ def train(
     with torch.random.fork_rng(devices=[plan.device] if plan.device.type == "cuda" else []):
         run = _SeedRun(plan.start(seed), config, path, _default_generators(plan.device), plan.describe(config))
         _claim([run], resume)
-        _Loop([run], run.policy, plan).run(config.steps, progress)
+        if run.step < config.steps:
+            _Loop([run], run.policy, plan).run(config.steps, progress)
     return run.finished()
 
 

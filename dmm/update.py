@@ -172,12 +172,14 @@ def undone(update: Update) -> Iterator[None]:
     """What is updated in here leaves no trace: weights, moments, step, losses and generators come back bit for bit."""
     tensors = [tensor.clone() for tensor in update.state()]
     generators = [generator.get_state() for generator in update.generators]
-    yield
-    with torch.no_grad():
-        for tensor, before in zip(update.state(), tensors, strict=True):
-            tensor.copy_(before)
-    for generator, state in zip(update.generators, generators, strict=True):
-        generator.set_state(state)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, before in zip(update.state(), tensors, strict=True):
+                tensor.copy_(before)
+        for generator, state in zip(update.generators, generators, strict=True):
+            generator.set_state(state)
 
 
 class RecordedUpdate:
@@ -196,7 +198,7 @@ class RecordedUpdate:
                 for _ in range(WARM_UP):
                     update(self.first)
             torch.cuda.current_stream().wait_stream(aside)
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(self.graph, stream=aside):  # torch's own stream may be another device's
                 update(self.first)
 
     def __call__(self, first: Tensor) -> None:

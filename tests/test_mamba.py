@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -301,3 +302,14 @@ class TestErrors:
     def test_unknown_backend_is_named(self) -> None:
         with pytest.raises(InputError, match=r"^backend: got 'fast'"):
             MambaBlock(8, backend="fast")(torch.zeros(1, 2, 8))
+
+
+def test_a_frozen_block_can_be_copied_and_the_copy_is_not_frozen() -> None:
+    block = MambaBlock(8)
+    block.freeze()
+    other = copy.deepcopy(block)
+    with torch.no_grad():
+        other.A_log.add_(1.0)
+    x = torch.randn(2, 3, 8)
+    y, _ = other.extend(x, other.init_state(2))
+    torch.testing.assert_close(y, other(x))

@@ -131,7 +131,8 @@ def test_layers_that_are_not_known_are_named(layer: Any) -> None:
 @pytest.mark.parametrize(
     ("others", "message"),
     [
-        ({"width": 16}, "several shapes"),
+        ({"width": 16}, "policies of one config"),
+        ({"rtg_scale": 7.0}, "policies of one config"),
         ({"layers": 3}, "policies of one config"),
         ({"local_mixer": "multimodal"}, "policies of one config"),
     ],

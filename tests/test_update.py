@@ -158,7 +158,9 @@ class Waiting(TorchDispatchMode):
     """Collects operations whose result has a size that only the numbers tell, or that hand a number to the processor:
     on a GPU each would wait for all work before it, and no CUDA graph can hold it."""
 
-    WAIT = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2"})
+    WAIT = frozenset(
+        {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "lift_fresh"}
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -198,7 +200,7 @@ def test_the_watch_sees_what_waits() -> None:
     x = torch.randn(5)
     with Waiting() as watch:
         (x[x > 0], x.sum().item(), x[torch.tensor([0, 1])])
-    assert watch.seen == ["index", "_local_scalar_dense"]
+    assert watch.seen == ["index", "_local_scalar_dense", "lift_fresh"]  # the last: numbers made on the processor
 
 
 class FakeGraph:
@@ -225,7 +227,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
             assert isinstance(other, Stream)
 
     @contextlib.contextmanager
-    def record(graph: FakeGraph) -> Iterator[None]:
+    def record(graph: FakeGraph, stream: Any) -> Iterator[None]:
         FakeGraph.recording = graph
         yield
         FakeGraph.recording = None

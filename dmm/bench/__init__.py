@@ -9,6 +9,8 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dmm.errors import InputError
+from dmm.errors import InputError, RunError
 
 
 def machine() -> dict[str, Any]:
@@ -119,9 +121,17 @@ def check_picture(path: Path | None) -> None:
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function returns in a Python process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    """What the function returns in a Python process of its own.
+
+    Raises:
+        RunError: the process was ended from outside, for example because memory ran out.
+    """
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(function, *arguments).result()
+    except BrokenProcessPool as error:
+        name = getattr(function, "__name__", "a measurement")
+        raise RunError(f"bench: the process of {name} was ended from outside; is there enough memory?") from error
 
 
 def quartiles(values: list[float]) -> dict[str, float]:

@@ -34,6 +34,7 @@ from dmm.bench.peers import (
 )
 from dmm.mamba import MambaBlock
 from dmm.scan import scan_backends, selective_scan
+from dmm.scan.fused import missing_triton
 
 LENGTHS = (24, 256, 2_048, 16_384)
 CUDA_LENGTHS = (24, 256, 1_024, 2_048, 4_096, 16_384, 65_536)
@@ -145,8 +146,9 @@ def why(device: torch.device) -> str:
         library, reason = status()
         how = reason.partition(", ")[0]  # found, or built with which compiler; where it lies is nobody's business
         return f"{name}: C++ kernel {how}" if library else f"{name}: no C++ kernel, {reason}"
-    reasons = {"triton": "the Triton kernel", "mamba-ssm": "mamba-ssm's kernel, since Triton is missing"}
-    return f"{name}: {reasons.get(name, 'neither Triton nor mamba-ssm is here')}"
+    missing = f"no Triton kernel ({missing_triton()})"
+    reasons = {"triton": "the Triton kernel", "mamba-ssm": f"mamba-ssm's kernel, {missing}"}
+    return f"{name}: {reasons.get(name, f'no kernel of mamba-ssm and {missing}')}"
 
 
 # One length
@@ -180,7 +182,10 @@ def _row(
     name: str, times: dict[str, dict[str, dict[str, float]]], fused: str, bytes_: dict[str, int], note: str | None
 ) -> dict[str, Any]:
     seconds = {kind: times[kind][name] for kind in times}
-    ratios = {f"{kind}_ratio": seconds[kind]["median"] / times[kind][fused]["median"] for kind in times}
+    ratios = {  # unknown where what `auto` takes would not fit
+        f"{kind}_ratio": seconds[kind]["median"] / times[kind][fused]["median"] if fused in times[kind] else None
+        for kind in times
+    }
     return {"scan": name, **seconds, **ratios, "gb_per_s": None if note else rates(seconds, bytes_), "note": note}
 
 

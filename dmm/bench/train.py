@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,13 +34,15 @@ from dmm.memory import keep_freed_memory
 from dmm.policy import Policy
 from dmm.registry import find_model
 from dmm.stacking import stack
-from dmm.training import TrainConfig, action_loss, choose_device
+from dmm.training import TrainConfig, action_loss, choose_device, train_seeds
 from dmm.update import FlatWeights, Update, fastest
 
 STATE_SIZE, ACTION_SIZE = 11, 3
 DT_PAPER = {"context": 20, "width": 128, "layers": 3, "heads": 1}
 """Decision Transformer's own sizes for MuJoCo (Chen et al. 2021, table 9)."""
 UPDATES = 100_000
+PROJECTED_FROM = (1_000, 5_000)
+"""Updates of the two runs from which a GPU's seconds for `UPDATES` are projected."""
 TOLERANCE = 1e-3
 """Of the largest entry, by which the gradients of a model with another scan may differ before it is left out."""
 THREADS = (1, 2, 4)
@@ -86,8 +90,28 @@ def bench_train(
         "sampling": {**times["sampling"], "share": _over(times, "sampling", "dmm")},
         "seeds": _seeds_rows(times, several, seeds),
         "threads_scaling": scaling,
-        "projected_seconds": {name: UPDATES * times[name]["median"] for name in ("dmm", *several)},
+        "projected_seconds": {name: UPDATES * times[name]["median"] for name in ("dmm", *several)}
+        | (seconds_of_training(seeds, place) if place.type == "cuda" else {}),
     }
+
+
+def seconds_of_training(
+    seeds: int, device: torch.device, updates: tuple[int, int] = PROJECTED_FROM
+) -> dict[str, float]:
+    """What `UPDATES` updates of `train_seeds` take with all that goes with them: drawing, logs, checkpoints on disk.
+
+    From the difference of two short runs, so that what is done once does not count `UPDATES` times.
+    """
+    found, data = {}, random_trajectories()
+    for name, count in {"dmm": 1, f"{seeds} seeds, stacked": seeds}.items():
+        times = []
+        for steps in (min(updates), *updates):  # a first run builds what is built once
+            with tempfile.TemporaryDirectory() as folder:
+                begin = time.perf_counter()
+                train_seeds(data, seeds=range(count), steps=steps, out=folder, device=str(device), progress=False)
+                times.append(time.perf_counter() - begin)
+        found[name] = UPDATES * (times[2] - times[1]) / (updates[1] - updates[0])
+    return found
 
 
 def _over(times: dict[str, dict[str, float]], name: str, other: str) -> float:

@@ -72,6 +72,15 @@ def kernels() -> dict[str, Kernel]:
     return found
 
 
+def missing_triton() -> str:
+    """Why the Triton kernel cannot be imported; empty if it can."""
+    try:
+        importlib.import_module("dmm.scan.triton_kernel")
+    except ImportError as error:
+        return str(error)
+    return ""
+
+
 def interpreted() -> bool:
     """Whether Triton was asked to run its kernels in Python, on the CPU: slow, and good for tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"

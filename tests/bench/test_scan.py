@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from dmm import scan as scans
-from dmm.bench import interleaved
+from dmm.bench import in_fresh_process, interleaved
 from dmm.bench import scan as module
 from dmm.bench.peers import PACKAGES, Compiled, find_scans
 from dmm.bench.scan import (
@@ -29,7 +30,7 @@ from dmm.bench.scan import (
     report,
 )
 from dmm.cli import app
-from dmm.errors import InputError
+from dmm.errors import InputError, RunError
 from dmm.scan import cpp_kernel, selective_scan
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -224,3 +225,12 @@ def test_on_a_gpu_the_fused_scans_are_timed_as_graphs_too() -> None:
         timed = {each["scan"]: each for each in row["device_only"]}
         assert timed[automatic(CUDA)]["both"]["median"] > 0 and row["batch"] == 64
     assert min(found["memory"]["mb"].values()) > 0 and "GB/s" in report(found)
+
+
+class TestInFreshProcess:
+    def test_a_process_that_is_ended_from_outside_is_an_error_and_no_wait(self) -> None:
+        with pytest.raises(RunError, match=r"^bench: the process of _exit was ended from outside"):
+            in_fresh_process(os._exit, 9)
+
+    def test_what_it_returns_comes_back(self) -> None:
+        assert in_fresh_process(abs, -3) == 3

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -252,3 +253,8 @@ def test_on_a_gpu_every_step_is_a_graph(monkeypatch: pytest.MonkeyPatch) -> None
     assert json.loads(json.dumps(found)) == found and not found["threads_scaling"]
     assert {"dmm", "mambapy", "no recurrence", "no scan"} <= {row["scan"] for row in found["scans"]}
     assert all(seconds > 0 for seconds in found["projected_seconds"].values()) and report(found)
+
+
+def test_seconds_of_whole_trainings_are_projected_for_one_seed_and_for_several() -> None:
+    found = module.seconds_of_training(2, torch.device("cpu"), updates=(1, 3))
+    assert list(found) == ["dmm", "2 seeds, stacked"] and all(np.isfinite(list(found.values())))
