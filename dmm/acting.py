@@ -49,7 +49,9 @@ class Actor(Protocol):
 
 
 def make_actor(policy: Policy, acting: str = "window", states: int = STATES) -> Actor:
-    """The policy, acting in one of the three ways. It acts with the weights that it has now.
+    """The policy, acting in one of the three ways, without dropout.
+
+    `window` is the policy itself; the other ways go on with the weights that it has now.
 
     Args:
         policy: a trained policy; for `recurrent` and `staggered` its blocks must be recurrences.
@@ -61,7 +63,7 @@ def make_actor(policy: Policy, acting: str = "window", states: int = STATES) -> 
     """
     check_choice("acting", acting, Acting)
     if acting == "window":
-        return policy.eval()
+        return copy.deepcopy(policy).eval() if policy.training else policy
     _require_recurrence(policy, acting)
     recurrent = cast(TokenPolicy, policy)
     return RecurrentActor(recurrent) if acting == "recurrent" else StaggeredActor(recurrent, states)
@@ -76,9 +78,13 @@ def _require_recurrence(policy: Policy, acting: str) -> None:
         )
 
 
+OWN = ("forward", "embed", "mix", "decode", "init_state", "act")
+"""Methods of the frame that a recurrent actor stands in for."""
+
+
 def _overrides(policy: TokenPolicy) -> bool:
     """Whether a policy does something of its own with its tokens, such as a timestep embedding or attention masks."""
-    return any(getattr(type(policy), name) is not getattr(TokenPolicy, name) for name in ("embed", "mix", "decode"))
+    return any(getattr(type(policy), name) is not getattr(TokenPolicy, name) for name in OWN)
 
 
 class Memory(NamedTuple):
@@ -108,26 +114,31 @@ class RecurrentActor:
             if isinstance(module, MambaBlock):
                 module.freeze()
         self.context, self.discrete_actions = policy.context, policy.discrete_actions
-        self.embedding = self._embedding()
+        self.mean, self.std, self.rtg_scale = self.policy.state_mean, self.policy.state_std, policy.config.rtg_scale
+        self.embedding, self.blocks = self._embedding(), list(self.policy.blocks)
+        self.head = (self.policy.head.weight, self.policy.head.bias)
         self.start = self.beginning()
 
     def init_state(self, n: int, target: Tensor | float) -> Memory:
         """The memory of `n` episodes behind their padding, `target` (a number or `(n,)`) being the return asked for."""
         rows = torch.zeros(n, dtype=torch.int64, device=self.policy.state_mean.device)
         memory = self.select(self.start, rows)
-        return memory._replace(target=memory.target + torch.as_tensor(target).to(memory.target).reshape(-1, 1))
+        return memory._replace(target=memory.target + torch.as_tensor(target).to(memory.target).expand(n)[:, None])
 
     @torch.inference_mode()
     def act(self, state: Memory, observation: Tensor, reward: Tensor | None = None) -> tuple[Tensor, Memory]:
-        """One time step of `n` episodes: observation `(n, s)` -> action `(n, a)`, new memory; see `Policy.act`."""
-        policy, target = self.policy, state.target
+        """One time step of `n` episodes: observation `(n, s)` -> action `(n, a)`, new memory; see `Policy.act`.
+
+        What it returns are inference tensors: clone them to change them.
+        """
+        target = state.target
         if reward is not None:
             target = target - reward[:, None].to(target)
-        seen = (observation.to(target) - policy.state_mean) / policy.state_std
-        x, blocks = self._extend(state, target / policy.config.rtg_scale, seen)
-        action = torch.tanh(policy.head(policy.norm(x)))
+        seen = (observation.to(target) - self.mean) / self.std
+        x, blocks = self._extend(state, target / self.rtg_scale, seen)
+        action = torch.tanh(F.linear(self.policy.norm(x), *self.head))
         if self.discrete_actions:  # what is played, and what later steps see, is one-hot as in the data
-            action = one_hot(action.argmax(dim=-1), policy.action_size).to(action)
+            action = one_hot(action.argmax(dim=-1), self.policy.action_size).to(action)
         return action, Memory(target, action, state.clock + 1, blocks)
 
     @torch.inference_mode()
@@ -152,11 +163,14 @@ class RecurrentActor:
     def _extend(self, memory: Memory, rtg: Tensor, seen: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
         """Take in one time step; returns what the blocks make of the state token `(n, d)` and their new states."""
         n, (blocks, present) = len(rtg), self.restart(memory)
-        tokens = F.linear(torch.cat([memory.action, rtg, seen], dim=1), *self.embedding).view(n, 3, -1)
+        tokens = F.linear(torch.cat([memory.action, rtg, seen], dim=1), *self.embedding).view(
+            n, 3, self.policy.config.width
+        )
         x = self.policy.embed_norm(tokens if memory.clock else tokens[:, 1:])  # no action comes before the first step
-        x = x if self.states == 1 else x.repeat(self.states, 1, 1)  # (m n, 3, d)
+        if self.states > 1:
+            x = x.expand(self.states, *x.shape).flatten(0, 1)  # (m n, 3, d)
         after = []
-        for block, state in zip(self.policy.blocks, blocks, strict=True):
+        for block, state in zip(self.blocks, blocks, strict=True):
             x, state = cast(Any, block).extend(x, state, present)
             after.append(state)
         first = self.oldest(memory.clock) * n
@@ -214,10 +228,10 @@ class StaggeredActor(RecurrentActor):
             return memory.blocks, None
         n = len(memory.target)
         newest = slice(first := memory.clock // self.spacing % self.states * n, first + n)
-        kept, present = memory.target.new_ones(self.states * n, 1, 1), memory.target.new_ones(self.states * n, 3)
-        kept[newest] = 0
+        present = memory.target.new_ones(self.states * n, 3)
         present[newest, 0] = 0
-        return _map(lambda tensor: tensor * kept, memory.blocks), present
+        kept = present[:, :1, None]
+        return _map(lambda tensor: tensor * kept if tensor.numel() else tensor, memory.blocks), present
 
 
 def _map(function: Callable[[Tensor], Tensor], state: Any) -> Any:

@@ -159,7 +159,9 @@ def evaluate(
     acting: Annotated[
         str, typer.Option(help="How: window (as the papers evaluate), or in constant time: recurrent, staggered.")
     ] = "window",
-    states: Annotated[int, typer.Option(help="Recurrent states per episode, for staggered acting.")] = 4,
+    states: Annotated[
+        int, typer.Option(help="Recurrent states per episode, for staggered acting; no effect on other ways.")
+    ] = 4,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:

@@ -6,9 +6,8 @@ code reports the best of all checkpoints and targets; see the book's page on pap
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,7 @@ class RandomActor:
     def act(
         self, state: tuple[int, Tensor], observation: Tensor, reward: Tensor | None = None
     ) -> tuple[Tensor, tuple[int, Tensor]]:
-        """One draw for each episode there was at first, so that none depends on when others end."""
+        """One draw for each episode there was at first, so that within a batch none depends on when others end."""
         n, going_on = state
         return (torch.rand(n, self.action_size, generator=self.generator) * 2 - 1)[going_on], state
 
@@ -147,8 +146,8 @@ def evaluate(
         progress: show a bar on stderr.
 
     Raises:
-        InputError: no run there, an environment that cannot be rebuilt, `episodes` below 1, or a way of acting that the
-            model does not know.
+        InputError: no run there, an environment that cannot be rebuilt, `episodes` below 1, a target that is not
+            finite, a seed out of range, or a way of acting that the model does not know.
     """
     run = run if isinstance(run, Run) else load_run(run)
     data = run.info["dataset"]
@@ -162,7 +161,6 @@ def evaluate(
             label = progress and f"evaluate, target {target:g}"
             done = play(actor, envs, episodes=episodes, target=target, seed=seed, progress=label)
             scores.append(score(done, target, reference))
-    gc.collect()  # environments refer to themselves, and a hundred mazes hold over 1 GB
     behaviour = None if reference is None else float(normalize(data["mean_return"], reference))
     return Evaluation(
         dataset=data["id"],
@@ -226,13 +224,8 @@ def environments(make: Callable[[], gym.Env], episodes: int) -> Iterator[list[gy
     """
     if episodes < 1:
         raise InputError(f"episodes: got {episodes}, allowed is at least 1")
-    envs: list[gym.Env] = []
-    try:
-        envs.extend(make() for _ in range(min(episodes, ENVIRONMENTS_AT_ONCE)))
-        yield envs
-    finally:
-        for env in envs:
-            env.close()
+    with ExitStack() as stack:
+        yield [stack.enter_context(closing(make())) for _ in range(min(episodes, ENVIRONMENTS_AT_ONCE))]
 
 
 def play(

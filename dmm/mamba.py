@@ -154,9 +154,15 @@ class MambaBlock(nn.Module):
         y, state = self.extend(x[:, None], state)
         return y[:, 0], state
 
+    @torch.no_grad()
     def freeze(self) -> None:
-        """Make `extend` and `step` go on with the weights of now: what they have in common is then worked out once."""
+        """For acting: `extend` and `step` work out once what they have in common. The weights must not change then."""
         self._frozen = MambaCell(self)
+
+    def _apply(self, *arguments: Any, **keywords: Any) -> MambaBlock:
+        """Other dtypes and devices (`double`, `to`) make other weights, which are not frozen."""
+        self._frozen = None
+        return super()._apply(*arguments, **keywords)  # type: ignore[no-any-return, no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or a stored block, is not frozen: what is worked out belongs to the weights of the original."""
@@ -215,7 +221,8 @@ class MambaCell:
 
     def _scan(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor, z: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         """`y (b, t, e)` and the last state `(b, e, n)`."""
-        if self.kernel is None or torch.is_grad_enabled():
+        fits = start.shape == (len(u), *self.A.shape) and start.dtype == u.dtype == self.A.dtype
+        if self.kernel is None or torch.is_grad_enabled() or not (fits and u.device == start.device == self.A.device):
             return selective_scan(  # type: ignore[return-value]
                 *(u, delta, self.A, B, C, self.D, z),
                 delta_bias=self.bias,

@@ -208,6 +208,12 @@ class TestMakeActor:
         policy = make_policy()
         assert make_actor(policy) is policy and ACTING == ("window", "recurrent", "staggered")
 
+    @pytest.mark.parametrize("acting", ACTING)
+    def test_a_policy_in_training_stays_there(self, acting: str) -> None:
+        policy = make_policy().train()
+        make_actor(policy, acting, 2)
+        assert all(module.training for module in policy.modules())
+
     @pytest.mark.parametrize("acting", ["recurrent", "staggered"])
     def test_acts_with_the_weights_of_now_and_leaves_the_policy_alone(self, acting: str) -> None:
         policy = make_policy()
@@ -237,7 +243,7 @@ class TestMakeActor:
 
     @pytest.mark.parametrize("acting", ["recurrent", "staggered"])
     def test_a_model_without_a_recurrence_is_refused(self, acting: str) -> None:
-        policy = DecisionTransformer(DTConfig(state_size=3, action_size=2, width=8, layers=1, heads=2))
+        policy = DecisionTransformer(DTConfig(state_size=3, action_size=2, width=8, layers=1, heads=2)).eval()
         assert make_actor(policy, "window") is policy
         with pytest.raises(
             InputError, match=rf"^acting: got '{acting}' for a DecisionTransformer, .*allowed is window"
@@ -289,3 +295,22 @@ class TestBeginning:
         assert low.target.tolist() == [[1.0], [1.0]] and high.target.tolist() == [[5.0], [9.0]]
         assert low.clock == high.clock == 5
         assert all(torch.equal(a.overall.ssm, b.overall.ssm) for a, b in zip(low.blocks, high.blocks, strict=True))
+
+
+@pytest.mark.parametrize("acting", ["window", "recurrent", "staggered"])
+def test_no_episodes_are_played_too(acting: str) -> None:
+    policy = DecisionMetaMamba(DMMConfig(state_size=3, action_size=2, width=8, layers=1)).eval()
+    actor = make_actor(policy, acting)
+    state = actor.select(actor.init_state(2, 1.0), torch.zeros(0, dtype=torch.int64))
+    action, _ = actor.act(state, torch.zeros(0, 3))
+    assert action.shape == (0, 2)
+
+
+def test_a_policy_with_a_forward_of_its_own_is_no_recurrence() -> None:
+    class Other(DecisionMetaMamba):
+        def forward(self, windows: Any) -> torch.Tensor:
+            return super().forward(windows) * 0
+
+    policy = Other(DMMConfig(state_size=3, action_size=2, width=8, layers=1))
+    with pytest.raises(InputError, match=r"^acting: got 'recurrent' for a Other, which is no recurrence"):
+        make_actor(policy, "recurrent")

@@ -313,3 +313,31 @@ def test_a_frozen_block_can_be_copied_and_the_copy_is_not_frozen() -> None:
     x = torch.randn(2, 3, 8)
     y, _ = other.extend(x, other.init_state(2))
     torch.testing.assert_close(y, other(x))
+
+
+class TestWithoutGradients:
+    """The same steps, for which the CPU kernel is called at once."""
+
+    @pytest.mark.parametrize("conv_width", [None, 4])
+    @pytest.mark.parametrize("frozen", [False, True])
+    def test_steps_equal_the_whole(self, conv_width: int | None, frozen: bool) -> None:
+        block = MambaBlock(8, conv_width=conv_width)
+        x = torch.randn(2, 7, 8)
+        with torch.no_grad():
+            if frozen:
+                block.freeze()
+            first, state = block.extend(x[:, :4], block.init_state(2))
+            second, _ = block.extend(x[:, 4:], state)
+            torch.testing.assert_close(torch.cat([first, second], dim=1), block(x))
+
+    def test_a_state_of_another_batch_or_dtype_is_refused(self) -> None:
+        block, x = MambaBlock(8, conv_width=None), torch.randn(4, 3, 8)
+        with torch.no_grad(), pytest.raises(InputError, match=r"^initial_state: got shape \(2,"):
+            block.extend(x, block.init_state(2))
+
+    def test_a_block_that_is_converted_thaws(self) -> None:
+        block, x = MambaBlock(8), torch.randn(2, 3, 8, dtype=torch.float64)
+        block.freeze()
+        block.double()
+        with torch.no_grad():
+            torch.testing.assert_close(block.extend(x, block.init_state(2))[0], block(x))

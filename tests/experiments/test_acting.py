@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -80,7 +81,7 @@ class TestWays:
                     torch.nn.init.constant_(weight, -2.0)
                 elif "proj" in name:
                     torch.nn.init.normal_(weight)
-        observations = torch.randn(20, 2, 3)
+            observations = torch.randn(20, 2, 3)
 
         def actions(actor: Any) -> torch.Tensor:
             state, found = actor.init_state(2, 5.0), []
@@ -135,3 +136,31 @@ def test_jobs_differ_in_context_and_task_alone() -> None:
 def test_states_divide_the_context(context: int, states: tuple[int, ...]) -> None:
     assert all(context % m == 0 and m < context for m in states)
     assert all(steps < context for steps in acting.SHORTER[context])
+
+
+class TestResult:
+    """The committed file fits the code that made it."""
+
+    def test_scores(self) -> None:
+        stored = load_result("acting")
+        tasks = json.loads(json.dumps({name: vars(task) for name, task in acting.TASKS.items()}))
+        assert stored["settings"]["tasks"] == tasks
+        jobs = acting.make_jobs(Path(), stored["settings"]["seeds"])
+        rows = [(f"{row['task']}/k{row['context']}", row["seed"]) for row in stored["runs"]]
+        assert rows == [(job.name, job.seed) for job in jobs]
+        for row in stored["runs"]:
+            assert list(row["ways"]) == [*acting.ways(row["context"]), *acting.questions(row["context"])]
+        again = acting.summarize_ways(stored["runs"])
+        for each, other in zip(stored["summary"], again, strict=True):
+            for key in ("score", "difference"):
+                assert each[key]["mean"] == pytest.approx(other.pop(key)["mean"]), each
+            assert each["difference_episodes"] == pytest.approx(other.pop("difference_episodes"))
+            assert {key: each[key] for key in other} == other
+
+    def test_latencies(self) -> None:
+        latency = load_result("acting")["latency"]
+        expected = [(context, way) for context in acting.STAGGERED for way in acting.ways(context)]
+        assert [(row["context"], row["way"]) for row in latency["steps"]] == expected
+        steps = [str(step) for step in acting.TIMED_STEPS]
+        assert all(list(row["microseconds"]) == steps for row in latency["steps"])
+        assert [row["way"] for row in latency["evaluation"]] == list(acting.ways(8))
