@@ -179,6 +179,29 @@ def summarize_ways(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return summary
 
 
+def summarize_overall(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per way that all contexts have: its difference to the window over all policies, whatever task, context and seed.
+
+    `difference` has the mean and its 95 % interval (Student's t over policies), `deviation` says how far a single
+    policy may lie from the mean, `smallest` and `largest` how far one did.
+    """
+    summary = []
+    for way in rows[0]["ways"]:
+        if all(way in row["ways"] for row in rows):
+            values = np.array([row["ways"][way]["difference"] for row in rows])
+            summary.append(
+                {
+                    "way": way,
+                    "policies": len(values),
+                    "difference": mean_interval(values),
+                    "deviation": float(values.std(ddof=1)),
+                    "smallest": float(values.min()),
+                    "largest": float(values.max()),
+                }
+            )
+    return summary
+
+
 def _episode_interval(played: Sequence[dict[str, Any]], mean: float) -> list[float]:
     errors = [each["difference_deviation"] ** 2 / each["episodes"] for each in played]
     half = 1.96 * np.sqrt(sum(errors)) / len(errors)
@@ -318,7 +341,8 @@ def score_ways(runs: Path, seeds: int, workers: int) -> dict[str, Any]:
         "shorter": {str(context): steps for context, steps in SHORTER.items()},
         "tasks": {name: vars(task) for name, task in TASKS.items()},
     }
-    return {"settings": settings, "machine": machine(), "summary": summarize_ways(rows), "runs": rows}
+    summary, overall = summarize_ways(rows), summarize_overall(rows)
+    return {"settings": settings, "machine": machine(), "summary": summary, "overall": overall, "runs": rows}
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ class TestCommand:
             *("recurrent, zero state", "window, no padding", "window, 1 steps", "window, 2 steps"),
         ]
         assert result["summary"] == acting.summarize_ways(result["runs"])
+        assert result["overall"] == acting.summarize_overall(result["runs"])
         assert result["settings"]["staggered"] == {"2": [1], "4": [1, 2]}
 
     def test_latency_is_put_into_the_file(
@@ -125,6 +126,17 @@ class TestWays:
         assert row["difference"]["ci95"] == pytest.approx([11 - 12.706205, 11 + 12.706205])
         assert row["difference_episodes"] == pytest.approx([11 - 3.92, 11 + 3.92])  # 1.96 x 20 / sqrt(100)
 
+    def test_the_overall_summary_takes_the_ways_that_all_policies_have(self) -> None:
+        def run(**differences: float) -> dict[str, Any]:
+            return {"ways": {way: {"difference": value} for way, value in differences.items()}}
+
+        window, recurrent = acting.summarize_overall(
+            [run(window=0.0, recurrent=-3.0, m4=1.0), run(window=0.0, recurrent=5.0)]
+        )
+        assert (window["way"], window["difference"]) == ("window", {"mean": 0.0, "ci95": [0.0, 0.0]})
+        assert (recurrent["policies"], recurrent["smallest"], recurrent["largest"]) == (2, -3.0, 5.0)
+        assert recurrent["difference"]["mean"] == 1.0 and recurrent["deviation"] == pytest.approx(32**0.5)
+
 
 def test_jobs_differ_in_context_and_task_alone() -> None:
     jobs = acting.make_jobs(Path("runs"), seeds=3)
@@ -150,6 +162,9 @@ class TestResult:
         assert rows == [(job.name, job.seed) for job in jobs]
         for row in stored["runs"]:
             assert list(row["ways"]) == [*acting.ways(row["context"]), *acting.questions(row["context"])]
+        for each, other in zip(stored["overall"], acting.summarize_overall(stored["runs"]), strict=True):
+            assert (each["way"], each["policies"]) == (other["way"], other["policies"])
+            assert each["difference"]["mean"] == pytest.approx(other["difference"]["mean"], abs=1e-9)
         again = acting.summarize_ways(stored["runs"])
         for each, other in zip(stored["summary"], again, strict=True):
             for key in ("score", "difference"):
