@@ -95,7 +95,7 @@ def test_actors_take_turns_and_their_steps_are_told_apart(monkeypatch: pytest.Mo
     calls: list[str] = []
     actors = {name: (lambda *_, name=name: calls.append(name)) for name in "ab"}
     found = latencies(actors, [1, 4], torch.device("cpu"))
-    assert "".join(calls) == "ab" * 6 and [row["step"] for row in found["a"]["steps"]] == [1, 4]
+    assert "".join(calls) == "aabb" * 3 and [row["step"] for row in found["a"]["steps"]] == [1, 4]
 
 
 def test_steps_and_resets_are_timed_apart() -> None:
