@@ -76,7 +76,7 @@ def test_every_control_answers_to_the_keyboard(opened: tuple[Page, Locator, Spec
             after, new = check_drawn(element, spec), pixels_of(element)
             _check_repainted(spec, before, after, old, new)
             repaints += old != new
-        element.get_by_role("button", name="Reset").click()
+        element.get_by_role("button", name="Reset", exact=True).click()
     if any(control["kind"] == "slider" for control in spec["controls"]):
         assert repaints, "no slider changes any picture"
 

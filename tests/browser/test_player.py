@@ -200,7 +200,7 @@ def _hold_thumb(page: Page, figure: Locator) -> None:
 
 
 def _reset(page: Page, figure: Locator) -> None:
-    figure.get_by_role("button", name="Reset").click()
+    figure.get_by_role("button", name="Reset", exact=True).click()
 
 
 def _scroll_away(page: Page, figure: Locator) -> None:
