@@ -194,7 +194,8 @@ class RecordedUpdate:
             aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # AdamW's, that it was made for graphs and is not in one
+                # AdamW's, that it was made for graphs and is not in one
+                warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.optim")
                 for _ in range(WARM_UP):
                     update(self.first)
             torch.cuda.current_stream().wait_stream(aside)

@@ -33,7 +33,7 @@ from dmm.bench.peers import (
     versions,
 )
 from dmm.mamba import MambaBlock
-from dmm.scan import scan_backends, selective_scan
+from dmm.scan import preferred_backends, scan_backends, selective_scan
 from dmm.scan.fused import missing_triton
 
 LENGTHS = (24, 256, 2_048, 16_384)
@@ -133,8 +133,7 @@ def backends_on(device: torch.device) -> list[str]:
 
 def automatic(device: torch.device) -> str:
     """What `backend="auto"` takes on a device for a scan of training."""
-    wanted = ("cpp", "sequential") if device.type == "cpu" else ("triton", "mamba-ssm", "parallel")
-    return next(name for name in wanted if name in backends_on(device))
+    return next(name for name in preferred_backends(device.type) if name in backends_on(device))
 
 
 def why(device: torch.device) -> str:

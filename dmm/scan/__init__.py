@@ -23,7 +23,7 @@ from dmm.scan.fused import fused_scan, interpreted, kernels
 from dmm.scan.parallel import PARALLEL_BLOCK, parallel_scan, scan_in_blocks
 from dmm.scan.sequential import sequential_scan
 
-__all__ = ["PARALLEL_BLOCK", "parallel_scan", "scan_backends", "selective_scan", "selective_step"]
+__all__ = ["PARALLEL_BLOCK", "parallel_scan", "preferred_backends", "scan_backends", "selective_scan", "selective_step"]
 
 _PLAIN = {"sequential": sequential_scan, "parallel": scan_in_blocks}
 
@@ -113,6 +113,11 @@ def selective_step(
 def scan_backends() -> list[str]:
     """Names that `selective_scan(backend=...)` takes on this machine."""
     return [*_PLAIN, *kernels(), *(["mamba-ssm"] if official.mamba_ssm_kernel() else [])]
+
+
+def preferred_backends(device: str) -> tuple[str, ...]:
+    """What `auto` tries on a type of device (`cpu`, `cuda`, ...), in this order; the last is always there."""
+    return ("cpp", "sequential") if device == "cpu" else ("triton", "mamba-ssm", "parallel")
 
 
 def _scan(
@@ -205,8 +210,7 @@ def _choose(backend: str, u: Tensor, A: Tensor, initial_state: Tensor | None, la
         raise InputError(f"backend: got {backend!r} with tensors on {u.device}, allowed is {_HOMES[backend]}")
     if backend != "auto":
         return backend
-    wanted = ("cpp", "sequential") if device == "cpu" else ("triton", "mamba-ssm", "parallel")
-    return next(name for name in wanted if serves[name])
+    return next(name for name in preferred_backends(device) if serves[name])
 
 
 _HOMES = {"cpp": "the CPU", "triton": "a GPU (or the CPU when TRITON_INTERPRET is 1)"}
