@@ -1,0 +1,80 @@
+"""Paths as people write them, files that may be anything, and JSON that every parser reads."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmm.errors import InputError
+
+JSON_LIMIT = 16 * 2**20
+"""Bytes of JSON that are read from one file; what this package writes stays far below."""
+
+
+def user_path(name: str, value: str | os.PathLike[str]) -> Path:
+    """The path that `value` means: `~` and `~name` at its beginning are home folders, wherever the shell left them.
+
+    Raises:
+        InputError: no text or path, an empty one, or one that no file can have.
+    """
+    if not isinstance(value, str | os.PathLike) or not (text := os.fspath(value)) or "\0" in str(text):
+        raise InputError(f"{name}: got {value!r}, allowed is a path")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise InputError(f"{name}: got {str(value)!r}, but there is no such home folder here") from None
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """The content of an ordinary file of at most `limit` bytes; never waits, as a pipe would make it.
+
+    Raises:
+        InputError: a pipe, device or folder, or more bytes than that.
+        OSError: it is missing or cannot be read.
+    """
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path} is no ordinary file")
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise InputError(f"{path} has {status.st_size:,} bytes, allowed are {limit:,}")
+    return content
+
+
+def read_json(path: Path, limit: int = JSON_LIMIT) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        InputError: as `read_file`, or it is no JSON.
+        OSError: it is missing or cannot be read.
+    """
+    try:
+        return json.loads(read_file(path, limit))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is no JSON ({error})") from error
+
+
+def strict_json(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON that every parser reads: numpy's numbers and arrays as plain ones, NaN and infinities as null."""
+    return json.dumps(_plain(value), indent=indent, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
