@@ -7,11 +7,17 @@ policy the score of the last checkpoint is kept; on 128 windows (two batches of 
 norms of its activations, the norms of its gradients and what its gates let through; and what a linear probe can read
 at the last state token before and behind each gate and at the end. The policies of seed 0 are kept as files, from which
 the book draws its heat maps.
+
+    python -m dmm.experiments.gating --kept
+
+measures those again on the windows of today and leaves all else in the file. Hopper's rows of other seeds were measured
+on the same episodes as another kind of processor recorded them.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -29,7 +35,9 @@ from dmm.experiments.grid import (
     summarize,
     train_job,
 )
+from dmm.experiments.recorded import recorded_windows
 
+CONTEXT = 8
 WINDOWS = 128
 PROBE_WINDOWS = (640, 320)
 """How many windows probes are fitted on and scored on."""
@@ -113,23 +121,37 @@ def probes(policy: Any, task: str) -> dict[str, dict[str, float]]:
 
 
 def probe_windows(task: str, context: int, seed: int, count: int) -> Any:
-    """Windows of other episodes for each seed."""
-    from dmm.data.preview import preview
-    from dmm.inspection import full_windows
-
-    return full_windows(preview(TASKS[task].dataset, TASKS[task].preview_episodes, seed=seed), context, count, seed=1)
+    """Windows of other episodes for each seed; the committed ones, where there are any (`dmm.experiments.recorded`)."""
+    return _kept(task, f"probe_{seed}", context, count) or _drawn(task, context, count, data_seed=seed, seed=1)
 
 
 def _rounded(numbers: Any) -> list[float]:
     return [float(f"{number:.6g}") for number in numbers.tolist()]
 
 
-def measured_windows(task: str, context: int = 8) -> Any:
+def measured_windows(task: str, context: int = CONTEXT) -> Any:
     """The windows that `measure` looks at: the same ones on every machine, from the data set's first episodes."""
+    return _kept(task, "measured", context, WINDOWS) or _drawn(task, context, WINDOWS)
+
+
+def draw_windows(task: str) -> dict[str, Any]:
+    """All windows of a task by name, from episodes that are recorded here and now."""
+    drawn = {"measured": _drawn(task, CONTEXT, WINDOWS)}
+    probes = {f"probe_{i}": _drawn(task, CONTEXT, n, data_seed=i, seed=1) for i, n in enumerate(PROBE_WINDOWS)}
+    return drawn | probes
+
+
+def _kept(task: str, name: str, context: int, count: int) -> Any:
+    windows = recorded_windows(task, name)
+    return windows if windows is not None and windows.mask.shape == (count, context) else None
+
+
+def _drawn(task: str, context: int, count: int, *, data_seed: int = 0, seed: int = 0) -> Any:
     from dmm.data.preview import preview
     from dmm.inspection import full_windows
 
-    return full_windows(preview(TASKS[task].dataset, TASKS[task].preview_episodes), context, WINDOWS)
+    episodes = preview(TASKS[task].dataset, TASKS[task].preview_episodes, seed=data_seed)
+    return full_windows(episodes, context, count, seed=seed)
 
 
 def summarize_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -182,7 +204,23 @@ def make_jobs(runs: Path, seeds: int) -> list[Job]:
     ]
 
 
+def measure_kept() -> None:
+    """Bring the rows of the committed policies up to date with the committed windows."""
+    from dmm.experiments import RESULTS, kept_run, load_result
+
+    result = load_result("gating")
+    for row in result["runs"]:
+        if row["seed"] == 0:
+            policy = kept_run(f"gating/{run_name(row['task'], row['model'], 0)}").policy
+            row |= measure(policy, row["task"])
+    result["ratios"] = summarize_ratios(result["runs"])
+    write_result(RESULTS / "gating.json", result)
+
+
 def main() -> None:
+    if sys.argv[1:] == ["--kept"]:
+        measure_kept()
+        return
     args = arguments("gating", "Remake the measurements behind the chapter on gating.", seeds=3)
 
     from dmm.data.collect import collect
