@@ -8,16 +8,13 @@ norms of its activations, the norms of its gradients and what its gates let thro
 at the last state token before and behind each gate and at the end. The policies of seed 0 are kept as files, from which
 the book draws its heat maps.
 
-    python -m dmm.experiments.gating --kept
-
-measures those again on the windows of today and leaves all else in the file. Hopper's rows of other seeds were measured
-on the same episodes as another kind of processor recorded them.
+Hopper's windows are committed since its result file was made, and that file's were recorded on another kind of
+processor: norms differ by up to a quarter and probes by up to 0.17 from those of the same policies on today's windows.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -204,23 +201,7 @@ def make_jobs(runs: Path, seeds: int) -> list[Job]:
     ]
 
 
-def measure_kept() -> None:
-    """Bring the rows of the committed policies up to date with the committed windows."""
-    from dmm.experiments import RESULTS, kept_run, load_result
-
-    result = load_result("gating")
-    for row in result["runs"]:
-        if row["seed"] == 0:
-            policy = kept_run(f"gating/{run_name(row['task'], row['model'], 0)}").policy
-            row |= measure(policy, row["task"])
-    result["ratios"] = summarize_ratios(result["runs"])
-    write_result(RESULTS / "gating.json", result)
-
-
 def main() -> None:
-    if sys.argv[1:] == ["--kept"]:
-        measure_kept()
-        return
     args = arguments("gating", "Remake the measurements behind the chapter on gating.", seeds=3)
 
     from dmm.data.collect import collect
