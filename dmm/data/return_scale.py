@@ -14,7 +14,7 @@ FITTING = {SPARSE: (0.1, 20.0), DENSE: (100.0, 20_000.0)}
 """Largest returns-to-go for which each of them is taken."""
 LARGEST = 1e18
 """Beyond it, the squares in the norms of a network are more than float32 holds."""
-FINEST = 0.01
+FINEST = 0.05
 """Part of the largest return-to-go by which returns have to differ for a policy to learn the difference."""
 
 
