@@ -259,7 +259,8 @@ def _run_batch(actor: Actor, envs: list[gym.Env], target: float, seed: int, bar:
     state, reward = actor.init_state(len(envs), target), None
     while len(going_on):
         action, state = actor.act(state, torch.from_numpy(observation), reward)
-        observation, earned, over = _step([envs[i] for i in going_on], action.cpu().numpy())
+        # a copy: what an environment does to its action must not reach the actor's memory
+        observation, earned, over = _step([envs[i] for i in going_on], np.array(action.cpu()))
         returns[going_on] += earned
         visited.append((going_on, observation))
         if over.any():

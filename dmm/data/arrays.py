@@ -216,7 +216,8 @@ def _spaces(
 ) -> tuple[gym.Space[Any], gym.Space[Any], EnvSpec | None]:
     """Spaces of the rows' observations and actions, and the environment's specification, with which they must agree."""
     states, actions = rows["observations"], rows["actions"]
-    seen = gym.spaces.Box(0 if states.dtype.kind == "u" else -np.inf, np.inf, states.shape[1:], states.dtype.type)
+    low, high = (0, np.iinfo(states.dtype).max) if states.dtype.kind == "u" else (-np.inf, np.inf)
+    seen = gym.spaces.Box(low, high, states.shape[1:], states.dtype.type)
     if env_id is None:
         if actions.ndim == 1:
             return seen, gym.spaces.Discrete(_largest(actions, 0) + 1), None

@@ -34,7 +34,7 @@ def real_array(name: str, values: Any) -> np.ndarray:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{name}: allowed is an array of real numbers ({reason})") from None
     if array.dtype.kind not in "biuf":
-        raise InputError(f"{name}: got {array.dtype} of shape {array.shape}, allowed are real numbers")
+        raise InputError(f"{name}: got shape {array.shape} of {array.dtype}, allowed are real numbers")
     return array
 
 
