@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dmm.errors import InputError, RunError
+from dmm.errors import DataWarning, InputError, RunError
 
 app = typer.Typer(
     help="Decision MetaMamba: make data sets, train policies on them, evaluate and inspect them.",
@@ -120,6 +122,10 @@ def train(
     rewards: Annotated[
         str, typer.Option(help="What the data set stores: per-step, or cumulative; auto: as the data set says.")
     ] = "auto",
+    observation_keys: Annotated[
+        str | None,
+        typer.Option(help="Entries of a dictionary of observations to take, as in position,velocity; all if left out."),
+    ] = None,
     download: Annotated[
         bool, typer.Option("--download", help="Fetch a public data set if it is not on this machine.")
     ] = False,
@@ -134,7 +140,8 @@ def train(
         raise InputError(f"seeds: got {seeds}, allowed is at least 1")
     _set_threads(threads)
     stored: Any = None if rewards == "auto" else rewards
-    data = load_trajectories(dataset, rewards=stored, download=download)
+    keys = None if observation_keys is None else [key.strip() for key in observation_keys.split(",")]
+    data = load_trajectories(dataset, rewards=stored, observation_keys=keys, download=download)
     options: Any = {"steps": steps, "out": out, "device": device, "resume": resume}
     options |= {"changes": _parse_changes(changes or [])}
     if seeds == 1:
@@ -344,7 +351,18 @@ def _print(as_json: bool, value: dict[str, Any], text: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; turns every expected failure into one line on stderr and its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    sys.exit(_exit_code(lambda: app(args=words, prog_name="dmm", standalone_mode=False)))
+    with warnings.catch_warnings():
+        warnings.showwarning = partial(_show_warning, warnings.showwarning)
+        code = _exit_code(lambda: app(args=words, prog_name="dmm", standalone_mode=False))
+    sys.exit(code)
+
+
+def _show_warning(otherwise: Callable[..., Any], message: Any, *more: Any, **options: Any) -> None:
+    """What the data cannot give, in one line; other warnings as Python shows them."""
+    if isinstance(message, DataWarning):
+        typer.echo(f"dmm: warning: {message}", err=True)
+    else:
+        otherwise(message, *more, **options)
 
 
 def _exit_code(command: Callable[[], Any]) -> int:

@@ -1,14 +1,24 @@
-"""The two ways in which a call of this package can fail on purpose, and the checks of plain arguments that raise them."""
+"""The two ways in which a call of this package can fail on purpose, its warnings, and checks of plain arguments."""
 
 from __future__ import annotations
 
 import math
 import operator
+import warnings
 from typing import Any, get_args
 
 
 class InputError(ValueError):
     """What the caller passed is wrong: names the argument, what came and what is allowed. The command exits with 2."""
+
+
+class DataWarning(UserWarning):
+    """The data can be used, though not all that is in them: names what, and what helps. The command goes on."""
+
+
+def warn(message: str) -> None:
+    """A `DataWarning` of one line."""
+    warnings.warn(" ".join(message.split()), DataWarning, stacklevel=3)
 
 
 class RunError(RuntimeError):

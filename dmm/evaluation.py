@@ -22,15 +22,15 @@ from tqdm.auto import tqdm
 from dmm.acting import STATES, Actor, make_actor
 from dmm.data.observations import build_flat_env, parse_env_spec
 from dmm.errors import InputError
-from dmm.normalize import normalize
+from dmm.normalize import family, normalize
 from dmm.training import Run, load_run
 
 TARGETS: dict[str, tuple[float, ...]] = {
-    "Hopper": (3600.0, 7200.0),
-    "HalfCheetah": (12000.0, 24000.0),
-    "Walker2d": (5000.0, 10000.0),
-    "AntMaze": (1.0,),
-    "Kitchen": (4.0,),
+    "hopper": (3600.0, 7200.0),
+    "halfcheetah": (12000.0, 24000.0),
+    "walker2d": (5000.0, 10000.0),
+    "antmaze": (1.0,),
+    "kitchen": (4.0,),
 }
 """Returns asked for by default: the smallest ones that the released code tries, two for MuJoCo and one elsewhere."""
 CONFIDENCE = 0.95
@@ -175,8 +175,8 @@ def evaluate(
 
 
 def default_targets(env_id: str, best_return: float) -> list[float]:
-    """The released code's smallest targets for the environment's family, else the best return in the data."""
-    return list(next((targets for family, targets in TARGETS.items() if family in env_id), (best_return,)))
+    """The released code's smallest targets for exactly the environments of D4RL, else the best return in the data."""
+    return list(TARGETS.get(family(env_id) or "", (best_return,)))
 
 
 def make_env(info: dict[str, Any], **kwargs: Any) -> gym.Env:
@@ -191,7 +191,8 @@ def make_env(info: dict[str, Any], **kwargs: Any) -> gym.Env:
     spec = parse_env_spec(data["env_spec"]) if data["env_spec"] else data["env_id"]
     keys, sizes = tuple(data["observation_keys"]), (config["state_size"], config["action_size"])
     # runs and data sets from elsewhere carry no record
-    return build_flat_env(spec, keys, *sizes, record=data.get("environment"), **kwargs)
+    as_there = {name: data.get(name) for name in ("action_bounds", "observation_offset")}
+    return build_flat_env(spec, keys, *sizes, record=data.get("environment"), **(as_there | kwargs))
 
 
 def rollout(
@@ -258,7 +259,8 @@ def _run_batch(actor: Actor, envs: list[gym.Env], target: float, seed: int, bar:
     state, reward = actor.init_state(len(envs), target), None
     while len(going_on):
         action, state = actor.act(state, torch.from_numpy(observation), reward)
-        observation, earned, over = _step([envs[i] for i in going_on], action.cpu().numpy())
+        # a copy: what an environment does to its action must not reach the actor's memory
+        observation, earned, over = _step([envs[i] for i in going_on], np.array(action.cpu()))
         returns[going_on] += earned
         visited.append((going_on, observation))
         if over.any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from dmm.errors import InputError
@@ -16,18 +17,33 @@ REFERENCE_RETURNS: dict[str, tuple[float, float]] = {
 """(random, expert) return per environment family. Source: D4RL's `infos.py`."""
 
 
+_IDS = {
+    "hopper": r"Hopper-v[2-5]|hopper-[a-z-]+-v[0-2]",
+    "halfcheetah": r"HalfCheetah-v[2-5]|halfcheetah-[a-z-]+-v[0-2]",
+    "walker2d": r"Walker2d-v[2-5]|walker2d-[a-z-]+-v[0-2]",
+    "antmaze": r"AntMaze_(UMaze|Open|Medium|Large)(_Diverse_GR?)?-v[3-5]|dmm/AntMaze-v\d+|antmaze-[a-z-]+-v[0-2]",
+    "kitchen": r"FrankaKitchen-v1|dmm/Kitchen-v\d+|kitchen-(complete|partial|mixed)-v0",
+}
+"""The ids, whole, of the environments that the returns are for: those of Gymnasium, gymnasium-robotics, D4RL and this
+package. Others whose names begin alike have other rewards."""
+
+
+def family(env_id: str) -> str | None:
+    """The key in `REFERENCE_RETURNS` of exactly those environments that D4RL has a scale for; None for all others."""
+    return next((name for name, ids in _IDS.items() if re.fullmatch(ids, env_id)), None)
+
+
 def reference_returns(env_id: str) -> tuple[float, float]:
     """The (random, expert) returns for a Gymnasium id such as `Hopper-v5` or `AntMaze_UMaze-v5`.
 
     Raises:
-        InputError: no constants are known for that environment.
+        InputError: no constants are known for exactly that environment.
     """
-    key = env_id.split("/")[-1].lower().replace("frankakitchen", "kitchen")
-    for family, returns in REFERENCE_RETURNS.items():
-        if key.startswith(family):
-            return returns
-    known = ", ".join(sorted(REFERENCE_RETURNS))
-    raise InputError(f"env_id: no reference returns for {env_id!r}; known families: {known}")
+    name = family(env_id)
+    if name is None:
+        known = ", ".join(sorted(REFERENCE_RETURNS))
+        raise InputError(f"env_id: no reference returns for {env_id!r}; known families: {known}")
+    return REFERENCE_RETURNS[name]
 
 
 def normalized_score(returns: Any, env_id: str) -> Any:

@@ -11,6 +11,7 @@ from dmm.baselines.dt import DecisionTransformer, DTConfig
 from dmm.baselines.mamba import MambaConfig, MambaPolicy
 from dmm.errors import InputError
 from dmm.model import DecisionMetaMamba, DMMConfig, Domain
+from dmm.normalize import family
 from dmm.policy import Policy
 
 
@@ -37,8 +38,8 @@ def _paper(state_size: int, action_size: int, env_id: str, **changes: Any) -> DM
 
 
 def _released(state_size: int, action_size: int, env_id: str, **changes: Any) -> DMMConfig:
-    domains: dict[str, Domain] = {"AntMaze": "antmaze", "PointMaze": "antmaze", "Kitchen": "kitchen"}
-    domain: Domain = next((domain for family, domain in domains.items() if family in env_id), "mujoco")
+    maze = family(env_id) == "antmaze" or env_id.startswith(("AntMaze_", "PointMaze_"))
+    domain: Domain = "antmaze" if maze else "kitchen" if family(env_id) == "kitchen" else "mujoco"
     return DMMConfig.released(state_size, action_size, domain=domain, **changes)
 
 

@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import gymnasium
+import minari
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from dmm.checkpoints import pack_weights, read_checkpoint, write_atomically, write_checkpoint
-from dmm.data.trajectories import Trajectories, load_trajectories
+from dmm.data.trajectories import Trajectories, load_trajectories, require_trainable
 from dmm.data.windows import Windows, WindowSampler
 from dmm.errors import InputError, RunError
 from dmm.memory import keep_freed_memory
@@ -39,9 +40,6 @@ from dmm.policy import Policy
 from dmm.registry import find_model, split_changes
 from dmm.stacking import stack
 from dmm.update import FlatWeights, Update, fastest, learning_rate
-
-SPARSE_RETURN = 100.0
-"""Data whose returns stay below this get `rtg_scale` 1 by default, others 1000, as the released code has by domain."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +103,7 @@ LOG_COLUMNS = ("step", "loss", "learning_rate", "seconds")
 
 
 def train(
-    dataset: str | Trajectories,
+    dataset: str | minari.MinariDataset | Trajectories,
     model: str = "dmm",
     *,
     steps: int = TrainConfig.steps,
@@ -119,7 +117,7 @@ def train(
     """Train `model` on `dataset` and return the run; its folder holds all that is needed to go on or to evaluate.
 
     Args:
-        dataset: the id of a Minari data set on this machine, or trajectories.
+        dataset: the id of a Minari data set on this machine, one that Minari opened or selected from, or trajectories.
         model: a name of `dmm.registry.MODELS`.
         steps: updates in all.
         seed: of everything random; what still varies is the last digits of float arithmetic between kinds of processor
@@ -147,7 +145,7 @@ def train(
 
 
 def train_seeds(
-    dataset: str | Trajectories,
+    dataset: str | minari.MinariDataset | Trajectories,
     model: str = "dmm",
     *,
     seeds: Sequence[int],
@@ -167,7 +165,7 @@ def train_seeds(
     other, and a line on stderr says so.
 
     Args:
-        dataset: the id of a Minari data set on this machine, or trajectories.
+        dataset: the id of a Minari data set on this machine, one that Minari opened or selected from, or trajectories.
         model: a name of `dmm.registry.MODELS`.
         seeds: different ones, at least one.
         steps: updates of each seed.
@@ -260,8 +258,8 @@ def kept_name(step: int) -> str:
 
 
 def default_rtg_scale(trajectories: Trajectories) -> float:
-    """1000 for dense rewards and 1 for sparse ones, told apart by the size of the largest return."""
-    return 1000.0 if np.abs(trajectories.returns()).max() >= SPARSE_RETURN else 1.0
+    """By the largest return-to-go: 1000 or 1, as the released code has, or a power of ten where neither fits."""
+    return trajectories.return_scale()
 
 
 def default_out(dataset_id: str, model: str, seed: int) -> Path:
@@ -301,6 +299,8 @@ def describe_run(trajectories: Trajectories, model: str, config: Any, training: 
             "observation_keys": list(t.observation_keys),
             "environment": t.environment,
             "discrete_actions": t.discrete_actions,
+            "action_bounds": None if t.action_bounds is None else [side.tolist() for side in t.action_bounds],
+            "observation_offset": None if t.observation_offset is None else t.observation_offset.tolist(),
             "reference": t.reference,
             "transitions": t.transitions,
             "mean_return": float(returns.mean()),
@@ -341,16 +341,22 @@ class _Plan:
         return self.info | {"training": dataclasses.asdict(config)}
 
 
-def _plan(dataset: str | Trajectories, model: str, steps: int, device: str, changes: Mapping[str, Any] | None) -> _Plan:
+def _plan(
+    dataset: str | minari.MinariDataset | Trajectories,
+    model: str,
+    steps: int,
+    device: str,
+    changes: Mapping[str, Any] | None,
+) -> _Plan:
     """Look at everything that was asked for before anything is begun."""
-    t = load_trajectories(dataset) if isinstance(dataset, str) else dataset
+    t = dataset if isinstance(dataset, Trajectories) else load_trajectories(dataset)
     entry = find_model(model)
     model_changes, train_changes = split_changes(changes or {}, entry, TrainConfig)
     if entry.fit_rtg_scale:
         model_changes.setdefault("rtg_scale", default_rtg_scale(t))
     config = entry.make_config(t.state_size, t.action_size, t.env_id, **model_changes)
     training = TrainConfig(steps=steps, **train_changes)
-    _check_actions(t)
+    require_trainable(t, getattr(config, "rtg_scale", 1.0))
     return _Plan(t, model, config, training, choose_device(device))
 
 
@@ -374,12 +380,6 @@ def _own_generators(device: torch.device) -> dict[str, torch.Generator]:
 
 def _dropout_generator(device: torch.device) -> str:
     return "cuda" if device.type == "cuda" else "torch"
-
-
-def _check_actions(trajectories: Trajectories) -> None:
-    largest = float(np.abs(trajectories.actions).max())
-    if largest > 1 + 1e-6:
-        raise InputError(f"dataset: actions of {trajectories.dataset_id!r} reach {largest:g}, allowed is -1 to 1")
 
 
 def _read_info(path: Path) -> dict[str, Any]:

@@ -365,9 +365,26 @@ class TestEvaluate:
     def test_default_target_of_an_unknown_environment_is_the_best_return_of_the_data(self, run: Run) -> None:
         assert small(run, targets=None).to_json()["targets"] == [run.info["dataset"]["max_return"]]
 
-    @pytest.mark.parametrize("family", TARGETS)
-    def test_default_targets_of_the_papers_environments(self, family: str) -> None:
-        assert default_targets(f"{family}_UMaze-v5", best_return=1.5) == list(TARGETS[family])
+    @pytest.mark.parametrize(
+        ("env_id", "family"),
+        [
+            ("Hopper-v5", "hopper"),
+            ("HalfCheetah-v4", "halfcheetah"),
+            ("Walker2d-v2", "walker2d"),
+            ("AntMaze_UMaze-v5", "antmaze"),
+            ("dmm/AntMaze-v0", "antmaze"),
+            ("FrankaKitchen-v1", "kitchen"),
+            ("dmm/Kitchen-v0", "kitchen"),
+        ],
+    )
+    def test_default_targets_of_the_papers_environments(self, env_id: str, family: str) -> None:
+        assert default_targets(env_id, best_return=1.5) == list(TARGETS[family])
+
+    @pytest.mark.parametrize(
+        "env_id", ["HopperBulletEnv-v0", "KitchenBot-v0", "mine/Hopper-v5", "AntMazeOfMine-v0", ""]
+    )
+    def test_others_whose_names_look_alike_are_asked_for_the_best_in_the_data(self, env_id: str) -> None:
+        assert default_targets(env_id, best_return=1.5) == [1.5]
 
     def test_environment_sees_flat_float32_vectors(self, run: Run) -> None:
         env = make_env(run.info)

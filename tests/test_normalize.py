@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dmm.errors import InputError
-from dmm.normalize import REFERENCE_RETURNS, normalized_score, reference_returns
+from dmm.normalize import REFERENCE_RETURNS, family, normalized_score, reference_returns
 
 
 @pytest.mark.parametrize("env_id", ["Hopper-v5", "HalfCheetah-v5", "Walker2d-v5", "FrankaKitchen-v1"])
@@ -19,6 +19,22 @@ def test_constants_are_those_of_d4rl() -> None:
     assert reference_returns("HalfCheetah-v5") == (-280.178953, 12135.0)
     assert reference_returns("AntMaze_UMaze-v5") == (0.0, 1.0)
     assert normalized_score(1590.0, "Hopper-v5") == pytest.approx(49.48, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "env_id",
+    ["HopperBulletEnv-v0", "Hopper-v1", "Hopper-v5-mine", "mine/Hopper-v5", "Walker2DBulletEnv-v0", "AntMazeOfMine-v0"]
+    + ["AntMaze_UMazeDense-v5", "KitchenBot-v0", "FrankaKitchen-v1\n"],
+)
+def test_names_that_look_alike_are_others(env_id: str) -> None:
+    assert family(env_id) is None
+    with pytest.raises(InputError, match="no reference returns"):
+        reference_returns(env_id)
+
+
+@pytest.mark.parametrize("env_id", ["AntMaze_Large_Diverse_GR-v4", "antmaze-umaze-diverse-v2", "dmm/AntMaze-v0"])
+def test_every_way_to_name_a_maze_of_d4rl(env_id: str) -> None:
+    assert family(env_id) == "antmaze"
 
 
 def test_unknown_environment_is_named_with_what_is_known() -> None:

@@ -21,6 +21,7 @@ from dmm.data.atomic import replacement_of
 from dmm.data.interrupts import interrupts_deferred
 from dmm.data.minari_files import dataset_folder
 from dmm.data.observations import action_size, build_env, build_flat_env, require_storable
+from dmm.data.precision import not_finite, real_array
 from dmm.data.rewards import StoredRewards
 from dmm.errors import InputError, RunError
 
@@ -51,19 +52,21 @@ def write_dataset(
     stored as truncated. The layout lacks what was seen after an episode's last action: it is the last row of
     `next_observations` if they are given, else the last observation once more. Training never reads it.
 
-    The data set appears under its id only when it is complete, and `load_trajectories` gives the rows back, as float32.
+    The data set appears under its id only when it is complete, and `load_trajectories` gives the rows back, as float32
+    (actions scaled to -1 to 1 where their bounds are others).
 
     Args:
-        observations: `(N, s)`, what was seen before each action.
-        actions: `(N, a)` floats, or `(N,)` whole numbers for Discrete actions.
-        rewards: `(N,)`.
+        observations: `(N, s)`, what was seen before each action; stored in the precision in which they come.
+        actions: `(N, a)` floats in the environment's units, or `(N,)` whole numbers for Discrete actions. Without an
+            environment their bounds are -1 and 1, or the data's own extremes where those lie beyond.
+        rewards: `(N,)` or `(N, 1)`.
         terminations: `(N,)` of 0 and 1: the environment ended the episode. D4RL's `terminals`.
         truncations: `(N,)` of 0 and 1: a time limit or the recording ended it. D4RL's `timeouts`.
         next_observations: `(N, s)`, what was seen after each action.
         env_id: the Gymnasium environment that the policies trained on the set are evaluated in. Without it they can be
             trained only.
         env_kwargs: for `gymnasium.make`.
-        observation_keys: where the environment gives a goal dictionary, the entries that the columns hold, in order.
+        observation_keys: where the environment gives a dictionary, the entries that the columns hold, in order.
         reference: (random, expert) returns for the normalised score.
         reward_kind: `cumulative` if `rewards` hold the sum so far; `load_trajectories` then undoes it. The first sum of
             each episode must be 0: Algorithm 1 takes the first reward as 0.
@@ -128,7 +131,7 @@ def _checked(
     rows = {
         "observations": _floats(_numbers("observations", observations, (2,))),
         "actions": _actions(actions),
-        "rewards": _numbers("rewards", rewards, (1,)),
+        "rewards": _rewards(rewards),
         "terminations": _marks("terminations", terminations),
         "truncations": _marks("truncations", truncations),
     }
@@ -151,18 +154,30 @@ def _checked(
 
 
 def _numbers(name: str, values: Any, dimensions: tuple[int, ...]) -> np.ndarray:
-    array = np.asarray(values)
-    if array.ndim not in dimensions or array.dtype.kind not in "fiu":
+    array = real_array(name, values)
+    if array.ndim not in dimensions or array.dtype.kind == "b":
         shapes = " or ".join("(N,)" if count == 1 else "(N, size)" for count in dimensions)
         raise InputError(f"{name}: got shape {array.shape} of {array.dtype}; allowed: numbers of shape {shapes}")
-    finite = np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
-    if not finite.all():
-        raise InputError(f"{name}: NaN or infinity in row {int(np.argmin(finite))}")
+    if wrong := not_finite(array):
+        raise InputError(f"{name}: {wrong[1]} in row {wrong[0]}")
     return array
 
 
 def _floats(array: np.ndarray) -> np.ndarray:
-    return array if array.dtype.kind == "f" else array.astype(np.float32)
+    """Whole numbers as float32 where it holds them all, else as float64, or as they are if that does not either."""
+    if array.dtype.kind == "f":
+        return array.astype(np.float64) if array.dtype.itemsize > 8 else array
+    for kind, digits in ((np.float32, 24), (np.float64, 53)):
+        if not array.size or (-(2**digits) <= int(array.min()) and int(array.max()) <= 2**digits):
+            return array.astype(kind)
+    return array
+
+
+def _rewards(values: Any) -> np.ndarray:
+    """`(N,)`, which may also come as a column; those of True and False are 1 and 0."""
+    array = real_array("rewards", values)
+    array = array.astype(np.float64) if array.dtype.kind == "b" else array
+    return _numbers("rewards", array.reshape(-1) if array.shape[1:] == (1,) else array, (1,))
 
 
 def _actions(values: Any) -> np.ndarray:
@@ -176,8 +191,8 @@ def _actions(values: Any) -> np.ndarray:
 
 
 def _marks(name: str, values: Any) -> np.ndarray:
-    array = np.asarray(values)
-    if array.ndim != 1 or array.dtype.kind not in "bfiu" or not np.isin(array, (0, 1)).all():
+    array = real_array(name, values)
+    if array.ndim != 1 or not np.isin(array, (0, 1)).all():
         raise InputError(f"{name}: got shape {array.shape} of {array.dtype}; allowed: (N,) of 0 and 1, or bool")
     return array.astype(bool)
 
@@ -201,7 +216,8 @@ def _spaces(
 ) -> tuple[gym.Space[Any], gym.Space[Any], EnvSpec | None]:
     """Spaces of the rows' observations and actions, and the environment's specification, with which they must agree."""
     states, actions = rows["observations"], rows["actions"]
-    seen = gym.spaces.Box(-np.inf, np.inf, states.shape[1:], states.dtype.type)
+    low, high = (0, np.iinfo(states.dtype).max) if states.dtype.kind == "u" else (-np.inf, np.inf)
+    seen = gym.spaces.Box(low, high, states.shape[1:], states.dtype.type)
     if env_id is None:
         if actions.ndim == 1:
             return seen, gym.spaces.Discrete(_largest(actions, 0) + 1), None

@@ -27,7 +27,7 @@ from minari.namespace import create_namespace
 from minari.storage import get_dataset_path
 
 from dmm.data.atomic import replacement_of
-from dmm.data.observations import action_size, flatten_actions, flatten_observation, register_environments
+from dmm.data.observations import action_size, register_environments
 from dmm.data.recipes import RECIPES
 from dmm.errors import InputError
 
@@ -40,12 +40,14 @@ DATASETS_PATH = "MINARI_DATASETS_PATH"
 
 @dataclass(frozen=True)
 class Episode:
-    """One stored episode of l transitions."""
+    """One stored episode of l transitions, in the types in which they are stored."""
 
-    observations: np.ndarray  # (l + 1, s) float32
-    actions: np.ndarray  # (l, a) float32, one-hot where they are Discrete
-    rewards: np.ndarray  # (l,)
-    terminated: bool
+    index: int  # in the files
+    observations: Any  # (l + 1, s), or a dictionary of such arrays
+    actions: np.ndarray  # (l, a), or (l,) where they are Discrete
+    rewards: np.ndarray  # (l,), or a column (l, 1)
+    terminations: np.ndarray  # (l,)
+    truncations: np.ndarray  # (l,)
 
 
 def dataset_folder(minari_id: str) -> Path:
@@ -71,12 +73,21 @@ def local_ids() -> list[str]:
         return sorted(minari.list_local_datasets())
 
 
-def open_dataset(minari_id: str, *, download: bool = False) -> minari.MinariDataset:
+def open_dataset(dataset: str | minari.MinariDataset, *, download: bool = False) -> minari.MinariDataset:
     """The data set as Minari opens it; with `download` it is fetched first when it is not here.
+
+    One that is open already, such as a selection of episodes made with Minari's functions, is given back.
 
     Raises:
         InputError: unknown id, no network, or files that Minari cannot read.
     """
+    if isinstance(dataset, minari.MinariDataset):
+        _require_hdf5(dataset.spec.dataset_id, dataset.storage.metadata)
+        return dataset
+    if not isinstance(dataset, str):
+        kind = type(dataset).__name__
+        raise InputError(f"dataset: got a {kind}; allowed: the id of a Minari data set, or one that Minari opened")
+    minari_id = dataset
     folder = dataset_folder(minari_id)
     if download and not _complete(folder):
         _download(minari_id, folder)
@@ -84,8 +95,7 @@ def open_dataset(minari_id: str, *, download: bool = False) -> minari.MinariData
         raise InputError(_not_here(minari_id))
     try:
         metadata = MinariStorage.read_raw_metadata(folder / "data")
-        if metadata["data_format"] != "hdf5":
-            raise InputError(f"dataset: {minari_id!r} is stored as {metadata['data_format']}; allowed: hdf5")
+        _require_hdf5(minari_id, metadata)
         if not {"observation_space", "action_space"} <= metadata.keys():
             register_environments()  # Minari then asks the environment for its spaces
         return minari.load_dataset(minari_id)
@@ -95,8 +105,13 @@ def open_dataset(minari_id: str, *, download: bool = False) -> minari.MinariData
         raise InputError(f"dataset: {minari_id!r} at {folder} cannot be read ({error})") from error
 
 
+def _require_hdf5(minari_id: str, metadata: dict[str, Any]) -> None:
+    if metadata["data_format"] != "hdf5":
+        raise InputError(f"dataset: {minari_id!r} is stored as {metadata['data_format']}; allowed: hdf5")
+
+
 def read_episodes(dataset: minari.MinariDataset, keys: tuple[str, ...]) -> Iterator[Episode]:
-    """The episodes in stored order, observations flattened by `keys`, actions as `flatten_actions` does.
+    """The episodes that `dataset` selects, in its order, with the entries `keys` of their observations.
 
     HDF5 files are read directly: Minari's own iterator also decodes every `info`, which nothing here needs.
 
@@ -106,20 +121,20 @@ def read_episodes(dataset: minari.MinariDataset, keys: tuple[str, ...]) -> Itera
     action_size(dataset.action_space)
     try:
         with h5py.File(Path(dataset.storage.data_path) / "main_data.hdf5", "r") as file:
-            for i in range(dataset.total_episodes):
-                yield _episode(functools.partial(_read_array, file.id, f"episode_{i}"), keys, dataset.action_space)
+            for i in map(int, dataset.episode_indices):
+                yield _episode(i, functools.partial(_read_array, file.id, f"episode_{i}"), keys)
     except (OSError, KeyError) as error:
         raise InputError(f"dataset: {dataset.spec.dataset_id!r} cannot be read ({error})") from error
 
 
-def _episode(read: Callable[..., Any], keys: tuple[str, ...], actions: gym.Space[Any]) -> Episode:
-    observations = {key: read("observations", key) for key in keys} if keys else read("observations")
-    terminations = read("terminations")
+def _episode(index: int, read: Callable[..., Any], keys: tuple[str, ...]) -> Episode:
     return Episode(
-        observations=flatten_observation(observations, keys),
-        actions=flatten_actions(read("actions"), actions),
+        index=index,
+        observations={key: read("observations", key) for key in keys} if keys else read("observations"),
+        actions=read("actions"),
         rewards=read("rewards"),
-        terminated=bool(len(terminations) and terminations[-1]),
+        terminations=read("terminations"),
+        truncations=read("truncations"),
     )
 
 

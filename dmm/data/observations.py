@@ -15,46 +15,126 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from dmm.data.actions import with_unit_actions
 from dmm.data.environments import require_same_environment
-from dmm.errors import InputError
+from dmm.data.precision import real_array, subtract
+from dmm.errors import InputError, warn
 
 GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 """Entries of a goal dictionary, in the order in which they are concatenated."""
+MOST_CHOICES = 10_000
+"""Of a Discrete space: each becomes a number of every observation or action."""
 
 
 def choose_keys(space: gym.Space[Any], wanted: tuple[str, ...] | None = None) -> tuple[str, ...]:
-    """The entries of `space` that make the state vector: `()` for a 1-D Box, else keys of the goal dictionary.
+    """The entries of `space` that make the state vector: `()` where it is no dictionary, else keys of the dictionary.
 
-    `wanted` fixes keys and order; by default they are those of `GOAL_KEYS` that exist and are 1-D boxes. So the goals
-    of FrankaKitchen, dictionaries themselves, stay out: one never changes, the other is part of the observation.
+    `wanted` fixes keys and order. By default a goal dictionary gives those of `GOAL_KEYS` that are vectors. So the
+    goals of FrankaKitchen, dictionaries themselves, stay out: one never changes, the other is part of the observation.
+    Any other dictionary gives all entries that `entry_size` knows, in its own order, and a warning names the rest.
 
     Raises:
-        InputError: the observations are images, or neither a 1-D Box nor a dictionary of them.
+        InputError: nothing that can be flattened (`entry_size`), or a key that is not there.
     """
-    if isinstance(space, gym.spaces.Box):
-        _require_vector("observations", space)
-        return ()
     if not isinstance(space, gym.spaces.Dict):
-        kind = type(space).__name__
-        raise InputError(f"observations: {kind} is not supported; allowed: a 1-D Box or a goal dictionary")
+        entry_size("observations", space)
+        return ()
     if wanted is None:
-        wanted = tuple(key for key in GOAL_KEYS if key in space.spaces and _is_vector(space[key]))
+        wanted = _default_keys(space)
     missing = [key for key in wanted if key not in space.spaces]
     if missing or not wanted:
         there = ", ".join(f"{key!r} ({_kind(entry)})" for key, entry in space.spaces.items())
-        raise InputError(
-            f"observations: keys {missing or list(GOAL_KEYS)} not found as 1-D Box entries; the dictionary has {there}"
-        )
+        raise InputError(f"observations: keys {missing or list(GOAL_KEYS)} not found; the dictionary has {there}")
+    if len(set(wanted)) < len(wanted):
+        raise InputError(f"observation_keys: got {', '.join(map(repr, wanted))}; allowed: each key once")
     for key in wanted:
-        _require_vector(f"observations[{key!r}]", space[key])
+        entry_size(f"observations[{key!r}]", space[key])
     return wanted
 
 
-def flatten_observation(observation: Any, keys: tuple[str, ...]) -> np.ndarray:
-    """`concat(observation[key] for key in keys)`, `(..., s)` float32; no keys: the observation is an array already."""
+def entry_size(name: str, space: gym.Space[Any]) -> int:
+    """How many numbers an observation, or an entry of a dictionary of them, becomes.
+
+    A Box `(s,)` gives its numbers and one of shape `()` its one, MultiBinary and MultiDiscrete `(s,)` their whole
+    numbers as they are, Discrete a one-hot vector.
+
+    Raises:
+        InputError: another kind of space, such as images.
+    """
+    if isinstance(space, gym.spaces.Discrete):
+        return _choices(name, space)
+    if isinstance(space, gym.spaces.Box) and len(space.shape) < 2:
+        return int(np.prod(space.shape))
+    if isinstance(space, gym.spaces.MultiBinary | gym.spaces.MultiDiscrete) and len(space.shape) == 1:
+        return int(space.shape[0])
+    if isinstance(space, gym.spaces.Box):
+        raise InputError(f"{name}: {_kind(space)} are not supported; allowed: vectors (s,)")
+    raise InputError(
+        f"{name}: {_kind(space)} is not supported; allowed: a 1-D Box, Discrete, MultiBinary, MultiDiscrete, or a "
+        "dictionary of them"
+    )
+
+
+def flatten_observation(
+    observation: Any,
+    keys: tuple[str, ...],
+    space: gym.Space[Any] | None = None,
+    offset: np.ndarray | None = None,
+) -> np.ndarray:
+    """`concat(observation[key] for key in keys)`, a new array `(..., s)` of float32; no keys: there is one entry alone.
+
+    Args:
+        observation: of one step, or of many with leading axes.
+        keys: of `choose_keys`.
+        space: of one step; says which entries are Discrete. Without it all are taken as vectors of numbers.
+        offset: `(s,)` whole numbers in float64, taken off before rounding to float32 (`dmm.data.precision`).
+
+    Raises:
+        InputError: what is there is no array of real numbers, or a number that is no choice of a Discrete entry.
+    """
+    parts = observation_parts(observation, keys, space)
+    if offset is not None:
+        parts = without_offset(parts, offset)
+    return np.concatenate(parts, axis=-1, dtype=np.float32, casting="unsafe")
+
+
+def without_offset(parts: list[np.ndarray], offset: np.ndarray) -> list[np.ndarray]:
+    """Entries `(..., size)` of a state vector, less their part of `offset (s,)`."""
+    places = np.cumsum([part.shape[-1] for part in parts])[:-1]
+    return [subtract(part, each) for part, each in zip(parts, np.split(offset, places), strict=True)]
+
+
+def observation_parts(observation: Any, keys: tuple[str, ...], space: gym.Space[Any] | None) -> list[np.ndarray]:
+    """The entries that make the state vector, each `(..., size)` of the type that it comes in."""
     if not keys:
-        return np.asarray(observation, dtype=np.float32)
-    return np.concatenate([observation[key] for key in keys], axis=-1, dtype=np.float32, casting="unsafe")
+        return [_numbers("observations", observation, space)]
+    spaces: dict[str, Any] = dict(space.spaces) if isinstance(space, gym.spaces.Dict) else {}
+    return [_numbers(f"observations[{key!r}]", observation[key], spaces.get(key)) for key in keys]
+
+
+def _numbers(name: str, values: Any, space: gym.Space[Any] | None) -> np.ndarray:
+    if isinstance(space, gym.spaces.Discrete):
+        return one_hot(name, values, space)
+    array = real_array(name, values)
+    return array[..., None] if isinstance(space, gym.spaces.Box) and not space.shape else array
+
+
+def one_hot(name: str, values: Any, space: gym.spaces.Discrete) -> np.ndarray:
+    """Choices of a Discrete space, `(...)` whole numbers from its `start`, as float32 vectors `(..., n)`.
+
+    Raises:
+        InputError: a number that is none of its choices.
+    """
+    array, n, start = real_array(name, values), _choices(name, space), int(space.start)
+    if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.rint(array)).all()):
+        raise InputError(f"{name}: got numbers that are not whole, allowed are those of {space}")
+    index = array.astype(np.int64) - start
+    if index.size and (index.min() < 0 or index.max() >= n):
+        wrong = start + int(index.min() if index.min() < 0 else index.max())
+        raise InputError(f"{name}: {wrong} is no {'action' if name == 'actions' else 'choice'} of {space}")
+    vectors = np.zeros((*index.shape, n), dtype=np.float32)
+    np.put_along_axis(vectors, index[..., None], 1, axis=-1)
+    return vectors
 
 
 def action_size(space: gym.Space[Any]) -> int:
@@ -64,29 +144,29 @@ def action_size(space: gym.Space[Any]) -> int:
         InputError: another kind of space.
     """
     if isinstance(space, gym.spaces.Discrete):
-        return int(space.n)
+        return _choices("actions", space)
     if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
         return int(space.shape[0])
     raise InputError(f"actions: {space} is not supported; allowed: a 1-D Box or a Discrete space")
 
 
 def flatten_actions(actions: Any, space: gym.Space[Any]) -> np.ndarray:
-    """Actions of a Box `(l, a)` as float32; those of a Discrete space `(l,)` as one-hot float32 vectors `(l, n)`.
+    """Actions of a Box `(l, a)` as they are; those of a Discrete space `(l,)` as one-hot float32 vectors `(l, n)`.
 
     The first action of a Discrete space is its `start`, which need not be 0. Squared error on one-hot vectors
     estimates the probability of each action, so that the largest entry of a prediction is the most likely action.
 
     Raises:
-        InputError: a number that is no action of the Discrete space, or a kind of space as in `action_size`.
+        InputError: a number that is no action of the Discrete space, no array of real numbers, or a kind of space as
+            in `action_size`.
     """
-    n = action_size(space)
-    if not isinstance(space, gym.spaces.Discrete):
-        return np.asarray(actions, dtype=np.float32)
-    index = np.asarray(actions).reshape(-1).astype(np.int64) - int(space.start)
-    if len(index) and (index.min() < 0 or index.max() >= n):
-        wrong = int(space.start) + int(index.min() if index.min() < 0 else index.max())
-        raise InputError(f"actions: {wrong} is no action of {space}")
-    return np.eye(n, dtype=np.float32)[index]
+    size = action_size(space)
+    if isinstance(space, gym.spaces.Discrete):
+        return one_hot("actions", np.asarray(actions).reshape(-1), space)
+    array = real_array("actions", actions)
+    if array.shape[1:] != (size,):
+        raise InputError(f"actions: got shape {array.shape}; allowed: (l, {size}), as {space} says")
+    return array
 
 
 class LargestScore(gym.ActionWrapper):
@@ -104,18 +184,26 @@ class LargestScore(gym.ActionWrapper):
 
 
 class FlatObservation(gym.ObservationWrapper):
-    """Makes an environment return `flatten_observation(observation, keys)`, a float32 vector `(s,)`."""
+    """Makes an environment return `flatten_observation(observation, keys)`, a new float32 vector `(s,)` at each step.
 
-    def __init__(self, env: gym.Env, keys: tuple[str, ...] | None = None):
+    Args:
+        env: any whose observations `choose_keys` takes.
+        keys: of its dictionary; the default ones if there are none.
+        offset: `(s,)`, what is taken off every observation before rounding to float32, or nothing.
+    """
+
+    def __init__(self, env: gym.Env, keys: tuple[str, ...] | None = None, offset: Any = None):
         super().__init__(env)
         self.keys = choose_keys(env.observation_space, keys or None)
-        space: Any = env.observation_space
-        low = flatten_observation(_bounds(space, "low"), self.keys)
-        high = flatten_observation(_bounds(space, "high"), self.keys)
-        self.observation_space = gym.spaces.Box(low, high, dtype=np.float32)
+        self.offset = None if offset is None else np.asarray(offset, dtype=np.float64)
+        low, high = (_flat_bounds(env.observation_space, side, self.keys) for side in ("low", "high"))
+        if self.offset is not None and self.offset.shape == low.shape:
+            low, high = low - self.offset, high - self.offset
+        with np.errstate(over="ignore"):  # what float32 does not hold has no bound
+            self.observation_space = gym.spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
 
     def observation(self, observation: Any) -> np.ndarray:
-        return flatten_observation(observation, self.keys)
+        return flatten_observation(observation, self.keys, self.env.observation_space, self.offset)
 
 
 def build_env(spec: str | EnvSpec, **kwargs: Any) -> gym.Env:
@@ -142,12 +230,16 @@ def build_flat_env(
     action_size: int,
     *,
     record: dict[str, Any] | None = None,
+    action_bounds: Any = None,
+    observation_offset: Any = None,
     **kwargs: Any,
 ) -> FlatObservation:
     """`build_env` with flat observations `(s,)` and actions `(a,)`, whose sizes must be those of the data.
 
-    With Discrete actions, the action is a score for each, and the largest is played. With a `record` of
-    `environment_record`, the environment must be that one, unless `kwargs` ask for another than the specification's.
+    With Discrete actions, the action is a score for each, and the largest is played. Others are numbers from -1 to 1,
+    which stand for what lies between `action_bounds` (of `Trajectories`); nothing beyond the environment's own bounds
+    is played. `observation_offset` is that of `Trajectories`, too. With a `record` of `environment_record`, the
+    environment must be that one, unless `kwargs` ask for another than the specification's.
 
     Raises:
         InputError: as `build_env`, other sizes, or not the recorded environment.
@@ -161,7 +253,9 @@ def build_flat_env(
             raise
     if isinstance(plain.action_space, gym.spaces.Discrete):
         plain = LargestScore(plain)
-    env = FlatObservation(plain, keys)
+    else:
+        plain = with_unit_actions(plain, action_bounds)
+    env = FlatObservation(plain, keys, observation_offset)
     sizes, expected = (env.observation_space.shape, env.action_space.shape), ((state_size,), (action_size,))
     if sizes != expected:
         env.close()
@@ -229,22 +323,50 @@ def _private_tempdir() -> Iterator[None]:
             tempfile.tempdir = before
 
 
-def _bounds(space: Any, side: str) -> Any:
-    if isinstance(space, gym.spaces.Dict):
-        return {key: getattr(entry, side) for key, entry in space.spaces.items() if isinstance(entry, gym.spaces.Box)}
-    return getattr(space, side)
+def _default_keys(space: gym.spaces.Dict) -> tuple[str, ...]:
+    goals = tuple(key for key in GOAL_KEYS if key in space.spaces and _is_vector(space[key]))
+    if goals:
+        return goals
+    usable = tuple(key for key, entry in space.spaces.items() if _is_flat(entry))
+    left = [f"{key!r} ({_kind(entry)})" for key, entry in space.spaces.items() if key not in usable]
+    if left and not any(_is_vector(space[key]) for key in usable):
+        return ()  # the state would be what is left beside pictures or text
+    if left:
+        warn(f"observations: {', '.join(left)} left out; observation_keys names the entries to take")
+    return usable
+
+
+def _flat_bounds(space: Any, side: str, keys: tuple[str, ...]) -> np.ndarray:
+    """One side of the bounds of the flat vector, `(s,)` float64."""
+    entries = [space[key] for key in keys] if keys else [space]
+    return np.concatenate([_bound(entry, side) for entry in entries])
+
+
+def _bound(space: gym.Space[Any], side: str) -> np.ndarray:
+    if isinstance(space, gym.spaces.Box):
+        return np.atleast_1d(np.asarray(getattr(space, side), dtype=np.float64))
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        start = np.asarray(space.start, dtype=np.float64)
+        return start if side == "low" else start + space.nvec - 1
+    return np.full(entry_size("observations", space), float(side == "high"))  # 0 and 1
+
+
+def _choices(name: str, space: gym.spaces.Discrete) -> int:
+    if space.n > MOST_CHOICES:
+        raise InputError(f"{name}: {space} is not supported; allowed: Discrete with at most {MOST_CHOICES} choices")
+    return int(space.n)
 
 
 def _is_vector(space: gym.Space[Any]) -> bool:
     return isinstance(space, gym.spaces.Box) and len(space.shape) == 1
 
 
-def _require_vector(name: str, space: gym.Space[Any]) -> None:
-    if _is_vector(space):
-        return
-    if isinstance(space, gym.spaces.Box):
-        raise InputError(f"{name}: {_kind(space)} are not supported; allowed: vectors (s,)")
-    raise InputError(f"{name}: {_kind(space)} is not supported; allowed: a 1-D Box")
+def _is_flat(space: gym.Space[Any]) -> bool:
+    try:
+        entry_size("", space)
+    except InputError:
+        return False
+    return True
 
 
 def _kind(space: gym.Space[Any]) -> str:

@@ -8,6 +8,7 @@ from itertools import islice
 import gymnasium as gym
 import numpy as np
 
+from dmm.data.actions import unit_actions
 from dmm.data.environments import environment_record
 from dmm.data.observations import build_env, flatten_actions, flatten_observation
 from dmm.data.recipes import find_recipe
@@ -34,10 +35,13 @@ def preview(name: str, episodes: int, *, seed: int = 0, transitions: int | None 
     env = build_env(recipe.env_id, **{**recipe.env_kwargs, **recipe.eval_kwargs})
     spec, space, environment = env.spec, env.action_space, environment_record(env)
     env.close()
+    actions, bounds = np.concatenate([flatten_actions(episode.actions, space) for episode in recorded]), None
+    if isinstance(space, gym.spaces.Box):
+        actions, bounds = unit_actions(actions, space, name)
     lengths = np.array([len(episode.rewards) for episode in recorded], dtype=np.int64)
     return Trajectories(
         observations=np.concatenate([_states(episode, recipe.observation_keys) for episode in recorded]),
-        actions=np.concatenate([flatten_actions(episode.actions, space) for episode in recorded]),
+        actions=actions,
         rewards=np.concatenate([episode.rewards.astype(np.float32) for episode in recorded]),
         starts=np.cumsum(lengths) - lengths,
         lengths=lengths,
@@ -49,6 +53,7 @@ def preview(name: str, episodes: int, *, seed: int = 0, transitions: int | None 
         env_spec=spec.to_json() if spec else None,
         environment=environment,
         discrete_actions=isinstance(space, gym.spaces.Discrete),
+        action_bounds=bounds,
         histories=np.array([episode.block for episode in recorded]) if recipe.histories else None,
     )
 

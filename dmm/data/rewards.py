@@ -8,7 +8,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from dmm.data.precision import real_array
 from dmm.errors import InputError
+from dmm.normalize import family
 
 StoredRewards = Literal["per-step", "cumulative"]
 
@@ -29,6 +31,18 @@ def stored_rewards(asked: str | None, metadata: dict[str, Any], spec: EnvSpec | 
     return "cumulative" if spec is not None and counts_tasks(spec) else "per-step"
 
 
+def one_per_step(rewards: Any, where: str) -> np.ndarray:
+    """Rewards `(l,)`, or a column `(l, 1)` of them, as `(l,)` float64.
+
+    Raises:
+        InputError: another shape, or no real numbers; `where` says of which episode.
+    """
+    array = real_array("rewards", rewards)
+    if array.shape[1:] not in ((), (1,)) or not array.ndim:
+        raise InputError(f"rewards: got shape {array.shape} {where}; allowed: one number per step, (l,) or (l, 1)")
+    return array.reshape(-1).astype(np.float64)
+
+
 def per_step_rewards(cumulative: np.ndarray, *, keep_first: bool = False) -> np.ndarray:
     """`r_t = c_t - c_{t-1}`, `r_0 = 0`, from the running sums `c (l,)` of one episode.
 
@@ -44,7 +58,7 @@ def counts_tasks(spec: EnvSpec) -> bool:
     FrankaKitchen does so when it does not remove a task once it is completed. Minari's `D4RL/kitchen` sets were
     recorded that way (their generation script says so), and the sets of the original D4RL hold such sums, too.
     """
-    return spec.id.startswith("FrankaKitchen") and not spec.kwargs.get("remove_task_when_completed", True)
+    return spec.id == "FrankaKitchen-v1" and not spec.kwargs.get("remove_task_when_completed", True)
 
 
 def paying_once(spec: EnvSpec) -> EnvSpec:
@@ -59,4 +73,5 @@ def pays_again(spec: EnvSpec) -> bool:
 
     Besides the kitchen of `counts_tasks` that is gymnasium-robotics' ant maze, unless it ends at the goal.
     """
-    return counts_tasks(spec) or (spec.id.startswith("AntMaze") and spec.kwargs.get("continuing_task", True))
+    from_robotics = spec.id.startswith("AntMaze_") and family(spec.id) == "antmaze"
+    return counts_tasks(spec) or (from_robotics and spec.kwargs.get("continuing_task", True))

@@ -24,7 +24,7 @@ import numpy as np
 
 from dmm.data.observations import build_env
 from dmm.data.recipes import Behaviour, Learner, Recipe
-from dmm.errors import InputError
+from dmm.errors import InputError, RunError
 
 CHUNK = 8
 """Episodes per task of a worker process: long enough to hide the hand-over, short enough to waste little at the end."""
@@ -105,19 +105,23 @@ class Recorder:
         env, learner = self.env, behaviour if isinstance(behaviour, Learner) else None
         reset_sequence, noise_sequence = sequence.spawn(2)
         reset_seed, rng = int(reset_sequence.generate_state(1)[0]), np.random.default_rng(noise_sequence)
-        observation, _ = env.reset(seed=reset_seed, options=options)
+        # environments and behaviours may fill the same arrays again at every step: what is kept is a copy, and so is
+        # what a behaviour sees, which may change it
+        seen, _ = env.reset(seed=reset_seed, options=options)
+        observations, actions, rewards = [_copied(seen)], [], []
+        observation = _copied(seen)
         behaviour.begin(env, observation, rng)
-        observations, actions, rewards = [observation], [], []
         terminated = truncated = False
         while not (terminated or truncated):
             action = behaviour.act(observation, rng)
             before = observation
-            observation, reward, terminated, truncated, _ = env.step(action)
+            actions.append(_recorded_action(action, self.action_type))
+            seen, paid, terminated, truncated, _ = env.step(action)
+            observations.append(_copied(seen))
+            observation = _copied(seen)
+            rewards.append(_one_reward(paid))
             if learner:
-                learner.learn(before, action, float(reward), observation, terminated)
-            observations.append(observation)
-            actions.append(action)
-            rewards.append(reward)
+                learner.learn(before, action, rewards[-1], observation, terminated)
         return RecordedEpisode(
             observations=_stack(observations),
             actions=np.array(actions, dtype=self.action_type),
@@ -240,7 +244,35 @@ def _hidden_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
+def _copied(observation: Any) -> Any:
+    if isinstance(observation, dict):
+        return {key: _copied(entry) for key, entry in observation.items()}
+    if isinstance(observation, tuple):
+        return tuple(map(_copied, observation))
+    return np.array(observation)
+
+
+def _recorded_action(action: Any, kind: type) -> np.ndarray:
+    recorded = np.array(action, dtype=kind)
+    if kind is np.int64 and recorded != action:
+        raise InputError(f"behaviour: got the action {action!r}, allowed are whole numbers in a Discrete space")
+    return recorded
+
+
+def _one_reward(paid: Any) -> float:
+    """A reward as a number; some environments give an array with one in it."""
+    array = np.asarray(paid)
+    reward = float(array.reshape(())) if array.dtype.kind in "biuf" and array.size == 1 else np.nan
+    if not np.isfinite(reward):
+        raise RunError(f"environment: step() gave the reward {paid!r}, allowed is one finite number")
+    return reward
+
+
 def _stack(observations: list[Any]) -> Any:
     if isinstance(observations[0], dict):
-        return {key: np.stack([entry[key] for entry in observations]) for key in observations[0]}
-    return np.stack(observations)
+        return {key: _stack([entry[key] for entry in observations]) for key in observations[0]}
+    stacked = np.stack(observations)
+    if stacked.dtype.kind == "f" and not np.isfinite(stacked).all():
+        step = int(np.argmin(np.isfinite(stacked).reshape(len(stacked), -1).all(axis=1)))
+        raise RunError(f"environment: NaN or infinity in its observation after {step} steps")
+    return stacked

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,37 @@ import minari
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from dmm.data.actions import Bounds, checked_bounds, require_unit, unit_actions
 from dmm.data.minari_files import Episode, open_dataset, read_episodes
-from dmm.data.observations import FlatObservation, build_flat_env, choose_keys, flatten_observation, parse_env_spec
-from dmm.data.rewards import StoredRewards, counts_tasks, paying_once, pays_again, per_step_rewards, stored_rewards
+from dmm.data.observations import (
+    FlatObservation,
+    build_flat_env,
+    choose_keys,
+    flatten_actions,
+    flatten_observation,
+    observation_parts,
+    parse_env_spec,
+    without_offset,
+)
+from dmm.data.precision import (
+    EXACT,
+    ChangesLost,
+    common_offset,
+    not_finite,
+    real_array,
+    subtract,
+    warn_of_lost_changes,
+)
+from dmm.data.return_scale import require_returns_in_range, scale_of, warn_of_close_returns
+from dmm.data.rewards import (
+    StoredRewards,
+    counts_tasks,
+    one_per_step,
+    paying_once,
+    pays_again,
+    per_step_rewards,
+    stored_rewards,
+)
 from dmm.errors import InputError
 from dmm.normalize import reference_returns
 
@@ -32,36 +60,103 @@ __all__ = [
 class Trajectories:
     """Episodes of a data set, as flat arrays of N transitions in E episodes.
 
+    Arrays may come as lists, tensors or of other types of real numbers; they are kept as the types named here. Columns
+    of `observations` that float32 would round to fewer different numbers than they hold, such as seconds since 1970,
+    are kept less `observation_offset`, whole numbers that are taken off before rounding.
+
     Raises:
-        InputError: the arrays do not fit together (see `__post_init__`).
+        InputError: NaN or infinity, a wrong shape or type, or arrays that do not fit together; names the field.
     """
 
-    observations: np.ndarray  # (N, s) float32, the one before each action
-    actions: np.ndarray  # (N, a) float32; one-hot where the environment's actions are Discrete
+    observations: np.ndarray  # (N, s) float32, the one before each action, less `observation_offset`
+    actions: np.ndarray  # (N, a) float32, -1 and 1 for `action_bounds`; one-hot where the actions are Discrete
     rewards: np.ndarray  # (N,) float32, one per step
     starts: np.ndarray  # (E,) int64, row of each episode's first transition
     lengths: np.ndarray  # (E,) int64
     terminated: np.ndarray  # (E,) bool: ended by the environment, not by its time limit
     dataset_id: str
     env_id: str  # empty when the data set does not say
-    observation_keys: tuple[str, ...] = ()  # entries of the goal dictionary; empty for a Box
+    observation_keys: tuple[str, ...] = ()  # entries of the dictionary; empty where observations are none
     reference: tuple[float, float] | None = None  # (random, expert) return
     env_spec: str | None = None  # Gymnasium's specification as JSON
     environment: dict[str, Any] | None = None  # what that environment exactly was (`dmm.data.environments`)
     discrete_actions: bool = False
     histories: np.ndarray | None = None  # (E,) int64: which learner's history each episode belongs to, in order
+    action_bounds: Bounds | None = None  # what -1 and 1 stand for, each (a,) float64; None for -1 and 1 themselves
+    observation_offset: np.ndarray | None = None  # (s,) whole numbers in float64; None where nothing is taken off
 
     def __post_init__(self) -> None:
-        n, ends = len(self.observations), np.cumsum(self.lengths)
-        rows = (len(self.actions), len(self.rewards), int(ends[-1]) if len(ends) else 0)
-        if any(count != n for count in rows):
-            raise InputError(f"trajectories: {n} observations against (actions, rewards, sum of lengths) = {rows}")
+        for name in ("dataset_id", "env_id"):
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"{name}: got {type(getattr(self, name)).__name__}, allowed is text")
+        for name in ("starts", "lengths"):
+            self._set(name, _whole_numbers(name, getattr(self, name)))
+        self._set("terminated", _truth_values("terminated", self.terminated))
+        if self.histories is not None:
+            self._set("histories", _whole_numbers("histories", self.histories))
+        rows = {name: real_array(name, getattr(self, name)) for name in ("observations", "actions", "rewards")}
+        for name in ("observations", "actions"):
+            if rows[name].ndim != 2 or not rows[name].shape[1]:
+                raise InputError(f"{name}: got shape {rows[name].shape}, allowed is (N, size)")
+        if rows["rewards"].dtype != np.float32 or rows["rewards"].ndim != 1:
+            rows["rewards"] = one_per_step(rows["rewards"], "for all steps")
+        self._require_fit(rows)
+        self._require_finite(rows)
+        if self.observation_offset is None:
+            rows["observations"], offset = self._with_all_changes(rows["observations"])
+            self._set("observation_offset", offset)
+        for name, array in rows.items():
+            self._set(name, array.astype(np.float32, copy=False))
+        self._require_sizes()
+
+    def _require_finite(self, rows: dict[str, np.ndarray]) -> None:
+        for name, array in rows.items():
+            if wrong := not_finite(array):
+                episode = int(np.searchsorted(np.cumsum(self.lengths), wrong[0], side="right"))
+                raise InputError(f"{name}: {wrong[1]} in episode {episode} of {self.dataset_id!r}")
+
+    def _with_all_changes(self, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Observations of any type, and the offset that they are now without, if rounding would lose changes."""
+        if observations.dtype in EXACT:
+            return observations, None
+        before, after = ChangesLost(), ChangesLost()
+        parts = np.split(observations, self.starts[1:])
+        for part in parts:
+            before.add(part)
+        offset = common_offset([before])
+        if offset is None:
+            return observations, None
+        for part in parts:
+            after.add(subtract(part, offset))
+        warn_of_lost_changes([after], ["observations"])
+        return subtract(observations, offset), offset
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _require_fit(self, rows: dict[str, np.ndarray]) -> None:
+        n, ends = len(rows["observations"]), np.cumsum(self.lengths)
+        counts = (len(rows["actions"]), len(rows["rewards"]), int(ends[-1]) if len(ends) else 0)
+        if any(count != n for count in counts):
+            raise InputError(f"trajectories: {n} observations against (actions, rewards, sum of lengths) = {counts}")
         if n == 0 or self.lengths.min() < 1:
             raise InputError("lengths: every episode must have at least one transition")
         if not np.array_equal(self.starts, ends - self.lengths):
             raise InputError("starts: episodes must lie one after another, starts = cumsum(lengths) - lengths")
-        if self.histories is not None and len(self.histories) != len(self.lengths):
-            raise InputError(f"histories: got {len(self.histories)} entries for {len(self.lengths)} episodes")
+        for name in ("terminated", "histories"):
+            array = getattr(self, name)
+            if array is not None and len(array) != len(self.lengths):
+                raise InputError(f"{name}: got {len(array)} entries for {len(self.lengths)} episodes")
+
+    def _require_sizes(self) -> None:
+        """What the environment is made with must be as wide as the arrays."""
+        if self.observation_offset is not None:
+            offset = np.asarray(real_array("observation_offset", self.observation_offset), dtype=np.float64)
+            if offset.shape != (self.state_size,) or not (offset == np.rint(offset)).all():
+                raise InputError(f"observation_offset: got {offset}, allowed are {self.state_size} whole numbers")
+            self._set("observation_offset", offset)
+        if self.action_bounds is not None:
+            self._set("action_bounds", checked_bounds(self.action_bounds, self.action_size))
 
     @property
     def episodes(self) -> int:
@@ -80,24 +175,34 @@ class Trajectories:
         return int(self.actions.shape[1])
 
     def returns(self) -> np.ndarray:
-        """Undiscounted return of each episode: `(E,)` float64."""
+        """Undiscounted return of each episode, in the unit of the rewards: `(E,)` float64."""
         return np.add.reduceat(self.rewards.astype(np.float64), self.starts)
 
     def returns_to_go(self) -> np.ndarray:
         """`R_t = r_t + R_{t+1}` within each episode: `(N,)` float32."""
         return returns_to_go(self.rewards, self.starts, self.lengths)
 
+    def return_scale(self) -> float:
+        """What returns-to-go are divided by unless `rtg_scale` says otherwise; see `dmm.data.return_scale`."""
+        return scale_of(self.returns_to_go())
+
     def state_moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation + 1e-6 of the observations, each `(s,)` float32, as in Decision Transformer."""
+        """Mean and standard deviation + 1e-6 of the observations, each `(s,)` float32, as in Decision Transformer.
+
+        Unlike there, a column that never varies has the deviation 1: divided by 1e-6, a number that a live environment
+        gives a little differently would drown all others.
+        """
         mean = self.observations.mean(axis=0, dtype=np.float64)
         std = self.observations.std(axis=0, dtype=np.float64) + 1e-6
+        std[self.observations.min(axis=0) == self.observations.max(axis=0)] = 1.0
         return mean.astype(np.float32), std.astype(np.float32)
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change when any array does (SHA-256)."""
         digest = hashlib.sha256()
         arrays = [self.observations, self.actions, self.rewards, self.lengths, self.terminated]
-        for array in arrays if self.histories is None else [*arrays, self.histories]:
+        optional = [self.histories, *(self.action_bounds or ()), self.observation_offset]
+        for array in [*arrays, *(array for array in optional if array is not None)]:
             digest.update(f"{array.dtype}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
@@ -105,7 +210,8 @@ class Trajectories:
     def make_env(self, **kwargs: Any) -> gym.Env:
         """The data set's environment with flat float32 observations `(s,)`; the caller seeds it in `reset(seed=...)`.
 
-        With Discrete actions it takes a score for each, `(a,)`, and plays the largest.
+        It takes actions and gives observations as they are in these arrays: -1 to 1 for `action_bounds`, less
+        `observation_offset`. With Discrete actions it takes a score for each, `(a,)`, and plays the largest.
 
         `kwargs` go to `gymnasium.make`, for example `render_mode="rgb_array"`.
 
@@ -116,46 +222,72 @@ class Trajectories:
             raise InputError(f"environment: data set {self.dataset_id!r} does not say which environment it comes from")
         spec = parse_env_spec(self.env_spec) if self.env_spec else self.env_id
         sizes = self.state_size, self.action_size
-        return build_flat_env(spec, self.observation_keys, *sizes, record=self.environment, **kwargs)
+        as_here = {"action_bounds": self.action_bounds, "observation_offset": self.observation_offset}
+        return build_flat_env(spec, self.observation_keys, *sizes, record=self.environment, **(as_here | kwargs))
 
 
-def load_trajectories(minari_id: str, *, rewards: StoredRewards | None = None, download: bool = False) -> Trajectories:
+def load_trajectories(
+    dataset: str | minari.MinariDataset,
+    *,
+    rewards: StoredRewards | None = None,
+    observation_keys: Sequence[str] | None = None,
+    download: bool = False,
+) -> Trajectories:
     """Read a Minari data set of this machine, for example `dmm/hopper/medium-v0`, into flat arrays.
 
-    Observations are a 1-D Box or a goal dictionary, actions a 1-D Box or Discrete; all are cast to float32 once. An
+    Observations become vectors (`choose_keys` and `entry_size` in `dmm.data.observations` say which and how). Actions
+    are a 1-D Box, whose bounds become -1 and 1 (`dmm.data.actions`), or Discrete. All is float32 in the end. An
     environment meant for evaluation, if the data set stores one, is preferred over the one that made the data.
 
+    An episode that neither terminates nor is truncated at its last step counts as cut off there. One that ends before
+    its last step is refused, because its returns would reach across the end.
+
     Args:
+        dataset: an id, or what Minari opened, a selection by `filter_episodes` or `split_dataset` included: the
+            episodes that it selects, in its order.
         rewards: `per-step`, or `cumulative` when the stored reward is the sum so far, as in Kitchen; then Algorithm 1
             is applied. If not given, the data set decides (see `dmm.data.rewards`).
+        observation_keys: the entries of a dictionary of observations that make the state vector, in order.
         download: fetch the data set from Minari's server when it is not on this machine.
 
     Raises:
-        InputError: unknown id, no network, unsupported spaces, NaN or infinity, an episode without transitions.
+        InputError: unknown id, no network, unsupported spaces or keys, NaN or infinity, an episode without transitions
+            or with an end before its last, more than one reward per step.
     """
     stored_rewards(rewards, {}, None)
-    dataset = open_dataset(minari_id, download=download)
-    metadata = dataset.storage.metadata
+    opened = open_dataset(dataset, download=download)
+    name, metadata = opened.spec.dataset_id, opened.storage.metadata
     text = metadata.get("eval_env_spec") or metadata.get("env_spec")
     spec = parse_env_spec(text) if text else None
-    keys, env_keys = _keys(dataset, metadata)
+    keys, env_keys = _keys(opened, metadata, observation_keys)
     cumulative = stored_rewards(rewards, metadata, spec) == "cumulative"
     if cumulative and spec is not None and counts_tasks(spec):
         spec = paying_once(spec)
         text = spec.to_json()
-    converter = per_step_rewards if cumulative else _unchanged
-    arrays = _concatenate(read_episodes(dataset, keys), minari_id, converter)
+    arrays = _read(opened, keys, per_step_rewards if cumulative else _unchanged)
     return Trajectories(
         **arrays,
-        dataset_id=minari_id,
+        dataset_id=name,
         env_id=spec.id if spec else "",
         observation_keys=env_keys,
         reference=_reference(metadata, spec),
         env_spec=text,
         environment=_environment(metadata),
-        discrete_actions=isinstance(dataset.action_space, gym.spaces.Discrete),
-        histories=_histories(metadata, len(arrays["lengths"]), minari_id),
+        discrete_actions=isinstance(opened.action_space, gym.spaces.Discrete),
+        histories=_histories(metadata, opened),
     )
+
+
+def require_trainable(trajectories: Trajectories, rtg_scale: float) -> None:
+    """Passes when policies can be trained on the data; warns when they cannot tell most returns apart.
+
+    Raises:
+        InputError: actions beyond -1 to 1, or returns-to-go beyond what a network can be given.
+    """
+    t, to_go = trajectories, trajectories.returns_to_go()
+    require_unit(t.actions, t.action_bounds, t.dataset_id)
+    require_returns_in_range(to_go, rtg_scale, t.dataset_id)
+    warn_of_close_returns(t.returns(), float(np.abs(to_go).max()), t.dataset_id)
 
 
 def returns_to_go(rewards: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -164,60 +296,121 @@ def returns_to_go(rewards: np.ndarray, starts: np.ndarray, lengths: np.ndarray) 
     Summed in float64, from each episode's end, as in the paper's Algorithm 1.
     """
     result = np.empty(len(rewards), dtype=np.float32)
-    for start, length in zip(starts, lengths, strict=True):
-        episode = slice(start, start + length)
-        result[episode] = np.cumsum(rewards[episode][::-1], dtype=np.float64)[::-1]
+    with np.errstate(over="ignore"):  # a sum that float32 does not hold is infinite; training refuses it
+        for start, length in zip(starts, lengths, strict=True):
+            episode = slice(start, start + length)
+            result[episode] = np.cumsum(rewards[episode][::-1], dtype=np.float64)[::-1]
     return result
 
 
-def _concatenate(
-    episodes: Iterator[Episode], dataset_id: str, per_step: Callable[[np.ndarray], np.ndarray]
-) -> dict[str, np.ndarray]:
-    parts: dict[str, list[np.ndarray]] = {"observations": [], "actions": [], "rewards": []}
-    terminated = []
-    for i, episode in enumerate(episodes):
-        steps = len(episode.rewards)
-        if steps == 0:
-            raise InputError(f"dataset: episode {i} of {dataset_id!r} has no transitions")
-        if len(episode.actions) != steps or len(episode.observations) != steps + 1:
-            raise InputError(
-                f"dataset: episode {i} of {dataset_id!r} has {len(episode.observations)} observations and "
-                f"{len(episode.actions)} actions for {steps} rewards; allowed: {steps + 1} and {steps}"
-            )
-        parts["observations"].append(episode.observations[:-1])
-        parts["actions"].append(episode.actions)
+def _read(
+    dataset: minari.MinariDataset, keys: tuple[str, ...], per_step: Callable[[np.ndarray], np.ndarray]
+) -> dict[str, Any]:
+    """The arrays of `Trajectories`, from the files."""
+    name, space = dataset.spec.dataset_id, dataset.action_space
+    rows: dict[str, list[Any]] = {"actions": [], "rewards": [], "terminated": []}
+    states = _States(dataset.observation_space, keys)
+    for episode in read_episodes(dataset, keys):
+        where = f"in episode {episode.index} of {name!r}"
+        rewards, actions = one_per_step(episode.rewards, where), flatten_actions(episode.actions, space)
+        observed = states.parts(episode)
+        _require_whole(episode, len(rewards), len(actions), {len(part) for part in observed}, name)
+        for argument, parts in {"observations": observed, "actions": [actions], "rewards": [rewards]}.items():
+            _require_finite(argument, parts, where)
+        states.add(observed)
+        rows["actions"].append(actions)
         # differences are taken before rounding to float32
-        parts["rewards"].append(per_step(episode.rewards).astype(np.float32, copy=False))
-        terminated.append(episode.terminated)
-    if not terminated:
-        raise InputError(f"dataset: {dataset_id!r} has no episodes")
-    lengths = np.array([len(part) for part in parts["rewards"]], dtype=np.int64)
-    arrays = {name: np.concatenate(part) for name, part in parts.items()}
-    _require_finite(arrays, lengths, dataset_id)
-    starts = np.cumsum(lengths) - lengths
-    return {**arrays, "starts": starts, "lengths": lengths, "terminated": np.array(terminated, dtype=bool)}
+        rows["rewards"].append(per_step(rewards).astype(np.float32))
+        rows["terminated"].append(len(episode.terminations) > 0 and bool(episode.terminations[-1]))
+    if not rows["rewards"]:
+        raise InputError(f"dataset: {name!r} has no episodes")
+    lengths = np.array([len(part) for part in rows["rewards"]], dtype=np.int64)
+    arrays: dict[str, Any] = {key: np.concatenate(rows[key]) for key in ("actions", "rewards")}
+    if isinstance(space, gym.spaces.Box):
+        arrays["actions"], arrays["action_bounds"] = unit_actions(arrays["actions"], space, name)
+    arrays |= {"lengths": lengths, "starts": np.cumsum(lengths) - lengths, "terminated": np.array(rows["terminated"])}
+    return arrays | states.finish(read_episodes(dataset, keys))
 
 
-def _require_finite(arrays: dict[str, np.ndarray], lengths: np.ndarray, dataset_id: str) -> None:
-    for name, array in arrays.items():
-        finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
-        if not finite.all():
-            episode = int(np.searchsorted(np.cumsum(lengths), np.argmin(finite), side="right"))
-            raise InputError(f"{name}: NaN or infinity in episode {episode} of {dataset_id!r}")
+class _States:
+    """The observations of episodes as rows of float32, without what float32 would lose."""
+
+    def __init__(self, space: gym.Space[Any], keys: tuple[str, ...]):
+        self.space, self.keys, self.offset = space, keys, None
+        self._start()
+
+    def _start(self) -> None:
+        self.rows: list[np.ndarray] = []
+        self.changes = [ChangesLost() for _ in self.keys or (None,)]
+
+    def parts(self, episode: Episode) -> list[np.ndarray]:
+        """What makes the state vector, each `(l + 1, size)` as stored."""
+        parts = observation_parts(episode.observations, self.keys, self.space)
+        if any(part.ndim != 2 for part in parts):
+            shapes = ", ".join(str(part.shape) for part in parts)
+            raise InputError(f"observations: episode {episode.index} has arrays of shape {shapes}; allowed: (l + 1, s)")
+        return parts
+
+    def add(self, parts: Sequence[np.ndarray]) -> None:
+        before = [part[:-1] for part in parts]  # each action
+        for changes, part in zip(self.changes, before, strict=True):
+            changes.add(part)
+        self.rows.append(np.concatenate(before, axis=1, dtype=np.float32, casting="unsafe"))
+
+    def finish(self, again: Iterator[Episode]) -> dict[str, Any]:
+        """The rows; where float32 would lose changes, read `again` and without what they have in common."""
+        offset = common_offset(self.changes)
+        if offset is not None:
+            self._start()
+            for episode in again:
+                self.add(without_offset(self.parts(episode), offset))
+            warn_of_lost_changes(self.changes, [f"observations[{key!r}]" for key in self.keys] or ["observations"])
+        return {"observations": np.concatenate(self.rows), "observation_offset": offset}
+
+
+def _require_whole(episode: Episode, steps: int, actions: int, observations: set[int], dataset_id: str) -> None:
+    name = f"episode {episode.index} of {dataset_id!r}"
+    if steps == 0:
+        raise InputError(f"dataset: {name} has no transitions")
+    if actions != steps or observations != {steps + 1}:
+        raise InputError(
+            f"dataset: {name} has {', '.join(map(str, sorted(observations)))} observations and {actions} actions for "
+            f"{steps} rewards; allowed: {steps + 1} and {steps}"
+        )
+    for kind, marks in (("terminations", episode.terminations), ("truncations", episode.truncations)):
+        ends = np.flatnonzero(marks)
+        if len(ends) and ends[0] < steps - 1:
+            raise InputError(
+                f"dataset: {name} ends at step {ends[0]} of {steps} already ({kind}); allowed: at its last step "
+                f"({steps - 1}), what follows is an episode of its own"
+            )
+
+
+def _require_finite(name: str, arrays: Sequence[np.ndarray], where: str) -> None:
+    for array in arrays:
+        if wrong := not_finite(array):
+            raise InputError(f"{name}: {wrong[1]} {where}")
 
 
 def _unchanged(rewards: np.ndarray) -> np.ndarray:
     return rewards
 
 
-def _keys(dataset: minari.MinariDataset, metadata: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _keys(
+    dataset: minari.MinariDataset, metadata: dict[str, Any], asked: Sequence[str] | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The entries that make the state vector: those to read from the files, and those of the live environment.
 
-    They differ in a data set written from plain arrays, whose rows are what a goal dictionary was flattened to.
+    They differ in a data set written from plain arrays, whose rows are what a dictionary was flattened to.
     """
-    wanted = tuple(metadata.get("dmm", {}).get("observation_keys") or ())
-    stored = choose_keys(dataset.observation_space, wanted or None)
-    return stored, wanted or stored
+    said = tuple(metadata.get("dmm", {}).get("observation_keys") or ())
+    names = (asked,) if isinstance(asked, str) else tuple(asked or ())
+    if not all(isinstance(name, str) for name in names):
+        raise InputError(f"observation_keys: got {names!r}, allowed are names of entries")
+    if names and not isinstance(dataset.observation_space, gym.spaces.Dict) and names != said:
+        raise InputError(f"observation_keys: got {names!r}, but the observations of this data set are no dictionary")
+    stored = choose_keys(dataset.observation_space, names or said or None)
+    return stored, names or said or stored
 
 
 def _environment(metadata: dict[str, Any]) -> dict[str, Any] | None:
@@ -227,13 +420,32 @@ def _environment(metadata: dict[str, Any]) -> dict[str, Any] | None:
     return record
 
 
-def _histories(metadata: dict[str, Any], episodes: int, dataset_id: str) -> np.ndarray | None:
+def _histories(metadata: dict[str, Any], dataset: minari.MinariDataset) -> np.ndarray | None:
     counts = metadata.get("dmm", {}).get("histories")
     if not counts:
         return None
-    if sum(counts) != episodes:
-        raise InputError(f"dataset: the histories of {dataset_id!r} have {sum(counts)} episodes, it holds {episodes}")
-    return np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+    stored = dataset.storage.total_episodes
+    if sum(counts) != stored:
+        name = dataset.spec.dataset_id
+        raise InputError(f"dataset: the histories of {name!r} have {sum(counts)} episodes, it holds {stored}")
+    selected = np.asarray(dataset.episode_indices, dtype=np.int64)
+    return np.repeat(np.arange(len(counts), dtype=np.int64), counts)[selected]
+
+
+def _whole_numbers(name: str, values: Any) -> np.ndarray:
+    """`(E,)` int64."""
+    array = real_array(name, values)
+    if array.ndim != 1 or array.dtype.kind == "b" or not (array == np.rint(array)).all():
+        raise InputError(f"{name}: got {array.dtype} of shape {array.shape}, allowed are whole numbers (E,)")
+    return array.astype(np.int64, copy=False)
+
+
+def _truth_values(name: str, values: Any) -> np.ndarray:
+    """`(E,)` bool."""
+    array = real_array(name, values)
+    if array.ndim != 1 or not np.isin(array, (0, 1)).all():
+        raise InputError(f"{name}: got {array.dtype} of shape {array.shape}, allowed is one truth value per episode")
+    return array.astype(bool, copy=False)
 
 
 def _reference(metadata: dict[str, Any], spec: EnvSpec | None) -> tuple[float, float] | None:

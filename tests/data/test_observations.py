@@ -44,11 +44,13 @@ def test_keys_by_default_and_by_wish() -> None:
     [
         (gym.spaces.Box(0, 255, (64, 64, 3), np.uint8), None, ["images", "(64, 64, 3)"]),
         (gym.spaces.Box(-1, 1, (2, 3), np.float32), None, ["arrays", "(2, 3)"]),
-        (gym.spaces.Discrete(4), None, ["Discrete"]),
+        (gym.spaces.Text(4), None, ["Text"]),
+        (gym.spaces.Discrete(10**9), None, ["Discrete(1000000000)", "at most 10000"]),
+        (GOAL, ("observation", "observation"), ["observation_keys", "each key once"]),
         (gym.spaces.Tuple([vector(2)]), None, ["Tuple"]),
         (gym.spaces.Dict({"camera": gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)}), None, ["'camera' (images of"]),
         (GOAL, ("velocity",), ["velocity", "achieved_goal"]),
-        (gym.spaces.Dict({"observation": gym.spaces.Discrete(2)}), ("observation",), ["'observation'", "Discrete"]),
+        (gym.spaces.Dict({"observation": gym.spaces.Text(2)}), ("observation",), ["'observation'", "Text"]),
     ],
 )
 def test_unsupported_spaces_are_named(space, wanted, words) -> None:

@@ -4,15 +4,18 @@ import dataclasses
 import json
 import time
 from pathlib import Path
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import h5py
 import minari
 import numpy as np
 import pytest
+import torch
 
+from dmm.data.observations import FlatObservation
 from dmm.data.trajectories import Trajectories, load_trajectories, per_step_rewards, returns_to_go
-from dmm.errors import InputError
+from dmm.errors import DataWarning, InputError
 
 BOX = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
 
@@ -105,9 +108,12 @@ class TestTrajectories:
         np.testing.assert_allclose(mean, [14.5, 14.75, 15.0], rtol=1e-6)
         np.testing.assert_allclose(std, np.std(np.arange(28)) + 1e-6, rtol=1e-6)
 
-    def test_constant_states_still_have_a_positive_deviation(self, trajectories: Trajectories) -> None:
-        constant = dataclasses.replace(trajectories, observations=np.ones((28, 3), dtype=np.float32))
-        np.testing.assert_allclose(constant.state_moments()[1], 1e-6)
+    def test_a_column_that_never_varies_is_not_blown_up(self, trajectories: Trajectories) -> None:
+        observations = trajectories.observations.copy()
+        observations[:, 1] = 0.1
+        mean, std = dataclasses.replace(trajectories, observations=observations).state_moments()
+        assert std[1] == 1 and mean[1] == pytest.approx(0.1)
+        np.testing.assert_array_equal(std[[0, 2]], trajectories.state_moments()[1][[0, 2]])
 
     def test_fingerprint_follows_every_array(self, trajectories: Trajectories) -> None:
         seen = {trajectories.fingerprint()}
@@ -278,6 +284,174 @@ class TestLoad:
         assert (time.process_time() - begin) * 5 < 5  # a fifth of a million
 
 
+class TestColumnsOfRewards:
+    @pytest.mark.parametrize(("how", "expected"), [("per-step", [1, 1, 3]), ("cumulative", [0, 0, 2])])
+    def test_are_read_as_one_number_per_step(self, make_dataset, how, expected) -> None:
+        make_dataset("test/column-v0", [(*episode(3)[:2], np.array([[1.0], [1], [3]]))], BOX)
+        data = load_trajectories("test/column-v0", rewards=how)
+        assert data.rewards.tolist() == expected and data.returns().shape == (1,)
+
+    def test_truth_values_and_unsigned_sums_count(self, make_dataset) -> None:
+        for rewards in (np.array([True, False, True]), np.array([3, 2, 5], dtype=np.uint8)):
+            make_dataset(f"test/{rewards.dtype}-v0", [(*episode(3)[:2], rewards)], BOX)
+            sums = load_trajectories(f"test/{rewards.dtype}-v0", rewards="cumulative")
+            assert sums.rewards.tolist() == [0, -1, 1 if rewards.dtype == bool else 3]
+
+
+class TestSelections:
+    @pytest.fixture
+    def whole(self, make_dataset) -> minari.MinariDataset:
+        make_dataset("test/all-v0", [episode(steps, seed=steps) for steps in (2, 3, 4, 5)], BOX)
+        return minari.load_dataset("test/all-v0")
+
+    def test_exactly_the_selected_episodes_in_their_order(self, whole: minari.MinariDataset) -> None:
+        long = load_trajectories(whole.filter_episodes(lambda part: len(part.rewards) > 3))
+        assert long.lengths.tolist() == [4, 5] and long.dataset_id == "test/all-v0"
+        np.testing.assert_array_equal(long.actions[:4], episode(4, seed=4)[1])
+        parts = minari.split_dataset(whole, [1, 3], seed=0)
+        lengths = [load_trajectories(part).lengths.tolist() for part in parts]
+        assert sorted(sum(lengths, [])) == [2, 3, 4, 5] and lengths[1] != sorted(lengths[1])
+        prints = {load_trajectories(each).fingerprint() for each in (whole, "test/all-v0", *parts)}
+        assert len(prints) == 3
+
+    def test_histories_follow_the_selection(self, whole: minari.MinariDataset, datasets_path) -> None:
+        say(datasets_path / "test/all-v0", histories=[1, 3])
+        view = minari.load_dataset("test/all-v0").filter_episodes(lambda part: len(part.rewards) != 3)
+        histories = load_trajectories(view).histories
+        assert histories is not None and histories.tolist() == [0, 1, 1]
+
+    def test_nothing_selected_and_other_objects_are_named(self, whole: minari.MinariDataset) -> None:
+        with pytest.raises(InputError, match="'test/all-v0' has no episodes"):
+            load_trajectories(whole.filter_episodes(lambda part: False))
+        with pytest.raises(InputError, match="dataset: got a int; allowed: the id"):
+            load_trajectories(3)  # type: ignore[arg-type]
+
+
+class TestDictionaries:
+    SPACE = gym.spaces.Dict(
+        {
+            "position": gym.spaces.Box(-np.inf, np.inf, (2,), np.float32),
+            "gear": gym.spaces.Discrete(3, start=1),
+            "doors": gym.spaces.MultiBinary(2),
+            "level": gym.spaces.MultiDiscrete([4]),
+        }
+    )
+
+    @pytest.fixture
+    def made(self, make_dataset) -> str:
+        seen = {
+            "position": np.arange(8, dtype=np.float32).reshape(4, 2),
+            "gear": np.array([1, 3, 2, 2]),
+            "doors": np.array([[0, 1], [1, 1], [0, 0], [1, 0]], dtype=np.int8),
+            "level": np.array([[3], [0], [1], [2]]),
+        }
+        make_dataset("test/parts-v0", [(seen, *episode(3)[1:])], self.SPACE)
+        return "test/parts-v0"
+
+    def test_all_entries_by_default_and_those_that_are_named(self, made: str) -> None:
+        data = load_trajectories(made)
+        assert sorted(data.observation_keys) == ["doors", "gear", "level", "position"] and data.state_size == 8
+        named = load_trajectories(made, observation_keys=("gear", "position", "doors"))
+        assert named.observation_keys == ("gear", "position", "doors")
+        np.testing.assert_array_equal(named.observations[:2], [[1, 0, 0, 0, 1, 0, 1], [0, 0, 1, 2, 3, 1, 1]])
+        assert load_trajectories(made, observation_keys="position").state_size == 2
+
+    def test_a_live_environment_is_flattened_alike(self, made: str) -> None:
+        data = load_trajectories(made)
+
+        class Live(gym.Env):
+            observation_space = self.SPACE
+            action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+            def reset(self, **options):  # type: ignore[no-untyped-def]
+                return {
+                    "level": np.array([3]),
+                    "doors": np.array([0, 1]),
+                    "gear": 1,
+                    "position": np.zeros(2) + [0, 1],
+                }, {}
+
+        env = FlatObservation(Live(), data.observation_keys)
+        np.testing.assert_array_equal(env.reset()[0], data.observations[0])
+        assert env.observation_space.contains(env.reset()[0])
+
+    def test_pictures_beside_vectors_are_left_out_aloud(self, make_dataset) -> None:
+        space = gym.spaces.Dict({"position": BOX, "camera": gym.spaces.Box(0, 255, (4, 4, 3), np.uint8)})
+        seen = {"position": np.zeros((4, 3)), "camera": np.zeros((4, 4, 4, 3), np.uint8)}
+        make_dataset("test/camera-v0", [(seen, *episode(3)[1:])], space)
+        with pytest.warns(DataWarning, match=r"'camera' \(images of shape \(4, 4, 3\)\) left out"):
+            assert load_trajectories("test/camera-v0").observation_keys == ("position",)
+
+    def test_keys_that_are_not_there(self, made: str, make_dataset) -> None:
+        with pytest.raises(InputError, match=r"keys \['speed'\] not found; the dictionary has"):
+            load_trajectories(made, observation_keys=("speed",))
+        make_dataset("test/box-v0", [episode(3)], BOX)
+        with pytest.raises(InputError, match="observation_keys: got .* no dictionary"):
+            load_trajectories("test/box-v0", observation_keys=("speed",))
+
+
+class TestByHand:
+    PLAIN: ClassVar[dict[str, Any]] = {
+        "observations": np.arange(30.0).reshape(10, 3),
+        "actions": np.linspace(-1, 1, 20).reshape(10, 2),
+        "rewards": np.ones(10),
+        "starts": np.array([0, 5]),
+        "lengths": np.array([5, 5]),
+        "terminated": np.array([True, False]),
+        "dataset_id": "test/hand-v0",
+        "env_id": "",
+    }
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {},
+            {"observations": torch.arange(30.0).reshape(10, 3)},
+            {
+                "observations": np.arange(30).reshape(10, 3).tolist(),
+                "actions": np.linspace(-1, 1, 20).reshape(10, 2).tolist(),
+            },
+            {"starts": [0, 5], "lengths": [5.0, 5.0], "terminated": [1, 0]},
+            {"rewards": np.ones((10, 1), dtype=np.int8)},
+            {"rewards": [True] * 10},
+        ],
+    )
+    def test_whatever_holds_the_same_numbers_is_the_same(self, change: dict[str, Any]) -> None:
+        data = Trajectories(**(self.PLAIN | change))
+        assert data.fingerprint() == Trajectories(**self.PLAIN).fingerprint()
+        assert data.observations.dtype == data.actions.dtype == data.rewards.dtype == np.float32
+        assert data.lengths.dtype == np.int64 and data.terminated.dtype == bool
+
+    @pytest.mark.parametrize(
+        ("name", "value", "words"),
+        [
+            ("observations", np.zeros(10), r"got shape \(10,\), allowed is \(N, size\)"),
+            ("observations", np.zeros((10, 0)), r"got shape \(10, 0\)"),
+            ("observations", np.full((10, 3), np.nan), "NaN or infinity in episode 0 of 'test/hand-v0'"),
+            ("observations", np.full((10, 3), 1e39), r"1e\+39, more than float32 holds, in episode 0"),
+            ("observations", np.zeros((10, 3), complex), "complex128, allowed are real numbers"),
+            ("observations", torch.zeros(10, 3, requires_grad=True), "allowed is an array of real numbers"),
+            ("observations", [[1]] * 9 + [[1, 2]], "allowed is an array of real numbers"),
+            ("actions", np.zeros(10), "got shape"),
+            ("actions", np.full((10, 2), "a"), "allowed are real numbers"),
+            ("rewards", np.r_[np.ones(9), np.inf], "NaN or infinity in episode 1"),
+            ("rewards", np.ones((10, 2)), r"got shape \(10, 2\)"),
+            ("rewards", None, "allowed are real numbers"),
+            ("terminated", [True], "got 1 entries for 2 episodes"),
+            ("terminated", [2, 3], "truth value"),
+            ("lengths", [5.5, 4.5], "whole numbers"),
+            ("lengths", 5, "whole numbers"),
+            ("starts", "05", "allowed are real numbers"),
+            ("dataset_id", None, "got NoneType, allowed is text"),
+            ("observation_offset", [0.5, 0, 0], "3 whole numbers"),
+        ],
+    )
+    def test_what_does_not_fit_is_named(self, name: str, value: Any, words: str) -> None:
+        with pytest.raises(InputError, match=f"^{name}: .*{words}") as caught:
+            Trajectories(**(self.PLAIN | {name: value}))
+        assert "\n" not in str(caught.value)
+
+
 class TestRefused:
     def test_images(self, make_dataset) -> None:
         images = np.zeros((3, 40, 40, 3), dtype=np.uint8)
@@ -285,10 +459,34 @@ class TestRefused:
         with pytest.raises(InputError, match=r"images of shape \(40, 40, 3\)"):
             load_trajectories("test/image-v0")
 
-    def test_discrete_observations(self, make_dataset) -> None:
+    @pytest.mark.parametrize(
+        ("marks", "words"),
+        [
+            (
+                {"terminations": [0, 1, 0, 0]},
+                r"episode 1 of 'test/end-v0' ends at step 1 of 4 already \(terminations\)",
+            ),
+            ({"truncations": [1, 0, 0, 1]}, r"episode 1 of 'test/end-v0' ends at step 0 of 4 already \(truncations\)"),
+        ],
+    )
+    def test_an_end_inside_an_episode(self, make_dataset, datasets_path, marks, words: str) -> None:
+        make_dataset("test/end-v0", [episode(3), episode(4)], BOX)
+        with h5py.File(datasets_path / "test/end-v0/data/main_data.hdf5", "r+") as file:
+            for name, values in marks.items():
+                file[f"episode_1/{name}"][:] = np.array(values, dtype=bool)
+        with pytest.raises(InputError, match=words):
+            load_trajectories("test/end-v0")
+
+    def test_several_rewards_per_step(self, make_dataset) -> None:
+        observations, actions, rewards = episode(3)
+        make_dataset("test/two-v0", [(observations, actions, np.stack([rewards] * 2, axis=1))], BOX)
+        with pytest.raises(InputError, match=r"rewards: got shape \(3, 2\) in episode 0 of 'test/two-v0'"):
+            load_trajectories("test/two-v0")
+
+    def test_choices_that_do_not_exist(self, make_dataset) -> None:
         _, actions, rewards = episode(2)
-        make_dataset("test/obs-v0", [(np.array([0, 1, 0]), actions, rewards)], gym.spaces.Discrete(2))
-        with pytest.raises(InputError, match="observations: Discrete"):
+        make_dataset("test/obs-v0", [(np.array([0, 1, 2]), actions, rewards)], gym.spaces.Discrete(2))
+        with pytest.raises(InputError, match=r"observations: 2 is no choice of Discrete\(2\)"):
             load_trajectories("test/obs-v0")
 
     def test_discrete_actions_that_do_not_exist(self, make_dataset) -> None:

@@ -65,7 +65,7 @@ def _recipe(
         behaviour_name=behaviour,
         description=description,
         rewards="cumulative",
-        reference=reference_returns("Kitchen-v0"),
+        reference=reference_returns("dmm/Kitchen-v0"),
     )
 
 

@@ -42,7 +42,7 @@ RECIPES = (
         description="An ant in a U-shaped maze, from one end to the other, after D4RL's antmaze-umaze; reward 1 at the "
         "goal, which ends the episode; 700 steps at most.",
         observation_keys=("achieved_goal", "observation"),  # D4RL's 29 numbers: where the ant is, but not the goal
-        reference=reference_returns("AntMaze"),
+        reference=reference_returns("dmm/AntMaze-v0"),
     ),
     Recipe(
         name="dmm/antmaze/umaze-diverse-v0",
@@ -55,6 +55,6 @@ RECIPES = (
         description="An ant in a U-shaped maze, from random starts to random goals, after D4RL's "
         "antmaze-umaze-diverse; reward 1 at the goal, which ends the episode; 700 steps at most.",
         observation_keys=("achieved_goal", "observation"),
-        reference=reference_returns("AntMaze"),
+        reference=reference_returns("dmm/AntMaze-v0"),
     ),
 )
