@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from dmm.acting import STATES, Actor, make_actor
-from dmm.data.faults import FAULTS, CheckedEnv, reason
+from dmm.data.faults import FAULTS, STEP_LIMIT, CheckedEnv, reason, time_limit
 from dmm.data.observations import build_flat_env, stored_env
 from dmm.errors import InputError, RunError, finite_number, whole_number
 from dmm.normalize import no_scores, normalize, usable_reference
@@ -39,10 +39,6 @@ CONFIDENCE = 0.95
 BOOTSTRAP_RESAMPLES = 10_000
 ENVIRONMENTS_AT_ONCE = 100
 """So many take 0.1 GB of MuJoCo's locomotion, and 1.3 GB of point mazes, whose models hold a picture of the sky."""
-STEP_LIMIT = 10_000
-"""Steps after which an episode is ended where neither the environment nor the run says anything."""
-LONGEST_LIMIT = 100_000
-"""A time limit beyond this is none: some public data sets were recorded as one episode of a million steps."""
 
 
 class RandomActor:
@@ -215,16 +211,15 @@ def _reference(data: dict[str, Any]) -> tuple[float, float] | None:
 def step_limit(env: gym.Env, data: dict[str, Any]) -> int | None:
     """Steps after which an episode has to be ended from outside: None where the environment has a time limit.
 
-    Where it has none, or one beyond `LONGEST_LIMIT`, a line on stderr says so.
+    Where it has none (`time_limit`), a line on stderr says so.
     """
-    own = env.spec.max_episode_steps if env.spec else None
-    if own is not None and own <= LONGEST_LIMIT:
+    if time_limit(env) is not None:
         return None
     steps, name = data.get("step_limit"), env.spec.id if env.spec else data["env_id"]
     limit = STEP_LIMIT if steps is None else whole_number("step_limit", steps, 1)
     print(
-        f"dmm: evaluate: {name!r} has no time limit{'' if own is None else f' below {own:,} steps'} and may never end; "
-        f"an episode is ended after {limit:,} steps (--max-steps, max_steps, sets another number)",
+        f"dmm: evaluate: {name!r} has no time limit and may never end; an episode is ended after {limit:,} steps "
+        "(--max-steps, max_steps, sets another number)",
         file=sys.stderr,
     )
     return limit
@@ -322,9 +317,8 @@ def _go_on_without(error: BaseException, made: int, wanted: int) -> None:
         if isinstance(error, InputError | RunError):
             raise error
         raise InputError(f"environment: it cannot be made ({reason(error)})") from error
-    which = "only one" if made == 1 else f"only {made}"
     print(
-        f"dmm: environments: {which} of {wanted} could be made ({reason(error)}); episodes are played in turn, "
+        f"dmm: environments: only {made} of {wanted} could be made ({reason(error)}); episodes are played in turn, "
         f"{made} at a time (--environments {made} asks for no more)",
         file=sys.stderr,
     )

@@ -6,7 +6,9 @@ a bare observation where a pair belongs. Without this the fault shows up much la
 
 from __future__ import annotations
 
+import functools
 import math
+import sys
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -17,6 +19,17 @@ from dmm.errors import RunError
 
 FAULTS = (Exception, SystemExit)
 """What code of others may raise; Ctrl-C is the user's and goes on."""
+
+STEP_LIMIT = 10_000
+"""Steps after which an episode is ended where neither the environment nor the data have a time limit."""
+LONGEST_LIMIT = 100_000
+"""A time limit beyond this is none: some public data sets were recorded as one episode of a million steps."""
+
+
+def time_limit(env: gym.Env) -> int | None:
+    """Steps after which an environment ends an episode, None for never or after more than `LONGEST_LIMIT`."""
+    steps = env.spec.max_episode_steps if env.spec else None
+    return None if steps is None or steps > LONGEST_LIMIT else steps
 
 
 def reason(error: BaseException) -> str:
@@ -32,6 +45,12 @@ def shown(value: Any) -> str:
 
 def shown_text(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    """A line on stderr, once in a process however many environments it holds for."""
+    print(line, file=sys.stderr)
 
 
 class CheckedEnv:

@@ -15,7 +15,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from dmm.data.environments import require_same_environment
 from dmm.data.faults import FAULTS, reason
-from dmm.data.specifications import find_registered, registered_spec, require_known, rewrap, without_recorders
+from dmm.data.specifications import find_registered, registered_spec, rewrap, without_recorders
 from dmm.data.specifications import parse_env_spec as parse_env_spec
 from dmm.data.specifications import require_storable as require_storable
 from dmm.errors import InputError
@@ -136,7 +136,6 @@ def build_env(spec: str | EnvSpec, *, trust_environment: bool = False, **kwargs:
         spec, wrappers = without_recorders(spec), ()
     elif isinstance(spec, EnvSpec):
         spec = registered_spec(spec)
-        require_known(wrappers, spec)
     try:
         with _private_tempdir():
             env: gym.Env = gym.make(spec, disable_env_checker=True, **kwargs)

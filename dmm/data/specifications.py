@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import importlib
 import importlib.machinery
 import importlib.util
@@ -27,7 +26,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, WrapperSpec
 
-from dmm.data.faults import FAULTS, reason, shown
+from dmm.data.faults import FAULTS, reason, say_once, shown
 from dmm.errors import InputError, whole_number
 from dmm.files import read_file
 
@@ -163,7 +162,10 @@ def rewrap(env: gym.Env, wrappers: tuple[WrapperSpec, ...]) -> gym.Env:
     """
     there = list(env.spec.additional_wrappers) if wrappers and env.spec else []
     for wrapper in wrappers:
-        if there and (there[0].name, there[0].entry_point) == (wrapper.name, wrapper.entry_point):
+        if there and (_package(there[0].entry_point), _class(there[0])) == (
+            _package(wrapper.entry_point),
+            _class(wrapper),
+        ):
             there.pop(0)  # of the environment's own making
         elif not recording(wrapper):
             env = _wrapped(env, wrapper)
@@ -195,19 +197,8 @@ def recording(wrapper: WrapperSpec) -> bool:
     package, name = _package(wrapper.entry_point), _class(wrapper)
     left_out = name in RECORDING and package.startswith(RECORDERS)
     if left_out:
-        _say_once(f"dmm: environment: the wrapper {wrapper.entry_point}, which only records, is left out")
+        say_once(f"dmm: environment: the wrapper {wrapper.entry_point}, which only records, is left out")
     return left_out
-
-
-def require_known(wrappers: tuple[WrapperSpec, ...], registered: EnvSpec) -> None:
-    """Passes when no wrapper would have to be refused, unless the registered package itself may put it on.
-
-    Raises:
-        InputError: as `rewrap`.
-    """
-    for wrapper in wrappers:
-        if _package(wrapper.entry_point) != _package(registered.entry_point) and not recording(wrapper):
-            _rebuilt(wrapper)
 
 
 def _rebuilt(wrapper: WrapperSpec) -> Any:
@@ -299,8 +290,3 @@ def _require_no_device(path: str) -> None:
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise InputError(f"environment: its stored argument {shown(path)} is no ordinary file")
-
-
-@functools.cache
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr)
