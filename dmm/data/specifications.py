@@ -45,9 +45,9 @@ RECORDING = (
     *("ObstructView", "DataCollector", "DataCollectorV0", "StepDataCallback", "VideoRecorder"),
 )
 """Wrappers that change nothing of what a policy sees, does or earns."""
-RECORDERS = ("gym", "gymnasium", "gymnasium_robotics", "minari", "rl_zoo3", "sb3_contrib", "stable_baselines", "sbx")
 RELATED = ("gym", "gymnasium", "gymnasium_robotics")
 """Packages that hand environments to each other from version to version."""
+RECORDERS = (*RELATED, "minari", "rl_zoo3", "sb3_contrib", "stable_baselines", "stable_baselines3", "sbx")
 TRUST = "--trust-environment (trust_environment=True) calls it"
 
 
@@ -194,8 +194,7 @@ def without_recorders(spec: EnvSpec) -> EnvSpec:
 
 def recording(wrapper: WrapperSpec) -> bool:
     """Whether a wrapper only records; the first time, a line on stderr says that it is left out."""
-    package, name = _package(wrapper.entry_point), _class(wrapper)
-    left_out = name in RECORDING and package.startswith(RECORDERS)
+    left_out = _class(wrapper) in RECORDING and _package(wrapper.entry_point) in RECORDERS
     if left_out:
         say_once(f"dmm: environment: the wrapper {wrapper.entry_point}, which only records, is left out")
     return left_out
