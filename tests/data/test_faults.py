@@ -45,9 +45,9 @@ def play(env: gym.Env) -> np.ndarray:
 
 
 def step(**changes: Any) -> tuple[Any, ...]:
-    return tuple(({"observation": SEEN, "reward": 1.0, "terminated": False, "truncated": False} | changes).values()) + (
-        {},
-    )
+    """What a step of the environment gives, but for these changes."""
+    given = {"observation": SEEN, "reward": 1.0, "terminated": False, "truncated": False}
+    return *(given | changes).values(), {}
 
 
 @pytest.mark.parametrize("reward", [1, 1.0, np.float32(1), np.array([1.0]), np.array(1), np.array([[1]]), [1.0], True])
