@@ -6,11 +6,11 @@ input, or 1 for a run that failed.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from dmm.errors import DataWarning, InputError, RunError
+from dmm.files import strict_json
 
 app = typer.Typer(
     help="Decision MetaMamba: make data sets, train policies on them, evaluate and inspect them.",
@@ -40,6 +41,12 @@ Threads = Annotated[
 Repeats = Annotated[int, typer.Option(help="Rounds; medians are reported.")]
 BenchThreads = Annotated[int, typer.Option("--threads", help="CPU threads.")]
 BenchDevice = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust-environment", help="Call whatever the file names as its environment; without it, what is registered."
+    ),
+]
 Picture = Annotated[Path | None, typer.Option(help="Draw the figures into this file (png, svg, pdf).")]
 
 
@@ -129,6 +136,7 @@ def train(
     download: Annotated[
         bool, typer.Option("--download", help="Fetch a public data set if it is not on this machine.")
     ] = False,
+    trust_environment: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a policy; the run's folder holds weights (safetensors), configuration (JSON) and log (CSV)."""
@@ -141,7 +149,9 @@ def train(
     _set_threads(threads)
     stored: Any = None if rewards == "auto" else rewards
     keys = None if observation_keys is None else [key.strip() for key in observation_keys.split(",")]
-    data = load_trajectories(dataset, rewards=stored, observation_keys=keys, download=download)
+    data = load_trajectories(
+        dataset, rewards=stored, observation_keys=keys, download=download, trust_environment=trust_environment
+    )
     options: Any = {"steps": steps, "out": out, "device": device, "resume": resume}
     options |= {"changes": _parse_changes(changes or [])}
     if seeds == 1:
@@ -169,6 +179,11 @@ def evaluate(
     states: Annotated[
         int, typer.Option(help="Recurrent states per episode, for staggered acting; no effect on other ways.")
     ] = 4,
+    environments: Annotated[int | None, typer.Option(help="Open at once at most; 100 if left out.")] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(help="End every episode after so many; the environment's own limit if left out.")
+    ] = None,
+    trust_environment: Trust = False,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -176,7 +191,10 @@ def evaluate(
     from dmm.evaluation import evaluate as measure
 
     _set_threads(threads)
-    result = measure(run, episodes=episodes, targets=target, seed=seed, acting=acting, states=states).to_json()
+    options: Any = {"episodes": episodes, "targets": target, "seed": seed, "acting": acting, "states": states}
+    options |= {"environments": environments, "max_steps": max_steps, "trust_environment": trust_environment}
+    with redirect_stdout(sys.stderr):  # an environment may print, and stdout is for the result
+        result = measure(run, **options).to_json()
     way = result["acting"] + (f" with {result['states']} states" if result["states"] else "")
     lines = [
         f"{result['model']} on {result['dataset']}, step {result['step']:,}, {result['episodes']} episodes per target, "
@@ -345,7 +363,7 @@ def _set_threads(threads: int | None) -> None:
 
 
 def _print(as_json: bool, value: dict[str, Any], text: str) -> None:
-    typer.echo(json.dumps(value) if as_json else text)
+    typer.echo(strict_json(value) if as_json else text)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,8 +6,9 @@ code reports the best of all checkpoints and targets; see the book's page on pap
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from dmm.acting import STATES, Actor, make_actor
-from dmm.data.observations import build_flat_env, parse_env_spec
-from dmm.errors import InputError
-from dmm.normalize import family, normalize
+from dmm.data.faults import FAULTS, STEP_LIMIT, CheckedEnv, reason, time_limit
+from dmm.data.observations import build_flat_env, stored_env
+from dmm.errors import InputError, RunError, finite_number, whole_number
+from dmm.normalize import family, no_scores, normalize, usable_reference
 from dmm.training import Run, load_run
 
 TARGETS: dict[str, tuple[float, ...]] = {
@@ -68,7 +70,10 @@ class Rollout:
 
     returns: np.ndarray  # (episodes,)
     lengths: np.ndarray  # (episodes,)
-    observations: list[np.ndarray] = field(repr=False)  # one (length + 1, s) per episode, the last observation included
+    observations: list[np.ndarray] = field(
+        repr=False
+    )  # one (length + 1, s) per episode, the last observation included;
+    # empty where they were not kept
 
 
 @dataclass(frozen=True)
@@ -127,11 +132,14 @@ def evaluate(
     run: Run | str | Path,
     *,
     episodes: int = 100,
-    targets: Sequence[float] | None = None,
+    targets: Sequence[float] | float | None = None,
     seed: int = 10_000,
     acting: str = "window",
     states: int = STATES,
     progress: bool = True,
+    environments: int | None = None,
+    max_steps: int | None = None,
+    trust_environment: bool = False,
 ) -> Evaluation:
     """Roll out a run's last checkpoint and score it.
 
@@ -139,27 +147,34 @@ def evaluate(
         run: a run or its folder.
         episodes: per target; episode `i` starts from environment seed `seed + i` whatever the target, so that targets
             and models meet the same starts.
-        targets: returns asked for, in the environment's units; `default_targets` if not given.
+        targets: returns asked for, one or several, in the environment's units; `default_targets` if not given.
         seed: of the first episode.
         acting: how, `window` (as the paper evaluates), `recurrent` or `staggered`; see `dmm.acting`.
         states: of each episode, for `staggered`.
         progress: show a bar on stderr.
+        environments: how many are open at once, `ENVIRONMENTS_AT_ONCE` if not given; where not so many can be made,
+            those that can. No episode depends on it, but for the last digits of float arithmetic.
+        max_steps: end every episode after so many steps. If not given, an environment without a time limit of its own
+            gets one: that of the data, as far as the run says (`dmm.training.describe_run`), else `STEP_LIMIT`.
+        trust_environment: call what the run's environment specification names, with its arguments, instead of what an
+            installed package has registered under its id.
 
     Raises:
-        InputError: no run there, an environment that cannot be rebuilt, `episodes` below 1, a target that is not
-            finite, a seed out of range, or a way of acting that the model does not know.
+        InputError: no run there, an environment that cannot be rebuilt, a number out of range, a target that is not
+            finite, or a way of acting that the model does not know.
+        RunError: the environment failed, or gave or was given NaN or infinity; the message says when.
     """
     run = run if isinstance(run, Run) else load_run(run)
     data = run.info["dataset"]
-    reference = tuple(data["reference"]) if data["reference"] else None
-    wanted = list(targets) if targets else default_targets(data["env_id"], data["max_return"])
-    if not np.isfinite(wanted).all():
-        raise InputError(f"target: got {wanted}, allowed are finite numbers")
-    actor, scores = make_actor(run.policy, acting, states), []
-    with environments(lambda: make_env(run.info), episodes) as envs:  # mazes take longer to make than to play
-        for target in wanted:
+    wanted = _targets(targets) or _targets(default_targets(data["env_id"], data["max_return"]))
+    episodes, seed = whole_number("episodes", episodes, 1), whole_number("seed", seed, 0, 2**31 - 1)
+    actor, reference, scores = make_actor(run.policy, acting, states), _reference(data), []
+    with _environments(lambda: make_env(run.info, trust_environment=trust_environment), episodes, environments) as envs:
+        limit = step_limit(envs[0], data) if max_steps is None else whole_number("max_steps", max_steps, 1)
+        for target in wanted:  # in the same environments: mazes take longer to make than to play
             label = progress and f"evaluate, target {target:g}"
-            done = play(actor, envs, episodes=episodes, target=target, seed=seed, progress=label)
+            settings: dict[str, Any] = {"episodes": episodes, "target": target, "seed": seed, "progress": label}
+            done = play(actor, envs, max_steps=limit, keep_observations=False, **settings)
             scores.append(score(done, target, reference))
     behaviour = None if reference is None else float(normalize(data["mean_return"], reference))
     return Evaluation(
@@ -174,25 +189,65 @@ def evaluate(
     )
 
 
+def _targets(targets: Sequence[float] | float | None) -> list[float]:
+    """One number or any sequence of them, as numpy and torch have them too."""
+    if targets is None or isinstance(targets, str | bytes) or not np.iterable(targets):
+        return [] if targets is None else [finite_number("targets", targets)]
+    return [finite_number("targets", target) for target in targets]
+
+
+def _reference(data: dict[str, Any]) -> tuple[float, float] | None:
+    """The run's (random, expert) returns; a line on stderr where they are there and of no use."""
+    said = data["reference"]
+    if not said:
+        return None
+    pair = (*said, None, None)[:2] if isinstance(said, list | tuple) else (said, None)
+    usable = usable_reference(*pair)
+    if usable is None:
+        print(f"dmm: evaluate: {no_scores(*pair)}", file=sys.stderr)
+    return usable
+
+
+def step_limit(env: gym.Env, data: dict[str, Any]) -> int | None:
+    """Steps after which an episode has to be ended from outside: None where the environment has a time limit.
+
+    Where it has none (`time_limit`), a line on stderr says so.
+    """
+    if time_limit(env) is not None:
+        return None
+    steps, name = data.get("step_limit"), env.spec.id if env.spec else data["env_id"]
+    limit = STEP_LIMIT if steps is None else whole_number("step_limit", steps, 1)
+    print(
+        f"dmm: evaluate: {name!r} has no time limit and may never end; an episode is ended after {limit:,} steps "
+        "(--max-steps, max_steps, sets another number)",
+        file=sys.stderr,
+    )
+    return limit
+
+
 def default_targets(env_id: str, best_return: float) -> list[float]:
     """The released code's smallest targets for exactly the environments of D4RL, else the best return in the data."""
     return list(TARGETS.get(family(env_id) or "", (best_return,)))
 
 
-def make_env(info: dict[str, Any], **kwargs: Any) -> gym.Env:
+def make_env(info: dict[str, Any], *, trust_environment: bool = False, **kwargs: Any) -> gym.Env:
     """The environment that a run's data came from, as its `run.json` describes it.
 
+    It is made by the id that an installed package registers (`dmm.data.specifications`); `trust_environment` calls
+    whatever the file names instead, with its arguments.
+
     Raises:
-        InputError: it cannot be made here, or not exactly as it was.
+        InputError: it cannot be made here, not exactly as it was, or not without trust.
     """
     data, config = info["dataset"], info["config"]
     if not data["env_spec"] and not data["env_id"]:
         raise InputError(f"run: data set {data['id']!r} does not say which environment it comes from")
-    spec = parse_env_spec(data["env_spec"]) if data["env_spec"] else data["env_id"]
+    spec = stored_env(data["env_spec"], data["env_id"], trust_environment=trust_environment)
     keys, sizes = tuple(data["observation_keys"]), (config["state_size"], config["action_size"])
     # runs and data sets from elsewhere carry no record
     as_there = {name: data.get(name) for name in ("action_bounds", "observation_offset")}
-    return build_flat_env(spec, keys, *sizes, record=data.get("environment"), **(as_there | kwargs))
+    kwargs = {**as_there, **kwargs, "trust_environment": trust_environment}
+    return build_flat_env(spec, keys, *sizes, record=data.get("environment"), **kwargs)
 
 
 def rollout(
@@ -203,30 +258,79 @@ def rollout(
     target: float = 0.0,
     seed: int = 0,
     progress: bool | str = False,
+    max_steps: int | None = None,
 ) -> Rollout:
     """Run `episodes` to their end, up to `ENVIRONMENTS_AT_ONCE` side by side with one call of the actor per step.
 
     Episodes that are over leave the batch, so with a deterministic actor an episode's course depends on its own seed
     alone, but for the last digits of float arithmetic, which depend on how many are computed at once.
 
+    Args:
+        actor: what plays, `dmm.policy.Policy` or another.
+        make: makes one environment; where it fails for a further one, those that are there play one after another.
+        episodes: how many; episode `i` starts from seed `seed + i`.
+        target: the return that the actor is asked for.
+        seed: of the first episode.
+        progress: show a bar on stderr, under this label.
+        max_steps: end every episode after so many steps; never, if not given.
+
     Raises:
-        InputError: `episodes` below 1.
+        InputError: a number out of range, or no environment can be made.
+        RunError: an environment failed, or gave or was given NaN or infinity; the message says when.
     """
     with environments(make, episodes) as envs:
-        return play(actor, envs, episodes=episodes, target=target, seed=seed, progress=progress)
+        return play(actor, envs, episodes=episodes, target=target, seed=seed, progress=progress, max_steps=max_steps)
 
 
 @contextmanager
-def environments(make: Callable[[], gym.Env], episodes: int) -> Iterator[list[gym.Env]]:
+def environments(make: Callable[[], gym.Env], episodes: int, at_once: int | None = None) -> Iterator[list[gym.Env]]:
     """As many environments as `episodes` are played in at once; closed in the end.
 
+    Not so many, with a line on stderr, where a second or later one cannot be made: of a robot there may be only one.
+
+    Args:
+        make: makes one environment.
+        episodes: how many are to be played.
+        at_once: at most so many, `ENVIRONMENTS_AT_ONCE` if not given.
+
     Raises:
-        InputError: `episodes` below 1.
+        InputError: a number below 1, or not even one environment can be made.
     """
-    if episodes < 1:
-        raise InputError(f"episodes: got {episodes}, allowed is at least 1")
+    most = ENVIRONMENTS_AT_ONCE if at_once is None else whole_number("environments", at_once, 1)
+    wanted = min(whole_number("episodes", episodes, 1), most)
+    envs: list[gym.Env] = []
     with ExitStack() as stack:
-        yield [stack.enter_context(closing(make())) for _ in range(min(episodes, ENVIRONMENTS_AT_ONCE))]
+        while len(envs) < wanted:
+            try:
+                envs.append(make())
+            except FAULTS as error:
+                _go_on_without(error, len(envs), wanted)
+                break
+            stack.callback(_close, envs[-1])
+        yield envs
+
+
+_environments = environments  # for `evaluate`, where that name is a number
+
+
+def _go_on_without(error: BaseException, made: int, wanted: int) -> None:
+    if not made:
+        if isinstance(error, InputError | RunError):
+            raise error
+        raise InputError(f"environment: it cannot be made ({reason(error)})") from error
+    print(
+        f"dmm: environments: only {made} of {wanted} could be made ({reason(error)}); episodes are played in turn, "
+        f"{made} at a time (--environments {made} asks for no more)",
+        file=sys.stderr,
+    )
+
+
+def _close(env: gym.Env) -> None:
+    """The episodes are played by now: a fault here is told, and spoils nothing."""
+    try:
+        env.close()
+    except FAULTS as error:
+        print(f"dmm: environment: it could not be closed ({reason(error)})", file=sys.stderr)
 
 
 def play(
@@ -237,48 +341,75 @@ def play(
     target: float = 0.0,
     seed: int = 0,
     progress: bool | str = False,
+    max_steps: int | None = None,
+    keep_observations: bool = True,
 ) -> Rollout:
-    """`rollout` in environments that are there already, one episode in each at a time."""
-    if not 0 <= seed < 2**31:
-        raise InputError(f"seed: got {seed}, allowed is 0 to 2**31 - 1")
+    """`rollout` in environments that are there already, one episode in each at a time.
+
+    Without `keep_observations` those of the rollout are empty: all steps of long episodes take much memory.
+    """
+    episodes, seed = whole_number("episodes", episodes, 1), whole_number("seed", seed, 0, 2**31 - 1)
+    limit = sys.maxsize if max_steps is None else whole_number("max_steps", max_steps, 1)
     label, parts = progress if isinstance(progress, str) else "evaluate", []
+    checked = [CheckedEnv(env) for env in envs]
     with tqdm(total=episodes, disable=not progress, unit="episode", desc=label) as bar:
         for first in range(0, episodes, len(envs)):
-            parts.append(_run_batch(actor, envs[: episodes - first], target, seed + first, bar))
-    return Rollout(
-        np.concatenate([part.returns for part in parts]),
-        np.concatenate([part.lengths for part in parts]),
-        [observations for part in parts for observations in part.observations],
-    )
+            batch = checked[: episodes - first]
+            observation = np.stack([env.reset(first + i, seed + first + i) for i, env in enumerate(batch)])
+            parts.append(_run_batch(actor, batch, observation, target, limit, keep_observations, bar))
+    returns = np.concatenate([part.returns for part in parts])
+    if not np.isfinite(returns).all():
+        raise RunError(f"environment: the rewards of episode {np.argmin(np.isfinite(returns))} add up to infinity")
+    lengths = np.concatenate([part.lengths for part in parts])
+    return Rollout(returns, lengths, [observations for part in parts for observations in part.observations])
 
 
-def _run_batch(actor: Actor, envs: list[gym.Env], target: float, seed: int, bar: Any) -> Rollout:
-    observation = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
-    going_on, returns = np.arange(len(envs)), np.zeros(len(envs))
+def _run_batch(
+    actor: Actor, envs: list[CheckedEnv], observation: np.ndarray, target: float, limit: int, keep: bool, bar: Any
+) -> Rollout:
+    """Episodes that have just begun with these observations `(n, s)`, to their end or for `limit` steps."""
+    going_on, returns, lengths = np.arange(len(envs)), np.zeros(len(envs)), np.zeros(len(envs), dtype=np.int64)
     visited = [(going_on, observation)]
     state, reward = actor.init_state(len(envs), target), None
-    while len(going_on):
+    while len(going_on) and lengths.max() < limit:
+        playing = [envs[i] for i in going_on]
+        _require_finite(playing, observation)
         action, state = actor.act(state, torch.from_numpy(observation), reward)
         # a copy: what an environment does to its action must not reach the actor's memory
-        observation, earned, over = _step([envs[i] for i in going_on], np.array(action.cpu()))
-        returns[going_on] += earned
-        visited.append((going_on, observation))
+        observation, earned, over = _step(playing, np.array(action.cpu()))
+        with np.errstate(over="ignore"):  # `play` looks at the sums
+            returns[going_on] += earned
+        lengths[going_on] += 1
+        if keep:
+            visited.append((going_on, observation))
         if over.any():
             bar.update(int(over.sum()))
             rows = np.flatnonzero(~over)
             going_on, observation, earned = going_on[rows], observation[rows], earned[rows]
             state = actor.select(state, torch.from_numpy(rows))
         reward = torch.from_numpy(earned)
-    courses = _by_episode(visited)
-    return Rollout(returns, np.array([len(course) - 1 for course in courses]), courses)
+    bar.update(len(going_on))
+    return Rollout(returns, lengths, _by_episode(visited) if keep else [])
 
 
-def _step(envs: list[gym.Env], actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _require_finite(envs: list[CheckedEnv], observations: np.ndarray) -> None:
+    if not np.isfinite(observations).all():
+        for env, observation in zip(envs, observations, strict=True):
+            env.require_finite(observation)
+
+
+def _step(envs: list[CheckedEnv], actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One step of each: observations `(n, s)`, rewards `(n,)` and whether the episode is over `(n,)`."""
-    observations, rewards, terminated, truncated, _ = zip(
-        *[env.step(action) for env, action in zip(envs, actions, strict=True)], strict=True
+    if not np.isfinite(actions).all():
+        env = envs[int(np.argmin(np.isfinite(actions).all(axis=1)))]
+        raise RunError(
+            f"policy: NaN or infinity in its action before step {env.t + 1} of episode {env.episode} (seed {env.seed})"
+        )
+    # environments may change what they are given, and the actor remembers its actions
+    observations, rewards, over = zip(
+        *[env.step(action) for env, action in zip(envs, actions.copy(), strict=True)], strict=True
     )
-    return np.stack(observations), np.array(rewards, dtype=np.float64), np.array(terminated) | np.array(truncated)
+    return np.stack(observations), np.array(rewards, dtype=np.float64), np.array(over)
 
 
 def _by_episode(visited: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:

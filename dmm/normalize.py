@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
-from dmm.errors import InputError
+from dmm.errors import InputError, finite_number
 
 REFERENCE_RETURNS: dict[str, tuple[float, float]] = {
     "hopper": (-20.272305, 3234.3),
@@ -51,7 +52,33 @@ def normalized_score(returns: Any, env_id: str) -> Any:
     return normalize(returns, reference_returns(env_id))
 
 
+def usable_reference(low: Any, high: Any) -> tuple[float, float] | None:
+    """(random, expert) returns that a score can be normalised by: two finite numbers, the second larger; else None."""
+    try:
+        random, expert = finite_number("random", low), finite_number("expert", high)
+    except InputError:
+        return None
+    return (random, expert) if random < expert and math.isfinite(expert - random) else None
+
+
+def no_scores(low: Any, high: Any) -> str:
+    """Says that `usable_reference` gave nothing, and why."""
+    return (
+        f"no normalised score, since the reference returns are {low!r:.50} (random) and {high!r:.50} (expert); "
+        "allowed are two finite numbers, the second larger"
+    )
+
+
 def normalize(returns: Any, reference: tuple[float, ...]) -> Any:
-    """`100 (return - random) / (expert - random)` for given reference returns."""
-    low, high = reference
+    """`100 (return - random) / (expert - random)` for given reference returns.
+
+    Raises:
+        InputError: reference returns that are not two finite numbers, the second larger.
+    """
+    usable = usable_reference(*reference) if len(reference) == 2 else None
+    if usable is None:
+        raise InputError(
+            f"reference: got {reference}, allowed are two finite numbers (random, expert), the second larger"
+        )
+    low, high = usable
     return 100.0 * (returns - low) / (high - low)

@@ -305,6 +305,7 @@ def describe_run(trajectories: Trajectories, model: str, config: Any, training: 
             "transitions": t.transitions,
             "mean_return": float(returns.mean()),
             "max_return": float(returns.max()),
+            "step_limit": t.step_limit(),
         },
         "versions": {
             "python": platform.python_version(),

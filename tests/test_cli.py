@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from dmm.cli import main
+from dmm.cli import _print, main
 from dmm.data.recipes import RECIPES
 
 STEPS = ("--steps", "4", "--set", "batch_size=4", "--set", "width=8", "--set", "layers=1")
@@ -65,6 +65,11 @@ def maze(datasets_path, dmm):
     """A short point maze set, made by the command."""
     assert dmm("collect", "dmm/pointmaze/umaze-v0", "--transitions", 600, "--workers", 1)[0] == 0
     return "dmm/pointmaze/umaze-v0"
+
+
+def test_what_is_printed_as_json_is_json(capsys):
+    _print(True, {"score": float("nan"), "ends": (np.float32(1.5), float("-inf")), "steps": np.int64(3)}, "")
+    assert json.loads(capsys.readouterr().out) == {"score": None, "ends": [1.5, None], "steps": 3}
 
 
 def test_no_argument_prints_the_help(dmm):

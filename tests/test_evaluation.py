@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,18 @@ from dmm import evaluation
 from dmm.acting import ACTING, make_actor
 from dmm.cli import main
 from dmm.data.environments import environment_record
-from dmm.errors import InputError
+from dmm.errors import InputError, RunError
 from dmm.evaluation import (
     TARGETS,
     RandomActor,
     Rollout,
     bootstrap_interval,
     default_targets,
+    environments,
     evaluate,
     make_env,
     normalize,
+    play,
     rollout,
     score,
 )
@@ -188,6 +191,88 @@ class TestRollout:
         assert [rows.shape for rows in done.observations] == [(2, 3), (3, 3), (4, 3)]
         assert done.observations[2].tolist() == [[6, 0, 6], [6, 1, 5], [6, 2, 4], [6, 3, 3]]
 
+    def test_environments_may_change_the_actions_that_they_are_given(self) -> None:
+        class Greedy(Counting):
+            def step(self, action: Any) -> Any:
+                result = super().step(action)
+                action *= 100
+                return result
+
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            policy = DecisionMetaMamba(DMMConfig(state_size=3, action_size=2, width=8, layers=1, context=3)).eval()
+            torch.nn.init.normal_(policy.head.weight)
+        actor = make_actor(policy, "recurrent")
+        expected = rollout(actor, Counting, episodes=4, seed=3).returns
+        assert rollout(actor, Greedy, episodes=4, seed=3).returns.tolist() == expected.tolist()
+
+    def test_an_action_that_is_no_number_is_the_policys_fault(self) -> None:
+        class Lost(Fixed):
+            def act(self, state: int, observation: Tensor, reward: Tensor | None = None) -> tuple[Tensor, int]:
+                action, state = super().act(state, observation, reward)
+                if state == 2:
+                    action[1, 0] = float("nan")
+                return action, state
+
+        with pytest.raises(RunError, match=r"^policy: NaN or infinity .* step 2 of episode 2 \(seed 2\)$"):
+            rollout(Lost(), Counting, episodes=4)
+
+    def test_rewards_that_add_up_to_infinity_are_named(self) -> None:
+        class Rich(Counting):
+            def step(self, action: Any) -> Any:
+                observation, _, *rest = super().step(action)
+                return observation, 1e308, *rest
+
+        with pytest.raises(RunError, match="rewards of episode 1 add up to infinity"):
+            rollout(Fixed(), Rich, episodes=3)
+
+    @pytest.mark.parametrize("limit", [1, 2, 3, 50])
+    def test_episodes_can_be_cut(self, limit: int) -> None:
+        actor = Fixed()
+        done = rollout(actor, Counting, episodes=7, max_steps=limit)
+        assert done.lengths.tolist() == [min(limit, 1 + s % 4) for s in range(7)]
+        assert done.returns.tolist() == [min(limit, 1 + s % 4) * (s + 0.5) for s in range(7)]
+        assert [len(rows) for rows in done.observations] == (done.lengths + 1).tolist()
+        assert len(actor.calls) == min(limit, 4)
+
+    def test_observations_need_not_be_kept(self) -> None:
+        with environments(Counting, 3) as envs:
+            done = play(Fixed(), envs, episodes=5, keep_observations=False)
+        assert done.observations == [] and done.returns.tolist() == known_returns(range(5))
+
+    @pytest.mark.parametrize("there", [1, 2])
+    def test_goes_on_with_the_environments_that_can_be_made(
+        self, there: int, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        class Few(Counting):
+            open = 0
+
+            def __init__(self) -> None:
+                if Few.open == there:
+                    raise RuntimeError("port 5005 is in use")
+                Few.open += 1
+
+        actor = Fixed()
+        done = rollout(actor, Few, episodes=5, seed=2)
+        assert done.returns.tolist() == known_returns(range(2, 7)) and max(n for n, _ in actor.started) == there
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and f"{there} of 5 could be made (RuntimeError: port 5005 is in use)" in said
+
+    def test_not_even_one_environment(self) -> None:
+        def make() -> gym.Env:
+            raise KeyError("ROBOT_ADDRESS")
+
+        with pytest.raises(InputError, match=r"^environment: it cannot be made \(KeyError: 'ROBOT_ADDRESS'\)"):
+            rollout(Fixed(), make, episodes=3)
+
+    def test_a_fault_while_closing_spoils_nothing(self, capsys: pytest.CaptureFixture[str]) -> None:
+        class Stuck(Counting):
+            def close(self) -> None:
+                raise OSError("the door is stuck")
+
+        assert rollout(Fixed(), Stuck, episodes=2).returns.tolist() == known_returns(range(2))
+        assert capsys.readouterr().err.count("could not be closed (OSError: the door is stuck)") == 2
+
     def test_environments_are_closed_even_when_the_actor_fails(self) -> None:
         class Failing(Fixed):
             def act(self, *_: Any) -> Any:
@@ -202,7 +287,7 @@ class TestRollout:
 
     @pytest.mark.parametrize("episodes", [0, -1])
     def test_no_episodes_are_refused(self, episodes: int) -> None:
-        with pytest.raises(InputError, match=f"^episodes: got {episodes}, allowed is at least 1"):
+        with pytest.raises(InputError, match=f"^episodes: got {episodes}, allowed is a whole number of at least 1"):
             rollout(Fixed(), Counting, episodes=episodes)
 
     def test_progress_counts_episodes_on_stderr(self, capsys: pytest.CaptureFixture[str]) -> None:
@@ -417,7 +502,7 @@ class TestEvaluate:
 
     @pytest.mark.parametrize("episodes", [0, -3])
     def test_no_episodes_are_refused(self, run: Run, episodes: int) -> None:
-        with pytest.raises(InputError, match=f"^episodes: got {episodes}, allowed is at least 1"):
+        with pytest.raises(InputError, match=f"^episodes: got {episodes}, allowed is a whole number of at least 1"):
             small(run, episodes=episodes)
 
     def test_says_how_it_acted(self, run: Run) -> None:
@@ -457,6 +542,88 @@ class TestEvaluate:
         with pytest.raises(SystemExit, match="0"):
             main(["evaluate", str(run.path), "--episodes", "2", *options])
         assert f"acting: {acting}{' with 3 states' if states else ''}" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("environments", [1, 2, 5, 50])
+    def test_does_not_depend_on_the_number_of_environments(self, run: Run, environments: int) -> None:
+        Counting.closed = 0
+        returns = small(run, environments=environments).scores[1].returns
+        np.testing.assert_allclose(returns, small(run).scores[1].returns, rtol=1e-6)
+        assert Counting.closed == min(environments, 5) + 5
+
+    def test_without_a_time_limit_one_is_told_and_kept(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+        data = run.info["dataset"]
+        assert data["step_limit"] == 1000  # the longest of the tiny episodes ended by itself
+        cut = dataclasses.replace(run, info={**run.info, "dataset": {**data, "step_limit": 2}})
+        assert small(cut).scores[0].lengths.tolist() == [1, 2, 2, 2, 1]
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "no time limit and may never end; an episode is ended after 2 steps" in said
+        old = {name: value for name, value in data.items() if name != "step_limit"}
+        small(dataclasses.replace(run, info={**run.info, "dataset": old}))
+        assert "after 10,000 steps" in capsys.readouterr().err
+        assert small(cut, max_steps=3).scores[0].lengths.tolist() == [1, 2, 3, 3, 1]
+        assert capsys.readouterr().err == ""
+
+    def test_the_environments_own_time_limit_is_enough(
+        self, make_run: Callable[..., Run], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        gym.register("TinyLimited-v0", entry_point=Counting, max_episode_steps=3)
+        try:
+            run = make_run(env_id="TinyLimited-v0")
+            capsys.readouterr()
+            assert small(run, seed=0).scores[0].lengths.tolist() == [1, 2, 3, 3, 1]
+            assert capsys.readouterr().err == ""
+        finally:
+            del gym.registry["TinyLimited-v0"]
+
+    @pytest.mark.parametrize(
+        "reference",
+        [[0.0, 0.0], [5.0, 1.0], [0.0, float("inf")], [float("nan"), 1.0], ["low", 1.0], [None, 1.0], [1.0], 7.0],
+        ids=str,
+    )
+    def test_a_reference_of_no_use_gives_returns_alone(
+        self, run: Run, reference: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        data = {**run.info["dataset"], "reference": reference}
+        result = small(dataclasses.replace(run, info={**run.info, "dataset": data})).to_json()
+        assert result["normalized_score"] is None and result["behaviour"] is None
+        assert result["returns"] == small(run).to_json()["returns"] and np.isfinite(result["ci95"]).all()
+        assert "no normalised score, since the reference returns are" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("environments", 0), ("environments", 1.5), ("max_steps", 0), ("max_steps", "9"), ("seed", -1)],
+    )
+    def test_numbers_out_of_range_are_named(self, run: Run, name: str, value: Any) -> None:
+        with pytest.raises(InputError, match=f"^{name}: got {value!r}, allowed is a whole number"):
+            small(run, **{name: value})
+
+    @pytest.mark.parametrize("targets", [4.0, np.float32(4), [4], np.array([4.0]), torch.tensor([4.0])], ids=repr)
+    def test_targets_of_any_kind(self, run: Run, targets: Any) -> None:
+        assert small(run, targets=targets).to_json()["targets"] == [4.0]
+
+    def test_an_environment_that_prints_does_not_spoil_the_json(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(Counting, "close", lambda self: print("good bye"))
+        with pytest.raises(SystemExit, match="0"):
+            main(["evaluate", str(run.path), "--episodes", "2", "--environments", "1", "--max-steps", "1", "--json"])
+        captured = capsys.readouterr()
+        assert json.loads(captured.out)["scores"][0]["lengths"] == [1, 1] and "good bye" in captured.err
+
+    def test_trust_is_asked_for_by_the_command(
+        self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder, marker = tmp_path / "run", tmp_path / "called"
+        shutil.copytree(run.path, folder)
+        info = json.loads((folder / "run.json").read_text())
+        spec = {"id": "Own-v0", "entry_point": "os:mkdir", "kwargs": {"path": str(marker)}}
+        info["dataset"]["env_spec"] = json.dumps(spec)
+        (folder / "run.json").write_text(json.dumps(info))
+        for options, called in (((), False), (("--trust-environment",), True)):
+            with pytest.raises(SystemExit, match="2"):
+                main(["evaluate", str(folder), *options])
+            said = capsys.readouterr().err
+            assert said.count("\n") == 1 and marker.exists() == called and ("os:mkdir" in said) != called
 
     def test_missing_run_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"^run: no run at"):

@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 
 from dmm.errors import InputError
-from dmm.normalize import REFERENCE_RETURNS, family, normalized_score, reference_returns
+from dmm.normalize import (
+    REFERENCE_RETURNS,
+    family,
+    normalize,
+    normalized_score,
+    reference_returns,
+    usable_reference,
+)
 
 
 @pytest.mark.parametrize("env_id", ["Hopper-v5", "HalfCheetah-v5", "Walker2d-v5", "FrankaKitchen-v1"])
@@ -42,3 +49,29 @@ def test_unknown_environment_is_named_with_what_is_known() -> None:
         reference_returns("CartPole-v1")
     assert "CartPole-v1" in str(caught.value)
     assert all(family in str(caught.value) for family in REFERENCE_RETURNS)
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        (0.0, 0.0),
+        (5, 1),
+        (0.0, np.inf),
+        (np.nan, 1.0),
+        ("low", 1.0),
+        (None, 1.0),
+        (True, 2.0),
+        (-1e308, 1.7e308),
+        ([0], 1),
+    ],
+)
+def test_references_that_are_of_no_use(reference: tuple) -> None:
+    assert usable_reference(*reference) is None
+    with pytest.raises(InputError, match=r"^reference: got .* allowed are two finite numbers"):
+        normalize(np.zeros(3), reference)
+
+
+def test_references_of_other_kinds_of_numbers() -> None:
+    assert usable_reference(np.float32(1), 3) == (1.0, 3.0)
+    with pytest.raises(InputError, match=r"^reference: got"):
+        normalize(1.0, (1.0,))

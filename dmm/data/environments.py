@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from dmm.data.faults import shown
 from dmm.errors import InputError
 
 PACKAGES = ("decision-metamamba", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "numpy")
@@ -51,13 +52,16 @@ def require_same_environment(env: gym.Env, record: dict[str, Any]) -> None:
     Raises:
         InputError: anything that decides its behaviour differs; the message names what.
     """
+    if not isinstance(record, dict):
+        raise InputError(f"environment: its record is {shown(record)}, allowed is an object")
     here = environment_record(env)
     different = [key for key, value in record.items() if here.get(key) != value]
     if different:
-        values = [f"{key} {record[key]!r} there, {here.get(key)!r} here" for key in different[:3]]
+        values = [f"{key} {shown(record[key])} there, {shown(here.get(key))} here" for key in different[:3]]
         more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+        name = shown(record.get("id") or "the data set")
         raise InputError(
-            f"environment: {record.get('id') or 'the data set'!r} cannot be rebuilt exactly; {'; '.join(values)}{more}"
+            f"environment: {name} cannot be rebuilt exactly; {'; '.join(values)}{more}"
             "; install the versions that the data set's metadata name, or make it again"
         )
 

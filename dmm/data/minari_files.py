@@ -21,13 +21,15 @@ import gymnasium as gym
 import h5py
 import minari
 import numpy as np
+from minari.dataset._storages import get_minari_storage
 from minari.dataset.minari_dataset import parse_dataset_id
 from minari.dataset.minari_storage import METADATA_FILE_NAME, MinariStorage
 from minari.namespace import create_namespace
+from minari.serialization import deserialize_space
 from minari.storage import get_dataset_path
 
 from dmm.data.atomic import replacement_of
-from dmm.data.observations import action_size, register_environments
+from dmm.data.observations import action_size, stored_spaces
 from dmm.data.recipes import RECIPES
 from dmm.errors import InputError
 
@@ -73,10 +75,13 @@ def local_ids() -> list[str]:
         return sorted(minari.list_local_datasets())
 
 
-def open_dataset(dataset: str | minari.MinariDataset, *, download: bool = False) -> minari.MinariDataset:
+def open_dataset(
+    dataset: str | minari.MinariDataset, *, download: bool = False, trust_environment: bool = False
+) -> minari.MinariDataset:
     """The data set as Minari opens it; with `download` it is fetched first when it is not here.
 
-    One that is open already, such as a selection of episodes made with Minari's functions, is given back.
+    One that is open already, such as a selection of episodes made with Minari's functions, is given back. Spaces that
+    it does not store are those of its environment, which is made as `build_env` does.
 
     Raises:
         InputError: unknown id, no network, or files that Minari cannot read.
@@ -96,9 +101,7 @@ def open_dataset(dataset: str | minari.MinariDataset, *, download: bool = False)
     try:
         metadata = MinariStorage.read_raw_metadata(folder / "data")
         _require_hdf5(minari_id, metadata)
-        if not {"observation_space", "action_space"} <= metadata.keys():
-            register_environments()  # Minari then asks the environment for its spaces
-        return minari.load_dataset(minari_id)
+        return minari.MinariDataset(_storage(folder / "data", metadata, trust_environment))
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AssertionError, NotImplementedError, gym.error.Error) as error:
@@ -108,6 +111,17 @@ def open_dataset(dataset: str | minari.MinariDataset, *, download: bool = False)
 def _require_hdf5(minari_id: str, metadata: dict[str, Any]) -> None:
     if metadata["data_format"] != "hdf5":
         raise InputError(f"dataset: {minari_id!r} is stored as {metadata['data_format']}; allowed: hdf5")
+
+
+def _storage(data: Path, metadata: dict[str, Any], trust_environment: bool = False) -> MinariStorage:
+    """Minari's own reader would call whatever the metadata name to find spaces that are not stored."""
+    names = {"observation_space", "action_space"}
+    if names <= metadata.keys():
+        return MinariStorage.read(data)
+    spaces = stored_spaces(metadata, trust_environment=trust_environment)
+    spaces |= {name: deserialize_space(metadata[name]) for name in names & metadata.keys()}
+    jpeg = bool(metadata.get("jpeg_encoding", True))
+    return get_minari_storage(metadata["data_format"])(data, **spaces, jpeg_encoding=jpeg)
 
 
 def read_episodes(dataset: minari.MinariDataset, keys: tuple[str, ...]) -> Iterator[Episode]:
@@ -175,7 +189,7 @@ def _download(minari_id: str, folder: Path) -> None:
             with _datasets_below(new.parent), redirect_stdout(sys.stderr):
                 minari.download_dataset(minari_id)
                 fetched = Path(get_dataset_path(minari_id))
-            MinariStorage.read(fetched / "data")
+            _storage(fetched / "data", MinariStorage.read_raw_metadata(fetched / "data"))
         except Exception as error:  # Minari passes on whatever its network library raises
             reason = str(error).strip().split("\n")[0]
             raise InputError(f"download: {minari_id!r} cannot be fetched ({type(error).__name__}: {reason})") from error

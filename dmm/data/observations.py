@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
-from dataclasses import fields
+from contextlib import contextmanager, redirect_stderr, suppress
 from typing import Any
 
 import gymnasium as gym
@@ -17,7 +15,11 @@ from gymnasium.envs.registration import EnvSpec
 
 from dmm.data.actions import with_unit_actions
 from dmm.data.environments import require_same_environment
+from dmm.data.faults import FAULTS, reason
 from dmm.data.precision import real_array, subtract
+from dmm.data.specifications import find_registered, registered_spec, rewrap, without_recorders
+from dmm.data.specifications import parse_env_spec as parse_env_spec
+from dmm.data.specifications import require_storable as require_storable
 from dmm.errors import InputError, warn
 
 GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
@@ -206,21 +208,28 @@ class FlatObservation(gym.ObservationWrapper):
         return flatten_observation(observation, self.keys, self.env.observation_space, self.offset)
 
 
-def build_env(spec: str | EnvSpec, **kwargs: Any) -> gym.Env:
+def build_env(spec: str | EnvSpec, *, trust_environment: bool = False, **kwargs: Any) -> gym.Env:
     """`gymnasium.make` for an id or a stored spec, this project's and gymnasium-robotics' environments included.
 
+    An id is the caller's own word, as in `gymnasium.make`. A specification may come from a file: what it names is made
+    by its id as `dmm.data.specifications` says, or called as it stands with `trust_environment`.
+
     Raises:
-        InputError: no such environment, or it cannot be made with what is installed.
+        InputError: no such environment, it cannot be made with what is installed, or more would have to be believed.
     """
-    name = spec if isinstance(spec, str) else spec.id
+    name, wrappers = (spec, ()) if isinstance(spec, str) else (spec.id, spec.additional_wrappers)
+    if name not in gym.registry:
+        register_environments()
+    if trust_environment and isinstance(spec, EnvSpec):
+        spec, wrappers = without_recorders(spec), ()
+    elif isinstance(spec, EnvSpec):
+        spec = registered_spec(spec)
     try:
-        if name not in gym.registry:
-            register_environments()
         with _private_tempdir():
-            return gym.make(spec, disable_env_checker=True, **kwargs)
-    except (gym.error.Error, ImportError, OSError, TypeError, ValueError, AttributeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"environment: {name!r} cannot be made here ({type(error).__name__}: {reason})") from error
+            env: gym.Env = gym.make(spec, disable_env_checker=True, **kwargs)
+    except FAULTS as error:
+        raise InputError(f"environment: {name!r} cannot be made here ({reason(error)})") from error
+    return rewrap(env, wrappers)
 
 
 def build_flat_env(
@@ -232,6 +241,7 @@ def build_flat_env(
     record: dict[str, Any] | None = None,
     action_bounds: Any = None,
     observation_offset: Any = None,
+    trust_environment: bool = False,
     **kwargs: Any,
 ) -> FlatObservation:
     """`build_env` with flat observations `(s,)` and actions `(a,)`, whose sizes must be those of the data.
@@ -244,60 +254,66 @@ def build_flat_env(
     Raises:
         InputError: as `build_env`, other sizes, or not the recorded environment.
     """
-    plain = build_env(spec, **kwargs)
-    if record and not kwargs.keys() - {"render_mode"}:
-        try:
+    name = spec if isinstance(spec, str) else spec.id
+    plain = build_env(spec, trust_environment=trust_environment, **kwargs)
+    try:
+        if record and not kwargs.keys() - {"render_mode"}:
             require_same_environment(plain, record)
-        except InputError:
+        return _flat_env(plain, name, keys, (state_size, action_size), action_bounds, observation_offset)
+    except FAULTS as error:
+        with suppress(*FAULTS):
             plain.close()
+        if isinstance(error, InputError):
             raise
+        raise InputError(f"environment: {name!r} cannot be made here ({reason(error)})") from error
+
+
+def _flat_env(
+    plain: gym.Env,
+    name: str,
+    keys: tuple[str, ...],
+    sizes: tuple[int, int],
+    action_bounds: Any,
+    observation_offset: Any,
+) -> FlatObservation:
     if isinstance(plain.action_space, gym.spaces.Discrete):
         plain = LargestScore(plain)
     else:
         plain = with_unit_actions(plain, action_bounds)
     env = FlatObservation(plain, keys, observation_offset)
-    sizes, expected = (env.observation_space.shape, env.action_space.shape), ((state_size,), (action_size,))
-    if sizes != expected:
-        env.close()
-        name = spec if isinstance(spec, str) else spec.id
-        raise InputError(f"environment: {name!r} has (observation, action) shapes {sizes}, the data set has {expected}")
+    shapes, expected = (env.observation_space.shape, env.action_space.shape), ((sizes[0],), (sizes[1],))
+    if shapes != expected:
+        raise InputError(
+            f"environment: {name!r} has (observation, action) shapes {shapes}, the data set has {expected}"
+        )
     return env
 
 
-def parse_env_spec(text: str) -> EnvSpec:
-    """The environment specification a data set stores, also one of an earlier version of Gymnasium.
-
-    Fields that Gymnasium 1.0 has dropped are ignored, and a time limit such as 1e6 becomes a whole number.
+def stored_env(spec: str | None, env_id: str, *, trust_environment: bool = False) -> str | EnvSpec:
+    """What to give to `build_env` for an environment that a file describes, by a specification or by its id alone.
 
     Raises:
-        InputError: it is no specification.
+        InputError: no specification, or an id that nothing registers here.
     """
-    try:
-        stored = json.loads(text)
-        known = {field.name for field in fields(EnvSpec) if field.init}
-        kept = {name: value for name, value in stored.items() if name in known}
-        # some data sets of Minari have null where nothing was given
-        kept |= {name: kept.get(name) or empty for name, empty in (("kwargs", {}), ("additional_wrappers", []))}
-        if kept.get("max_episode_steps") is not None:
-            kept["max_episode_steps"] = int(kept["max_episode_steps"])
-        return EnvSpec.from_json(json.dumps(kept))
-    except (ValueError, TypeError, KeyError, AttributeError, gym.error.Error) as error:
-        raise InputError(f"environment: the stored specification cannot be read ({error})") from error
+    if spec:
+        return parse_env_spec(spec)
+    if trust_environment:
+        return env_id
+    register_environments()
+    return find_registered(env_id)
 
 
-def require_storable(spec: EnvSpec) -> None:
-    """Passes when the specification can be written into a data set and read back.
+def stored_spaces(metadata: dict[str, Any], *, trust_environment: bool = False) -> dict[str, gym.Space[Any]]:
+    """`observation_space` and `action_space` of a data set that does not store them: those of its environment.
 
     Raises:
-        InputError: a class object in it, so that the environment could never be rebuilt.
+        InputError: it names no environment, or one that cannot be made (`build_env`).
     """
-    try:
-        spec.to_json()
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"env_id: {spec.id!r} cannot be stored ({error}); allowed: plain values as arguments, and an environment "
-            'registered by name, as in gymnasium.register("My-v0", entry_point="my_module:MyEnv")'
-        ) from error
+    if not metadata.get("env_spec"):
+        raise InputError("it stores neither its spaces nor an environment that has them")
+    env = build_env(parse_env_spec(metadata["env_spec"]), trust_environment=trust_environment)
+    env.close()
+    return {"observation_space": env.observation_space, "action_space": env.action_space}
 
 
 def register_environments() -> None:

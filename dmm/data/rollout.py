@@ -22,6 +22,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from dmm.data.faults import STEP_LIMIT, say_once, time_limit
 from dmm.data.observations import build_env
 from dmm.data.recipes import Behaviour, Learner, Recipe
 from dmm.errors import InputError, RunError
@@ -73,6 +74,7 @@ class Recorder:
         self.behaviour = recipe.behaviour() if recipe.behaviour else None
         if isinstance(self.behaviour, Learner):
             raise InputError(f"behaviour: {recipe.name!r} names a learner; allowed: a learner as one of the stages")
+        self.limit = STEP_LIMIT if time_limit(self.env) is None else None
         self.action_type = np.int64 if isinstance(self.env.action_space, gym.spaces.Discrete) else np.float32
 
     def episode(self, number: int) -> RecordedEpisode:
@@ -122,6 +124,10 @@ class Recorder:
             rewards.append(_one_reward(paid))
             if learner:
                 learner.learn(before, action, rewards[-1], observation, terminated)
+            if len(rewards) == self.limit and not terminated:
+                truncated = True
+                name = self.recipe.env_id
+                say_once(f"dmm: collect: {name!r} has no time limit; an episode was ended after {self.limit:,} steps")
         return RecordedEpisode(
             observations=_stack(observations),
             actions=np.array(actions, dtype=self.action_type),
@@ -253,7 +259,7 @@ def _copied(observation: Any) -> Any:
 
 
 def _recorded_action(action: Any, kind: type) -> np.ndarray:
-    recorded = np.array(action, dtype=kind)
+    recorded: np.ndarray = np.array(action, dtype=kind)
     if kind is np.int64 and recorded != action:
         raise InputError(f"behaviour: got the action {action!r}, allowed are whole numbers in a Discrete space")
     return recorded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from dmm.data.observations import (
     flatten_actions,
     flatten_observation,
     observation_parts,
-    parse_env_spec,
+    stored_env,
     without_offset,
 )
 from dmm.data.precision import (
@@ -43,8 +44,9 @@ from dmm.data.rewards import (
     per_step_rewards,
     stored_rewards,
 )
+from dmm.data.specifications import parse_env_spec
 from dmm.errors import InputError
-from dmm.normalize import reference_returns
+from dmm.normalize import no_scores, reference_returns, usable_reference
 
 __all__ = [
     "FlatObservation",
@@ -197,6 +199,16 @@ class Trajectories:
         std[self.observations.min(axis=0) == self.observations.max(axis=0)] = 1.0
         return mean.astype(np.float32), std.astype(np.float32)
 
+    def step_limit(self) -> int:
+        """Steps after which an episode is ended in an environment that has no time limit of its own.
+
+        The length of the longest episodes where a time limit cut them. Where they ended by themselves, ten times that
+        and at least 1000: a policy that does worse than the data must still come to its own end.
+        """
+        longest = self.lengths == self.lengths.max()
+        steps = int(self.lengths.max())
+        return max(1000, 10 * steps) if self.terminated[longest].any() else steps
+
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change when any array does (SHA-256)."""
         digest = hashlib.sha256()
@@ -207,23 +219,27 @@ class Trajectories:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
 
-    def make_env(self, **kwargs: Any) -> gym.Env:
+    def make_env(self, *, trust_environment: bool = False, **kwargs: Any) -> gym.Env:
         """The data set's environment with flat float32 observations `(s,)`; the caller seeds it in `reset(seed=...)`.
 
         It takes actions and gives observations as they are in these arrays: -1 to 1 for `action_bounds`, less
         `observation_offset`. With Discrete actions it takes a score for each, `(a,)`, and plays the largest.
 
-        `kwargs` go to `gymnasium.make`, for example `render_mode="rgb_array"`.
+        `kwargs` go to `gymnasium.make`, for example `render_mode="rgb_array"`. The environment is made by the id that
+        an installed package registers (`dmm.data.specifications`); `trust_environment` calls whatever the data set
+        names instead, with its arguments.
 
         Raises:
-            InputError: the data set names no environment, it cannot be made here, or not exactly as it was.
+            InputError: the data set names no environment, it cannot be made here, not exactly as it was, or not
+                without trust.
         """
         if not self.env_spec and not self.env_id:
             raise InputError(f"environment: data set {self.dataset_id!r} does not say which environment it comes from")
-        spec = parse_env_spec(self.env_spec) if self.env_spec else self.env_id
+        spec = stored_env(self.env_spec, self.env_id, trust_environment=trust_environment)
         sizes = self.state_size, self.action_size
         as_here = {"action_bounds": self.action_bounds, "observation_offset": self.observation_offset}
-        return build_flat_env(spec, self.observation_keys, *sizes, record=self.environment, **(as_here | kwargs))
+        kwargs = {**as_here, **kwargs, "trust_environment": trust_environment}
+        return build_flat_env(spec, self.observation_keys, *sizes, record=self.environment, **kwargs)
 
 
 def load_trajectories(
@@ -232,6 +248,7 @@ def load_trajectories(
     rewards: StoredRewards | None = None,
     observation_keys: Sequence[str] | None = None,
     download: bool = False,
+    trust_environment: bool = False,
 ) -> Trajectories:
     """Read a Minari data set of this machine, for example `dmm/hopper/medium-v0`, into flat arrays.
 
@@ -249,13 +266,15 @@ def load_trajectories(
             is applied. If not given, the data set decides (see `dmm.data.rewards`).
         observation_keys: the entries of a dictionary of observations that make the state vector, in order.
         download: fetch the data set from Minari's server when it is not on this machine.
+        trust_environment: where the data set does not store its spaces, call whatever it names as its environment to
+            find them, as in `Trajectories.make_env`.
 
     Raises:
         InputError: unknown id, no network, unsupported spaces or keys, NaN or infinity, an episode without transitions
             or with an end before its last, more than one reward per step.
     """
     stored_rewards(rewards, {}, None)
-    opened = open_dataset(dataset, download=download)
+    opened = open_dataset(dataset, download=download, trust_environment=trust_environment)
     name, metadata = opened.spec.dataset_id, opened.storage.metadata
     text = metadata.get("eval_env_spec") or metadata.get("env_spec")
     spec = parse_env_spec(text) if text else None
@@ -451,7 +470,10 @@ def _truth_values(name: str, values: Any) -> np.ndarray:
 def _reference(metadata: dict[str, Any], spec: EnvSpec | None) -> tuple[float, float] | None:
     low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     if low is not None and high is not None:
-        return float(low), float(high)
+        reference = usable_reference(low, high)
+        if reference is None:
+            print(f"dmm: dataset: {no_scores(low, high)}", file=sys.stderr)
+        return reference
     if spec is None or pays_again(spec):
         return None
     try:

@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from dmm.data import faults
 from dmm.data.observations import build_env
 from dmm.data.policies.waypoints import MazeWalker
 from dmm.data.recipes import RECIPES
@@ -54,6 +55,22 @@ def test_recorded_actions_lead_to_the_recorded_observations(recipe) -> None:
     assert (terminated, truncated) == (episode.terminated, episode.truncated)
     assert episode.actions.dtype == np.float32 and np.abs(episode.actions).max() <= 1
     env.close()
+
+
+def test_an_episode_that_would_never_end_is_cut(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dmm.data.rollout.STEP_LIMIT", 5)
+    faults.say_once.cache_clear()
+    endless = dataclasses.replace(MAZE, env_kwargs={**MAZE.env_kwargs, "max_episode_steps": -1})
+    recorder = Recorder(endless, seed=0)
+    for number in range(2):
+        episode = recorder.episode(number)
+        assert (len(episode.rewards), episode.truncated, episode.terminated) == (5, True, False)
+        assert_same(recorder.episode(number), episode)
+    assert capsys.readouterr().err.count("has no time limit; an episode was ended after 5 steps") == 1
+    assert len(Recorder(MAZE, seed=0).episode(0).rewards) > 5
+    recorder.env.close()
 
 
 def test_a_script_without_main_guard_can_use_workers(tmp_path: Path) -> None:

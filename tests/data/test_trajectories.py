@@ -145,6 +145,29 @@ class TestTrajectories:
         assert len(seen) == 3
 
 
+@pytest.mark.parametrize(
+    ("lengths", "terminated", "limit"),
+    [
+        ((7, 300, 300), (True, False, False), 300),  # a time limit cut the longest
+        ((7, 300, 300), (False, False, True), 3000),
+        ((7, 20), (False, True), 1000),
+        ((7,), (False,), 7),
+    ],
+)
+def test_step_limit(trajectories: Trajectories, lengths: Any, terminated: Any, limit: int) -> None:
+    rows, counts = sum(lengths), np.array(lengths)
+    data = dataclasses.replace(
+        trajectories,
+        observations=np.zeros((rows, 3), np.float32),
+        actions=np.zeros((rows, 2), np.float32),
+        rewards=np.zeros(rows, np.float32),
+        starts=np.cumsum(counts) - counts,
+        lengths=counts,
+        terminated=np.array(terminated),
+    )
+    assert data.step_limit() == limit
+
+
 class TestMakeEnv:
     def test_from_the_id_when_no_specification_is_stored(self, trajectories: Trajectories) -> None:
         hopper = dataclasses.replace(
@@ -212,12 +235,16 @@ class TestLoad:
         make_dataset("test/goal-v0", [(observations, actions, rewards)], space)
         assert load_trajectories("test/goal-v0").observation_keys == ("observation", "desired_goal")
 
-    def test_reference_returns_come_from_the_data_set_or_the_environment(self, make_dataset) -> None:
+    def test_reference_returns_come_from_the_data_set_or_the_environment(self, make_dataset, capsys) -> None:
         hopper = [(np.zeros((3, 11)), np.zeros((2, 3), np.float32), np.ones(2))]
         spaces = gym.spaces.Box(-np.inf, np.inf, (11,), np.float64), gym.spaces.Box(-1, 1, (3,), np.float32)
         make_dataset("test/own-v0", hopper, *spaces, env="Hopper-v5", ref_min_score=-5.0, ref_max_score=7.0)
         make_dataset("test/none-v0", hopper, *spaces, env="Hopper-v5")
         assert load_trajectories("test/own-v0").reference == (-5.0, 7.0)
+        capsys.readouterr()
+        make_dataset("test/same-v0", hopper, *spaces, env="Hopper-v5", ref_min_score=7.0, ref_max_score=7.0)
+        assert load_trajectories("test/same-v0").reference is None
+        assert "no normalised score, since the reference returns are 7.0 (random) and 7.0" in capsys.readouterr().err
         assert load_trajectories("test/none-v0").reference == (-20.272305, 3234.3)
 
     def test_environment_is_rebuilt_from_the_stored_specification(self, make_dataset) -> None:
@@ -310,7 +337,7 @@ class TestSelections:
         np.testing.assert_array_equal(long.actions[:4], episode(4, seed=4)[1])
         parts = minari.split_dataset(whole, [1, 3], seed=0)
         lengths = [load_trajectories(part).lengths.tolist() for part in parts]
-        assert sorted(sum(lengths, [])) == [2, 3, 4, 5] and lengths[1] != sorted(lengths[1])
+        assert sorted(lengths[0] + lengths[1]) == [2, 3, 4, 5] and lengths[1] != sorted(lengths[1])
         prints = {load_trajectories(each).fingerprint() for each in (whole, "test/all-v0", *parts)}
         assert len(prints) == 3
 
