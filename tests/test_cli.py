@@ -210,6 +210,28 @@ def test_actions_out_of_range(refused, make_dataset):
     assert "actions" in refused("train", "tiny/wide-v0")
 
 
+def test_entries_of_a_dictionary_are_named(dmm, refused, make_dataset, tmp_path):
+    box = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    observations, actions, rewards = episode()
+    seen = {"position": observations, "velocity": observations[:, :1], "noise": observations}
+    space = gym.spaces.Dict({"position": box, "velocity": gym.spaces.Box(-9, 9, (1,), np.float64), "noise": box})
+    make_dataset("tiny/parts-v0", [(seen, actions, rewards)], space)
+    code, _, _ = dmm("train", "tiny/parts-v0", *STEPS, "--observation-keys", "velocity, position", "--out", "run")
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert code == 0 and info["config"]["state_size"] == 4
+    assert info["dataset"]["observation_keys"] == ["velocity", "position"]
+    said = refused("train", "tiny/parts-v0", *STEPS, "--observation-keys", "speed", "--out", "other")
+    assert "'speed'" in said and "'velocity'" in said
+
+
+def test_what_the_data_cannot_give_is_one_line_and_no_failure(dmm, make_dataset):
+    box = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    parts = [episode(reward=1e5 + number) for number in range(4)]
+    make_dataset("tiny/close-v0", parts, box)
+    code, _, lines = dmm("train", "tiny/close-v0", *STEPS)
+    assert code == 0 and [line[:29] for line in lines] == ["dmm: warning: rewards: most r"]
+
+
 def test_a_folder_that_cannot_be_written(refused, linear, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     assert "cannot be written" in refused("train", linear, *STEPS, "--out", "file/run")

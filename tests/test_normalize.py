@@ -30,8 +30,10 @@ def test_constants_are_those_of_d4rl() -> None:
 
 @pytest.mark.parametrize(
     "env_id",
-    ["HopperBulletEnv-v0", "Hopper-v1", "Hopper-v5-mine", "mine/Hopper-v5", "Walker2DBulletEnv-v0", "AntMazeOfMine-v0"]
-    + ["AntMaze_UMazeDense-v5", "KitchenBot-v0", "FrankaKitchen-v1\n"],
+    [
+        *("HopperBulletEnv-v0", "Hopper-v1", "Hopper-v5-mine", "mine/Hopper-v5", "Walker2DBulletEnv-v0"),
+        *("AntMazeOfMine-v0", "AntMaze_UMazeDense-v5", "KitchenBot-v0", "FrankaKitchen-v1\n"),
+    ],
 )
 def test_names_that_look_alike_are_others(env_id: str) -> None:
     assert family(env_id) is None

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import minari
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dmm import training
+from dmm.data.arrays import write_dataset
 from dmm.data.trajectories import Trajectories
 from dmm.data.windows import Windows, WindowSampler
 from dmm.errors import InputError, RunError
@@ -871,6 +873,22 @@ class TestArguments:
         with pytest.raises(InputError, match=r"^dataset: actions of 'tiny/linear-v0' reach 2\.\d+, allowed is -1 to 1"):
             quick(data, tmp_path)
 
+    @pytest.mark.parametrize(("scale", "changes"), [(-1.5e38, {}), (1e30, {}), (1e3, {"rtg_scale": 1e-20})])
+    def test_returns_beyond_float32_are_refused_before_anything_is_written(
+        self, make_trajectories: MakeTrajectories, tmp_path: Path, scale: float, changes: dict[str, float]
+    ) -> None:
+        with pytest.raises(InputError, match=r"^rewards: the returns-to-go of 'tiny/linear-v0' reach"):
+            quick(make_trajectories(scale=scale), tmp_path / "run", changes=changes)
+        assert not (tmp_path / "run").exists()
+
+    def test_a_selection_of_episodes_is_trained_on(self, datasets_path: Path, tmp_path: Path) -> None:
+        rng, ends = np.random.default_rng(0), np.tile([0, 0, 1], 4)
+        rows = rng.normal(size=(12, 3)), rng.uniform(-1, 1, (12, 2)), np.arange(12.0), ends, 0 * ends
+        write_dataset("mine/all-v0", *rows, progress=False)
+        view = minari.load_dataset("mine/all-v0").filter_episodes(lambda episode: bool(episode.rewards[0] > 4))
+        run = train(view, steps=2, out=tmp_path / "run", changes=SMALL, device="cpu", progress=False)
+        assert run.info["dataset"]["transitions"] == 6 and run.info["dataset"]["id"] == "mine/all-v0"
+
     @pytest.mark.parametrize("device", ["tpu", "cuda:99", "meta"])
     def test_device_that_is_not_there_is_named(self, trajectories: Trajectories, tmp_path: Path, device: str) -> None:
         with pytest.raises(InputError, match=f"^device: got '{device}', allowed are auto, cpu") as caught:
@@ -883,13 +901,15 @@ class TestArguments:
             assert choose_device("auto").type == kind
         assert choose_device("cpu").type == "cpu"
 
-    @pytest.mark.parametrize(("scale", "expected"), [(1.0, 1.0), (100.0, 1000.0), (-100.0, 1000.0)])
+    @pytest.mark.parametrize(
+        ("scale", "expected"), [(1.0, 1.0), (100.0, 1000.0), (-100.0, 1000.0), (1e-3, 0.01), (-1e6, 1e7)]
+    )
     def test_returns_decide_on_their_scale(
         self, make_trajectories: MakeTrajectories, tmp_path: Path, scale: float, expected: float
     ) -> None:
         data = make_trajectories(scale=scale)
-        assert default_rtg_scale(data) == expected
-        assert quick(data, tmp_path / "a", steps=1).policy.config.rtg_scale == expected
+        assert default_rtg_scale(data) == pytest.approx(expected)
+        assert quick(data, tmp_path / "a", steps=1).policy.config.rtg_scale == pytest.approx(expected)
         assert quick(data, tmp_path / "b", steps=1, changes={"rtg_scale": 7.0}).policy.config.rtg_scale == 7.0
 
     @pytest.mark.parametrize(

@@ -306,3 +306,10 @@ def test_sums_must_begin_at_zero_and_the_kind_is_checked_by_name(datasets_path: 
     with pytest.raises(InputError, match=r"reward_kind: got 'sum'; allowed: 'per-step', 'cumulative'"):
         write_dataset("mine/sums-v0", *rows, reward_kind="sum", progress=False)  # type: ignore[arg-type]
     assert not (datasets_path / "mine/sums-v0").exists()
+
+
+def test_a_column_of_rewards_and_truth_values_are_rewards() -> None:
+    rows = flat()
+    for rewards in (np.ones((12, 1)), np.ones(12, dtype=bool)):
+        write_dataset(NAME, **{**rows, "rewards": rewards}, force=True)
+        np.testing.assert_array_equal(load_trajectories(NAME).rewards, np.ones(12))

@@ -7,17 +7,19 @@ import sys
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 
 from dmm.data import faults
 from dmm.data.observations import build_env
 from dmm.data.policies.waypoints import MazeWalker
-from dmm.data.recipes import RECIPES
+from dmm.data.recipes import RECIPES, Recipe
 from dmm.data.rollout import RecordedEpisode, Recorder, blocks, record
-from dmm.errors import InputError
+from dmm.errors import InputError, RunError
 
 MAZE, HOPPER = RECIPES["dmm/pointmaze/umaze-v0"], RECIPES["dmm/hopper/medium-v0"]
 
@@ -200,3 +202,93 @@ def test_a_behaviour_that_workers_cannot_import_is_refused() -> None:
 def test_a_learner_belongs_in_a_stage() -> None:
     with pytest.raises(InputError, match=r"behaviour: 'dmm/pointmaze/umaze-v0' names a learner"):
         Recorder(dataclasses.replace(MAZE, behaviour=Counter), 0)
+
+
+class Reusing(gym.Env):
+    """Fills one array with each observation, pays with an array, and writes over the action it is given."""
+
+    observation_space = gym.spaces.Dict(
+        {"a": gym.spaces.Box(-9, 9, (2,), np.float64), "b": gym.spaces.Box(-9, 9, (1,), np.float64)}
+    )
+    action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    wrong: ClassVar[str] = ""
+
+    def __init__(self) -> None:
+        self.seen = {"a": np.zeros(2), "b": np.zeros(1)}
+        self.paid = np.zeros(1)
+
+    def reset(self, *, seed=None, options=None):  # type: ignore[no-untyped-def]
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._look(), {}
+
+    def _look(self) -> dict[str, np.ndarray]:
+        self.seen["a"][:] = self.steps
+        self.seen["b"][:] = np.nan if self.wrong == "observation" and self.steps == 2 else -self.steps
+        return self.seen
+
+    def step(self, action):  # type: ignore[no-untyped-def]
+        self.steps += 1
+        self.paid[:] = np.inf if self.wrong == "reward" else self.steps
+        action[:] = 7
+        return self._look(), self.paid, self.steps == 3, False, {}
+
+
+class Halving:
+    """Returns one array for every action, and writes over what it sees."""
+
+    def __init__(self) -> None:
+        self.action = np.zeros(2, np.float32)
+        self.lived: list[tuple[float, float]] = []
+
+    def options(self, rng: np.random.Generator) -> dict[str, object]:
+        return {}
+
+    def begin(self, env: object, observation: object, rng: np.random.Generator) -> None:
+        self.acted = 0
+
+    def act(self, observation: dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
+        self.acted += 1
+        self.action[:] = 0.5**self.acted
+        observation["a"] += 100
+        return self.action
+
+
+class Remembering(Halving):
+    made: ClassVar[list[Remembering]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made.append(self)
+
+    def learn(self, observation, action, reward, next_observation, terminated) -> None:  # type: ignore[no-untyped-def]
+        self.lived.append((float(observation["b"][0]), float(next_observation["b"][0])))
+
+
+class TestReusedArrays:
+    @pytest.fixture(autouse=True)
+    def _registered(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(gym.registry, "Reusing-v0", EnvSpec("Reusing-v0", entry_point=Reusing))
+
+    def recipe(self, **changes: Any) -> Recipe:
+        about: dict[str, Any] = {"name": "mine/reusing-v0", "transitions": 3, "behaviour_name": "", "description": ""}
+        return Recipe(env_id="Reusing-v0", reference=(0.0, 1.0), **(about | {"behaviour": Halving} | changes))
+
+    def test_every_step_is_recorded_as_it_was(self) -> None:
+        episode = Recorder(self.recipe(), 0).episode(0)
+        np.testing.assert_array_equal(episode.observations["a"][:, 0], [0, 1, 2, 3])
+        np.testing.assert_array_equal(episode.observations["b"][:, 0], [0, -1, -2, -3])
+        np.testing.assert_array_equal(episode.actions[:, 1], [0.5, 0.25, 0.125])
+        np.testing.assert_array_equal(episode.rewards, [1, 2, 3])
+
+    def test_a_learner_sees_what_was_before_and_what_came_after(self) -> None:
+        Remembering.made.clear()
+        recipe = self.recipe(behaviour=None, stages=(Remembering,), histories=True)
+        assert len(list(record(recipe, 0, 1, 3))) == 1
+        assert Remembering.made[0].lived == [(0, -1), (-1, -2), (-2, -3)]
+
+    @pytest.mark.parametrize("wrong", ["observation", "reward"])
+    def test_what_is_not_finite_ends_the_recording(self, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Reusing, "wrong", wrong)
+        with pytest.raises(RunError, match=f"^environment: .*{wrong}"):
+            Recorder(self.recipe(), 0).episode(0)
