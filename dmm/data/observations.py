@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from dmm.data.environments import require_same_environment
+from dmm.data.textures import textures_to_render
 from dmm.errors import InputError
 
 GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
@@ -121,6 +122,8 @@ class FlatObservation(gym.ObservationWrapper):
 def build_env(spec: str | EnvSpec, **kwargs: Any) -> gym.Env:
     """`gymnasium.make` for an id or a stored spec, this project's and gymnasium-robotics' environments included.
 
+    A MuJoCo model keeps its textures only where a `render_mode` is asked for; see `dmm.data.textures`.
+
     Raises:
         InputError: no such environment, or it cannot be made with what is installed.
     """
@@ -128,7 +131,7 @@ def build_env(spec: str | EnvSpec, **kwargs: Any) -> gym.Env:
     try:
         if name not in gym.registry:
             register_environments()
-        with _private_tempdir():
+        with _private_tempdir(), textures_to_render(spec, kwargs):
             return gym.make(spec, disable_env_checker=True, **kwargs)
     except (gym.error.Error, ImportError, OSError, TypeError, ValueError, AttributeError) as error:
         reason = str(error).strip().split("\n")[0]
