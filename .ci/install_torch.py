@@ -6,7 +6,7 @@ The CUDA build, which is what PyPI has for Linux, brings 3 GB of libraries that 
 comes from what pip is told to look through anyway, else from PyTorch's own package index; where neither has it, the
 CUDA build is left to the next `pip install`. Only torch itself is taken from that index, never what it depends on.
 
-Environment: TORCH is `auto` (the default), `cpu` or `cuda`; TORCH_INDEX is another index for the CPU build, a mirror say.
+Environment: TORCH is `auto` (the default), `cpu` or `cuda`; TORCH_INDEX, another index for the CPU build, say a mirror.
 """
 
 from __future__ import annotations
@@ -35,11 +35,15 @@ def main(requirement: str, choice: str, index: str) -> str:
         raise SystemExit(f"TORCH: got {choice!r}; allowed: {', '.join(CHOICES)}")
     linux = platform.system() == "Linux"
     if choice == "cuda" and not linux:
-        raise SystemExit(f"TORCH: got 'cuda', but on {platform.system()} pip installs torch without CUDA; allowed: auto")
+        raise SystemExit(
+            f"TORCH: got 'cuda', but on {platform.system()} pip installs torch without CUDA; allowed: auto"
+        )
     there = installed_build() if is_satisfied(requirement) else ""
     if there:
         if choice not in ("auto", there):
-            raise SystemExit(f"TORCH: got {choice!r}, but .venv holds torch's {there} build; remove .venv to change that")
+            raise SystemExit(
+                f"TORCH: got {choice!r}, but .venv holds torch's {there} build; remove .venv to change that"
+            )
         return ""
     if choice == "cuda":
         install(requirement.replace("==", "==="))  # as 2.13.0, never as 2.13.0+cpu

@@ -1,6 +1,6 @@
 """MuJoCo's models without the pictures on their surfaces, for environments that nobody looks at.
 
-The sky of one point maze is 800 x 800 pixels on six sides: 11 of its 12 MiB, and nearly all of the time it takes to make.
+The sky of a point maze is 800 x 800 pixels on six sides: 11 of its 12 MiB, and nearly all of the time it takes to make.
 """
 
 from __future__ import annotations
