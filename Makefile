@@ -1,15 +1,17 @@
 # make book    the site, from nothing: installs into .venv, executes the notebooks, builds _build/html
 # make test    the same set-up, then every check: style, types, the site without warnings, unit tests, notebooks, browser
 # make classroom  graded exercises: student and instructor editions and autograders, in _build/classroom
+#     TORCH=cpu or TORCH=cuda: torch's build; without it the CUDA build only where there is an NVIDIA GPU
 # make address URL=https://github.com/you/decision-metamamba    tells every file the repository's public address
 
 PYTHON ?= python3
+TORCH ?= auto
 RUN := .venv/bin/python
 HTML := _build/html/index.html
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with notebooks/sanitize.cfg
 
 # All that a run writes stays inside this directory, and one thread per process is fastest on a shared machine.
-export PYTHON
+export PYTHON TORCH
 export MINARI_DATASETS_PATH := $(CURDIR)/.cache/minari
 export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 export DMM_CACHE_DIR := $(CURDIR)/.cache/dmm
@@ -24,7 +26,7 @@ ifeq ($(shell uname),Linux)
 export MUJOCO_GL ?= $(shell PATH="$$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null | grep -q libEGL.so.1 && echo egl || echo osmesa)
 endif
 
-.PHONY: book test site lint unit notebooks classroom clean address
+.PHONY: book test site lint unit notebooks classroom clean address FORCE
 
 book: site
 	@echo
@@ -49,7 +51,7 @@ unit: .venv/.test-stamp
 notebooks: .venv/.test-stamp
 	$(RUN) -m pytest notebooks $(NBVAL) -n auto --dist loadfile -q
 
-classroom: .venv/.book-stamp
+classroom: .venv/.classroom-stamp
 	$(RUN) book/_tools/classroom.py build
 
 address:
@@ -59,10 +61,15 @@ address:
 clean:
 	rm -rf _build .cache .pytest_cache .mypy_cache .ruff_cache
 
-.venv/.book-stamp: requirements.txt pyproject.toml .ci/setup
+# A build that is asked for is compared with the one that is there, even if nothing else has changed.
+.venv/.book-stamp: requirements.txt pyproject.toml .ci/setup .ci/install_torch.py $(if $(filter-out auto,$(TORCH)),FORCE)
 	bash .ci/setup book
 	@touch $@
 
-.venv/.test-stamp: .venv/.book-stamp
+.venv/.classroom-stamp: .venv/.book-stamp .ci/pins-classroom.txt
+	bash .ci/setup classroom
+	@touch $@
+
+.venv/.test-stamp: .venv/.book-stamp .ci/pins-classroom.txt .ci/pins-test.txt
 	bash .ci/setup test
 	@touch $@

@@ -20,6 +20,7 @@ from dmm.data.precision import real_array, subtract
 from dmm.data.specifications import find_registered, registered_spec, rewrap, without_recorders
 from dmm.data.specifications import parse_env_spec as parse_env_spec
 from dmm.data.specifications import require_storable as require_storable
+from dmm.data.textures import textures_to_render
 from dmm.errors import InputError, warn
 
 GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
@@ -213,6 +214,7 @@ def build_env(spec: str | EnvSpec, *, trust_environment: bool = False, **kwargs:
 
     An id is the caller's own word, as in `gymnasium.make`. A specification may come from a file: what it names is made
     by its id as `dmm.data.specifications` says, or called as it stands with `trust_environment`.
+    A MuJoCo model keeps its textures only where a `render_mode` is asked for; see `dmm.data.textures`.
 
     Raises:
         InputError: no such environment, it cannot be made with what is installed, or more would have to be believed.
@@ -225,7 +227,7 @@ def build_env(spec: str | EnvSpec, *, trust_environment: bool = False, **kwargs:
     elif isinstance(spec, EnvSpec):
         spec = registered_spec(spec)
     try:
-        with _private_tempdir():
+        with _private_tempdir(), textures_to_render(spec, kwargs):
             env: gym.Env = gym.make(spec, disable_env_checker=True, **kwargs)
     except FAULTS as error:
         raise InputError(f"environment: {name!r} cannot be made here ({reason(error)})") from error

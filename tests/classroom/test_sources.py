@@ -68,7 +68,7 @@ def test_every_source_has_the_same_settings(chapter: str) -> None:
 
 def test_the_same_grader_is_named_everywhere() -> None:
     assert f'"{classroom.GRADER}"' in (ROOT / "pyproject.toml").read_text("utf8")
-    pins = (ROOT / "requirements.txt").read_text("utf8")
+    pins = (ROOT / ".ci" / "pins-classroom.txt").read_text("utf8")
     assert re.search(r"^otter-grader==7\.", pins, re.MULTILINE)
 
 
