@@ -121,7 +121,7 @@ class TestRoundTrip:
     ) -> None:
         path, pair = tmp_path / "frozen.safetensors", make(0, train_dsm=False)
         train_two_steps(pair)
-        write_checkpoint(path, pair[0], moments(pair), GENERATORS, step=1, seconds=0.0)
+        write_checkpoint(path, pair[0], moments(pair), GENERATORS, step=2, seconds=0.0)
         stored, name = load_file(path), "blocks.0.local_mixer.linear.weight"
         assert f"policy.{name}" in stored and f"optimizer.exp_avg.{name}" not in stored
         other = make(1, train_dsm=False)
