@@ -91,9 +91,7 @@ def require_weights(path: Path, build: Callable[[], Policy]) -> None:
         _require_same(path, _declared(file), own)
 
 
-def read_checkpoint(
-    path: Path, policy: Policy, moments: Moments | None = None, last: int = LARGEST_STEP
-) -> Checkpoint:
+def read_checkpoint(path: Path, policy: Policy, moments: Moments | None = None, last: int = LARGEST_STEP) -> Checkpoint:
     """Load a checkpoint into the tensors of `policy` and, if given, of `moments`.
 
     All that the file declares is looked at before anything is read, and all that is read before anything is loaded.

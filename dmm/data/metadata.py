@@ -19,7 +19,13 @@ SPACE_LIMIT = 2**24
 """Numbers in one observation or action, pictures included."""
 DEPTH_LIMIT = 16
 """Of dictionaries and tuples of spaces in one another."""
-DTYPES = {"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)), "float16", "float32", "float64"}
+DTYPES = {
+    "bool",
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    "float16",
+    "float32",
+    "float64",
+}
 
 
 def read_metadata(data: Path) -> dict[str, Any]:

@@ -107,7 +107,9 @@ def _require_plain(stored: h5d.DatasetID, itemsize: int, path: tuple[str, ...]) 
     layout = plan.get_layout()
     if layout == h5d.CHUNKED:
         if math.prod(plan.get_chunk()) * itemsize > CHUNK_LIMIT:
-            raise InputError(f"{'/'.join(path)} has chunks of {plan.get_chunk()} numbers, allowed are {CHUNK_LIMIT:,} bytes")
+            raise InputError(
+                f"{'/'.join(path)} has chunks of {plan.get_chunk()} numbers, allowed are {CHUNK_LIMIT:,} bytes"
+            )
     elif layout not in (h5d.CONTIGUOUS, h5d.COMPACT) or plan.get_external_count():
         raise InputError(f"{'/'.join(path)} lies in other files, allowed are arrays in the file itself")
 

@@ -15,10 +15,11 @@ def main() -> int:
     parser.add_argument("--mutations", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="this mutation alone")
+    parser.add_argument("--every", action="store_true", help="each command on each mutation, not just one")
     given = parser.parse_args()
     numbers = range(given.mutations) if given.only is None else [given.only]
     with tempfile.TemporaryDirectory() as folder:
-        report = play(Path(folder), numbers, given.seed, progress=True)
+        report = play(Path(folder), numbers, given.seed, every=given.every, progress=True)
     print(f"{report.cases} mutations, {report.commands} commands, exit codes {dict(sorted(report.codes.items()))}")
     print(f"longest {report.longest:.1f} s; {len(report.faults)} faults")
     return bool(report.faults)

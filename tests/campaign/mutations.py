@@ -168,7 +168,20 @@ def json_form(rng: random.Random, case: Path) -> str:
 def place(rng: random.Random, case: Path, name: str) -> str:
     """Something else in a file's place."""
     path = case / name
-    kinds = ("pipe", "zero", "null", "random", "folder", "loop", "dangling", "missing", "huge", "sparse", "empty", "other")
+    kinds = (
+        "pipe",
+        "zero",
+        "null",
+        "random",
+        "folder",
+        "loop",
+        "dangling",
+        "missing",
+        "huge",
+        "sparse",
+        "empty",
+        "other",
+    )
     kind = rng.choice(kinds)
     size = path.stat().st_size
     content = path.read_bytes()
@@ -196,7 +209,10 @@ def place(rng: random.Random, case: Path, name: str) -> str:
 def damage(rng: random.Random, case: Path, name: str) -> str:
     """Some bytes changed, cut off, put in or taken out."""
     path = case / name
-    content, what = bytearray(path.read_bytes()), rng.choice(("flip", "flip", "flip", "cut", "insert", "remove", "zero"))
+    content, what = (
+        bytearray(path.read_bytes()),
+        rng.choice(("flip", "flip", "flip", "cut", "insert", "remove", "zero")),
+    )
     where = rng.randrange(min(len(content), rng.choice((64, 4096, 10**9))))
     if what == "flip":
         for _ in range(rng.choice((1, 1, 10, 100))):
@@ -223,7 +239,9 @@ def header(rng: random.Random, case: Path) -> str:
     name = rng.choice([key for key in said if key != "__metadata__"])
     what = rng.choice(("shape", "dtype", "offsets", "name", "remove", "metadata", "length", "any", "many"))
     if what == "shape":
-        said[name]["shape"] = rng.choice(([], [0], [1], [2**31, 2**31], [10**12], [-1], [1] * 100, [said[name]["shape"]]))
+        said[name]["shape"] = rng.choice(
+            ([], [0], [1], [2**31, 2**31], [10**12], [-1], [1] * 100, [said[name]["shape"]])
+        )
     elif what == "dtype":
         said[name]["dtype"] = rng.choice(("F64", "F16", "I32", "I64", "U8", "BOOL", "C64", "F8_E4M3", "X", ""))
     elif what == "offsets":
@@ -323,7 +341,7 @@ def _put(group: Any, name: str, form: str, case: Path) -> None:
     elif form == "gigabytes":
         group.create_dataset(name, (3 * 10**8,), dtype="f8", chunks=(10**6,), compression="gzip")
     elif form == "chunks":
-        group.create_dataset(name, data=vectors, chunks=(10**8, 3), maxshape=(None, 3), compression="gzip")
+        group.create_dataset(name, data=vectors, chunks=(4 * 10**6, 3), maxshape=(None, 3), compression="gzip")
     elif form == "external":
         group.create_dataset(name, (6,), dtype="u1", external=[("/etc/passwd", 0, 6)])
     elif form == "virtual":
@@ -362,8 +380,20 @@ def array(rng: random.Random, case: Path) -> str:
 
 def neighbour(rng: random.Random, case: Path) -> str:
     """Something beside the data set."""
-    sets, kind = case / "sets", rng.choice(("copy", "file", "data", "pipe", "loop", "metadata", "deep", "many", "closed"))
-    names = ("mine/base-v0 copy", "mine/base", "mine/base-v1", "a b", ".hidden-v0", "é-v0", "x" * 200 + "-v0", "mine/base-v0.bak")
+    sets, kind = (
+        case / "sets",
+        rng.choice(("copy", "file", "data", "pipe", "loop", "metadata", "deep", "many", "closed")),
+    )
+    names = (
+        "mine/base-v0 copy",
+        "mine/base",
+        "mine/base-v1",
+        "a b",
+        ".hidden-v0",
+        "é-v0",
+        "x" * 200 + "-v0",
+        "mine/base-v0.bak",
+    )
     place = sets / rng.choice(names)
     if kind == "copy":
         shutil.copytree(case / DATA.parent, place)
@@ -394,10 +424,14 @@ def one_of(mutation: Callable[[random.Random, Path, str], str], names: tuple[str
 
 
 MUTATIONS: dict[str, list[Mutation]] = {
-    "run": [run_field, run_field, run_size, run_spec, one_of(place, RUN_FILES), one_of(damage, RUN_FILES)]
-    + [header, header, tensors, log],
-    "data": [data_field, data_field, data_spec, one_of(place, DATA_FILES), one_of(damage, DATA_FILES)]
-    + [array, array, array, neighbour],
+    "run": [
+        *(run_field, run_field, run_size, run_spec, header, header, tensors, log),
+        *(one_of(place, RUN_FILES), one_of(damage, RUN_FILES)),
+    ],
+    "data": [
+        *(data_field, data_field, data_spec, array, array, array, neighbour),
+        *(one_of(place, DATA_FILES), one_of(damage, DATA_FILES)),
+    ],
     "both": [json_form],
 }
 

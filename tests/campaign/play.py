@@ -25,8 +25,18 @@ class Report:
     faults: list[str] = field(default_factory=list)
 
 
-def play(folder: Path, numbers: Iterable[int], seed: int, *, progress: bool = False) -> Report:
-    """Make the mutations of these numbers below `folder`, each the same whatever the others, and run their commands."""
+def play(
+    folder: Path, numbers: Iterable[int], seed: int, *, every: bool = False, progress: bool = False
+) -> Report:
+    """Make the mutations of these numbers below `folder`, each the same whatever the others, and run commands on them.
+
+    Args:
+        folder: an empty one.
+        numbers: of the mutations.
+        seed: of all of them.
+        every: run each command that reads what was changed, not just one.
+        progress: print faults as they come.
+    """
     base, report = folder / "base", Report()
     base.mkdir()
     make_base(base)
@@ -35,9 +45,10 @@ def play(folder: Path, numbers: Iterable[int], seed: int, *, progress: bool = Fa
         for number in numbers:
             case = folder / f"case{number}"
             shutil.copytree(base, case)
-            about, said = mutate(random.Random(f"{seed}/{number}"), case)
+            rng = random.Random(f"{seed}/{number}")
+            about, said = mutate(rng, case)
             report.cases += 1
-            for words in commands(about):
+            for words in commands(about, None if every else rng):
                 outcome = worker.run(case, words)
                 report.commands += 1
                 report.codes[outcome.code] += 1
