@@ -13,7 +13,14 @@ from dmm.model import DMMConfig
 from dmm.run_record import read_log, read_record, require_readable
 from dmm.training import TrainConfig
 
-DATASET = {"id": "a/b-v0", "fingerprint": "0", "env_id": "", "env_spec": None, "observation_keys": [], "reference": [0, 9]}
+DATASET = {
+    "id": "a/b-v0",
+    "fingerprint": "0",
+    "env_id": "",
+    "env_spec": None,
+    "observation_keys": [],
+    "reference": [0, 9],
+}
 INFO: dict[str, Any] = {
     "model": "dmm",
     "config": {"state_size": 4, "action_size": 2, "rtg_scale": 1},

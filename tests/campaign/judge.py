@@ -63,6 +63,8 @@ class Worker:
 
     def close(self) -> None:
         if self.process is not None:
+            self.pipe.close()  # one that waits for work then ends by itself
+            self.process.join(5)
             self.process.kill()
             self.process.join()
             self.process = None

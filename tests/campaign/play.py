@@ -25,9 +25,7 @@ class Report:
     faults: list[str] = field(default_factory=list)
 
 
-def play(
-    folder: Path, numbers: Iterable[int], seed: int, *, every: bool = False, progress: bool = False
-) -> Report:
+def play(folder: Path, numbers: Iterable[int], seed: int, *, every: bool = False, progress: bool = False) -> Report:
     """Make the mutations of these numbers below `folder`, each the same whatever the others, and run commands on them.
 
     Args:

@@ -70,7 +70,10 @@ def test_what_no_recording_needs_is_refused(path: Path, kind: str) -> None:
     put, message = REFUSED[kind]
     with h5py.File(path, "w") as file:
         put(file.create_group("episode_0"), path.parent)
-    with open_arrays(path) as arrays, pytest.raises(InputError, match=f"^episode_0/x .*{message}|^episode_0/x {message}"):
+    with (
+        open_arrays(path) as arrays,
+        pytest.raises(InputError, match=f"^episode_0/x .*{message}|^episode_0/x {message}"),
+    ):
         arrays.read("episode_0", "x")
 
 
@@ -81,7 +84,9 @@ def test_an_episode_that_lies_in_another_file_is_refused(path: Path) -> None:
         arrays.read("episode_0", "x")
 
 
-@pytest.mark.parametrize("more", [{}, {"chunks": True}, {"compression": "gzip"}, {"chunks": True, "maxshape": (None, 3)}])
+@pytest.mark.parametrize(
+    "more", [{}, {"chunks": True}, {"compression": "gzip"}, {"chunks": True, "maxshape": (None, 3)}]
+)
 @pytest.mark.parametrize("dtype", ["f4", "f8", ">f8", "i8", "u1", bool])
 def test_numbers_of_any_type_and_layout_come_back(path: Path, more: dict[str, Any], dtype: Any) -> None:
     rows = (np.arange(21).reshape(7, 3) % 2).astype(dtype)
