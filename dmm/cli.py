@@ -54,7 +54,7 @@ Picture = Annotated[Path | None, typer.Option(help="Draw the figures into this f
 def datasets(as_json: AsJson = False) -> None:
     """List the data sets that `collect` can make, and all that are on this machine."""
     from dmm.data.collect import installed
-    from dmm.data.minari_files import local_ids
+    from dmm.data.minari_files import local_sets
     from dmm.data.recipes import RECIPES
 
     here = {summary.dataset_id: summary for summary in installed()}
@@ -68,7 +68,10 @@ def datasets(as_json: AsJson = False) -> None:
         }
         for recipe in RECIPES.values()
     ]
-    others = [name for name in local_ids() if name not in RECIPES]
+    ids, wrong = local_sets()
+    for line in wrong:
+        typer.echo(f"dmm: passed over: {line}", err=True)
+    others = [name for name in ids if name not in RECIPES]
     lines = [_dataset_line(row) for row in rows] + [f"{name:34}here, not made by a recipe" for name in others]
     _print(as_json, {"datasets": rows, "others": others}, "\n".join(lines))
 

@@ -56,11 +56,20 @@ def read_json(path: Path, limit: int = JSON_LIMIT) -> Any:
         OSError: it is missing or cannot be read.
     """
     try:
-        return json.loads(read_file(path, limit))
+        return json.loads(read_file(path, limit), object_pairs_hook=_unambiguous)
     except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is no JSON ({error})") from error
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Parsers differ in which of two values of one name they take."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)[:40]!r} comes twice")
+    return entries
 
 
 def strict_json(value: Any, indent: int | None = None) -> str:

@@ -11,7 +11,6 @@ generators, step) and `log.csv` (step, loss, learning rate, seconds). Nothing in
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import platform
@@ -31,13 +30,21 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from dmm.checkpoints import pack_weights, read_checkpoint, write_atomically, write_checkpoint
+from dmm.checkpoints import (
+    pack_weights,
+    read_checkpoint,
+    require_weights,
+    restore_generator,
+    write_atomically,
+    write_checkpoint,
+)
 from dmm.data.trajectories import Trajectories, load_trajectories, require_trainable
 from dmm.data.windows import Windows, WindowSampler
 from dmm.errors import InputError, RunError
 from dmm.memory import keep_freed_memory
 from dmm.policy import Policy
 from dmm.registry import find_model, split_changes
+from dmm.run_record import LOG_COLUMNS, read_log, read_record, require_readable
 from dmm.stacking import stack
 from dmm.update import FlatWeights, Update, fastest, learning_rate
 
@@ -90,16 +97,7 @@ class Run:
     @property
     def log(self) -> dict[str, np.ndarray]:
         """The columns of `log.csv`: step, loss, learning_rate, seconds."""
-        file = self.path / "log.csv"
-        try:
-            with file.open(newline="") as lines:
-                rows = list(csv.DictReader(lines))
-            return {name: np.array([float(row[name]) for row in rows]) for name in LOG_COLUMNS}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"run: {file} is missing or damaged ({error})") from error
-
-
-LOG_COLUMNS = ("step", "loss", "learning_rate", "seconds")
+        return read_log(self.path / "log.csv")
 
 
 def train(
@@ -240,16 +238,11 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
         InputError: no run there, or one that is damaged.
     """
     path = Path(path)
-    info = _read_info(path)
-    entry = find_model(info["model"])
-    try:
-        policy = entry.policy(entry.config(**info["config"]))
-    except TypeError as error:
-        raise InputError(f"run: {path / 'run.json'} does not fit this version of the package ({error})") from error
-    _require_dataset(path, info)
-    policy.discrete_actions = bool(info["dataset"].get("discrete_actions"))  # runs of earlier versions do not say
-    name = "checkpoint.safetensors" if step is None else kept_name(step)
-    return Run(path, policy.eval(), info, read_checkpoint(path / name, policy).step)
+    record = read_record(path, TrainConfig)
+    file = path / ("checkpoint.safetensors" if step is None else kept_name(step))
+    require_weights(file, record.policy)  # before a config from elsewhere decides how much memory is taken
+    policy = record.policy()
+    return Run(path, policy.eval(), record.info, read_checkpoint(file, policy, last=record.training.steps).step)
 
 
 def kept_name(step: int) -> str:
@@ -358,6 +351,7 @@ def _plan(
     config = entry.make_config(t.state_size, t.action_size, t.env_id, **model_changes)
     training = TrainConfig(steps=steps, **train_changes)
     require_trainable(t, getattr(config, "rtg_scale", 1.0))
+    require_readable(config, training)
     return _Plan(t, model, config, training, choose_device(device))
 
 
@@ -381,26 +375,6 @@ def _own_generators(device: torch.device) -> dict[str, torch.Generator]:
 
 def _dropout_generator(device: torch.device) -> str:
     return "cuda" if device.type == "cuda" else "torch"
-
-
-def _read_info(path: Path) -> dict[str, Any]:
-    file = path / "run.json"
-    try:
-        info = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise InputError(f"run: no run at {path} ({file.name} is missing)") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"run: {file} cannot be read ({error})") from error
-    missing = {"model", "config", "training", "dataset"} - set(info if isinstance(info, dict) else ())
-    if missing:
-        raise InputError(f"run: {file} lacks {', '.join(sorted(missing))}")
-    return info  # type: ignore[no-any-return]
-
-
-def _require_dataset(path: Path, info: dict[str, Any]) -> None:
-    missing = {"id", "fingerprint", "env_id", "env_spec", "observation_keys", "reference"} - set(info["dataset"])
-    if missing:
-        raise InputError(f"run: the dataset part of {path / 'run.json'} lacks {', '.join(sorted(missing))}")
 
 
 def _claim(runs: Sequence[_SeedRun], resume: bool) -> None:
@@ -429,13 +403,12 @@ def _require_free(run: _SeedRun, resume: bool) -> bool:
     if there and not resume:
         raise InputError(f"out: {path} already holds a run; --resume goes on with it, another --out leaves it alone")
     if there:
-        _require_same_run(path, _read_info(path), run.info)
+        _require_same_run(path, read_record(path, TrainConfig).info, run.info)
     return there
 
 
 def _require_same_run(path: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
     asked = json.loads(json.dumps(asked))
-    _require_dataset(path, there)
     if there["dataset"]["fingerprint"] != asked["dataset"]["fingerprint"]:
         old, new = ("{id!r} ({fingerprint})".format(**info["dataset"]) for info in (there, asked))
         raise InputError(f"resume: the checkpoint in {path} is of data set {old}, asked for is {new}")
@@ -496,13 +469,16 @@ class _SeedRun:
 
     def restore(self) -> None:
         """Take over where the folder's checkpoint stopped."""
-        checkpoint = read_checkpoint(self.path / "checkpoint.safetensors", self.policy, self.flat.moments())
+        file = self.path / "checkpoint.safetensors"
+        checkpoint = read_checkpoint(file, self.policy, self.flat.moments(), self.config.steps)
         self.step, self.seconds, self.saved = checkpoint.step, checkpoint.seconds, checkpoint.step
         for name, generator in self.generators.items():
             if name in checkpoint.generators:  # a run that goes on elsewhere may have none for the new device
-                generator.set_state(checkpoint.generators[name])
+                restore_generator(file, name, generator, checkpoint.generators[name])
         log = Run(self.path, self.policy, {}, self.step).log
         self.rows = [row for row in zip(*log.values(), strict=True) if row[0] <= self.step]
+        if not self.rows or self.rows[-1][0] != self.step:
+            raise InputError(f"run: {self.path / 'log.csv'} is damaged (no row for step {self.step} of the checkpoint)")
 
     def finished(self) -> Run:
         self.flat.release()

@@ -12,7 +12,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import dmm
-from dmm.checkpoints import MOMENTS, policy_tensors, read_checkpoint, write_atomically, write_checkpoint
+from dmm.checkpoints import (
+    MOMENTS,
+    policy_tensors,
+    read_checkpoint,
+    require_weights,
+    restore_generator,
+    write_atomically,
+    write_checkpoint,
+)
 from dmm.data.trajectories import Trajectories
 from dmm.data.windows import WindowSampler
 from dmm.errors import InputError
@@ -121,7 +129,7 @@ class TestRoundTrip:
     ) -> None:
         path, pair = tmp_path / "frozen.safetensors", make(0, train_dsm=False)
         train_two_steps(pair)
-        write_checkpoint(path, pair[0], moments(pair), GENERATORS, step=1, seconds=0.0)
+        write_checkpoint(path, pair[0], moments(pair), GENERATORS, step=2, seconds=0.0)
         stored, name = load_file(path), "blocks.0.local_mixer.linear.weight"
         assert f"policy.{name}" in stored and f"optimizer.exp_avg.{name}" not in stored
         other = make(1, train_dsm=False)
@@ -161,6 +169,83 @@ class TestDamage:
         torch.save({"weight": torch.zeros(3)}, path)
         with pytest.raises(InputError, match=r"^checkpoint: .* is damaged or truncated"):
             read_checkpoint(path, make(0)[0])
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+    @pytest.mark.parametrize("kind", ["pipe", "device", "loop"])
+    def test_what_is_no_file_is_not_waited_for(self, tmp_path: Path, kind: str) -> None:
+        path = tmp_path / "checkpoint.safetensors"
+        os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero" if kind == "device" else path.name)
+        with pytest.raises(InputError, match=r"^checkpoint: "):
+            read_checkpoint(path, make(0)[0])
+
+    @pytest.mark.parametrize(
+        ("name", "value", "message"),
+        [
+            ("policy.head.weight", float("nan"), "is not finite"),
+            ("policy.state_std", 0.0, "is not positive"),
+            ("optimizer.exp_avg.head.weight", float("inf"), "is not finite"),
+            ("optimizer.exp_avg_sq.head.weight", -1.0, "is not that of step 2"),
+            ("optimizer.step.head.weight", 3.0, "is not that of step 2"),
+            ("generator.torch", None, "has F32"),
+        ],
+    )
+    def test_numbers_that_no_training_leads_to_are_refused_and_nothing_is_loaded(
+        self, saved: tuple[Path, Pair], name: str, value: float | None, message: str
+    ) -> None:
+        path, _ = saved
+        tensors = load_file(path)
+        if value is None:
+            tensors[name] = torch.zeros(3)
+        else:
+            tensors[name].view(-1)[0] = value
+        save_file(tensors, path, {"step": "2", "seconds": "1"})
+        other = make(1)
+        before = {key: t.clone() for key, t in other[0].state_dict().items()}
+        with pytest.raises(InputError, match=f"^checkpoint: .* is damaged .*{message}"):
+            read_checkpoint(path, other[0], moments(other))
+        assert_same_tensors(other[0].state_dict(), before)
+
+    @pytest.mark.parametrize(
+        "metadata",
+        [
+            *({"step": step} for step in ("-1", "x", "²", "1.5", "nan", "9" * 5000, "11")),
+            *({"step": "2", "seconds": seconds} for seconds in ("nan", "inf", "-1", "x")),
+        ],
+    )
+    def test_steps_and_seconds_out_of_range_are_named(self, saved: tuple[Path, Pair], metadata: dict[str, str]) -> None:
+        save_file(load_file(saved[0]), saved[0], metadata)
+        with pytest.raises(InputError, match=r"^checkpoint: .* is damaged \((step|seconds) ") as caught:
+            read_checkpoint(saved[0], make(1)[0], last=10)
+        assert len(str(caught.value)) < 400
+
+    @pytest.mark.parametrize("state", [torch.zeros(5, dtype=torch.uint8), torch.zeros(5056, dtype=torch.uint8)])
+    def test_states_of_no_generator_are_named(self, tmp_path: Path, state: torch.Tensor) -> None:
+        with pytest.raises(InputError, match=r"^checkpoint: .* is damaged \(the state of generator 'torch'") as caught:
+            restore_generator(tmp_path, "torch", torch.Generator(), state)
+        assert "\n" not in str(caught.value)
+
+    def test_weights_of_another_type_are_named(self, saved: tuple[Path, Pair]) -> None:
+        tensors = load_file(saved[0])
+        tensors["policy.head.bias"] = tensors["policy.head.bias"].to(torch.int32)
+        save_file(tensors, saved[0], {"step": "2"})
+        with pytest.raises(InputError, match=r"1 weights do not fit, first head\.bias"):
+            read_checkpoint(saved[0], make(1)[0])
+
+    def test_a_header_too_long_to_read_is_named(self, saved: tuple[Path, Pair]) -> None:
+        content = saved[0].read_bytes()
+        saved[0].write_bytes((90 * 10**6).to_bytes(8, "little") + content[8:])
+        with pytest.raises(InputError, match="damaged or truncated"):
+            read_checkpoint(saved[0], make(1)[0])
+
+    @pytest.mark.parametrize("changes", [{"width": 2**14}, {"layers": 256}, {"ssm_state": 4096, "expand": 64}])
+    def test_sizes_that_the_weights_do_not_have_are_refused_before_memory_is_taken(
+        self, saved: tuple[Path, Pair], changes: dict[str, int]
+    ) -> None:
+        sizes: dict[str, Any] = {"state_size": 4, "action_size": 2, "context": 3, "width": 8, "layers": 2}
+        config = DMMConfig(**(sizes | changes))
+        with pytest.raises(InputError, match="weights do not fit"):
+            require_weights(saved[0], lambda: DecisionMetaMamba(config))
+        require_weights(saved[0], lambda: DecisionMetaMamba(DMMConfig(**sizes)))
 
     def test_folder_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"^checkpoint: "):

@@ -818,7 +818,7 @@ class TestLoadRun:
         ("text", "message"),
         [
             ("{", "cannot be read"),
-            ("[]", "lacks config, dataset, model, training"),
+            ("[]", "got a list of 0 entries, allowed is a JSON object"),
             ("{}", "lacks config, dataset, model, training"),
             ('{"model": "dmm", "config": {}, "training": {}}', "lacks dataset"),
             ('{"model": "dmm", "config": {"depth": 1}, "training": {}, "dataset": {}}', "does not fit this version"),
@@ -826,7 +826,7 @@ class TestLoadRun:
     )
     def test_damaged_description_is_named(self, tmp_path: Path, text: str, message: str) -> None:
         (tmp_path / "run.json").write_text(text)
-        with pytest.raises(InputError, match=rf"^run: .*run\.json {message}"):
+        with pytest.raises(InputError, match=rf"^run: .*run\.json:?.* {message}"):
             load_run(tmp_path)
 
     def test_description_that_is_not_text_is_named(self, tmp_path: Path) -> None:
@@ -836,7 +836,7 @@ class TestLoadRun:
 
     def test_unknown_model_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "run.json").write_text('{"model": "gpt", "config": {}, "training": {}, "dataset": {}}')
-        with pytest.raises(InputError, match=r"^model: got 'gpt'"):
+        with pytest.raises(InputError, match=r"^run: .*run\.json: model: got 'gpt'"):
             load_run(tmp_path)
 
     def test_run_without_a_checkpoint_says_so(self, undisturbed: Run, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,13 +12,11 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
-from minari.namespace import create_namespace
-from minari.storage import get_dataset_path
 from tqdm import tqdm
 
 from dmm.data.atomic import replacement_of
 from dmm.data.interrupts import interrupts_deferred
-from dmm.data.minari_files import dataset_folder
+from dmm.data.minari_files import dataset_folder, make_namespace
 from dmm.data.observations import action_size, build_env, build_flat_env, require_storable
 from dmm.data.precision import not_finite, real_array
 from dmm.data.rewards import StoredRewards
@@ -95,8 +92,7 @@ def write_dataset(
             storage.update_metadata({"minari_version": minari.__version__, **metadata})
     except OSError as error:
         raise RunError(f"write_dataset: {folder} could not be written ({error})") from error
-    with suppress(ValueError, OSError):  # there already
-        create_namespace(folder.parent.relative_to(get_dataset_path()).as_posix())
+    make_namespace(folder)
     return folder
 
 

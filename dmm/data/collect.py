@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,14 +17,13 @@ import minari
 import numpy as np
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
-from minari.namespace import create_namespace
-from minari.storage import get_dataset_path
 from tqdm import tqdm
 
 from dmm.data.atomic import replacement_of
 from dmm.data.environments import environment_record, package_versions
 from dmm.data.interrupts import interrupts_deferred
-from dmm.data.minari_files import dataset_folder
+from dmm.data.metadata import read_metadata
+from dmm.data.minari_files import dataset_folder, make_namespace
 from dmm.data.observations import build_env, require_storable
 from dmm.data.recipes import RECIPES, Recipe, find_recipe
 from dmm.data.rollout import RecordedEpisode, record
@@ -86,8 +85,7 @@ def collect(
         return _summary(recipe, _require_same(recipe.name, folder, settings), folder, begin)
     with replacement_of(folder, overwrite=force) as new:
         _write(recipe, new, settings, processes, progress)
-    with suppress(ValueError, OSError):  # there already
-        create_namespace(folder.parent.relative_to(get_dataset_path()).as_posix())
+    make_namespace(folder)
     return _summary(recipe, _require_same(recipe.name, folder, settings), folder, begin)
 
 
@@ -97,7 +95,7 @@ def installed() -> list[CollectSummary]:
     for recipe in RECIPES.values():
         folder = dataset_folder(recipe.name)
         metadata = _read_metadata(folder)
-        if "mean_return" in metadata.get("dmm", {}):
+        if metadata and metadata["dmm"].get("mean_return") is not None:
             found.append(_summary(recipe, metadata, folder, time.perf_counter()))
     return found
 
@@ -227,17 +225,17 @@ def _metadata(recipe: Recipe, settings: dict[str, int], made: _Tally, environmen
 
 def _read_metadata(folder: Path) -> dict[str, Any]:
     try:
-        metadata: dict[str, Any] = MinariStorage.read_raw_metadata(folder / "data")
-        return metadata
+        metadata = read_metadata(folder / "data")
     except (OSError, ValueError):
         return {}
+    return metadata | {"dmm": metadata.get("dmm") or {}}
 
 
 def _require_same(name: str, folder: Path, settings: dict[str, int]) -> dict[str, Any]:
     """The metadata of what lies in `folder`, if it was made with `settings`."""
     metadata = _read_metadata(folder)
     made = {key: metadata.get("dmm", {}).get(key) for key in settings}
-    if made == settings:
+    if made == settings and metadata["dmm"].get("mean_return") is not None:
         return metadata
     there, wanted = (", ".join(f"{key} {value}" for key, value in group.items()) for group in (made, settings))
     there = there if "seed" in metadata.get("dmm", {}) else "something that was not made by a recipe"

@@ -10,27 +10,28 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import h5py
 import minari
 import numpy as np
 from minari.dataset._storages import get_minari_storage
 from minari.dataset.minari_dataset import parse_dataset_id
 from minari.dataset.minari_storage import METADATA_FILE_NAME, MinariStorage
-from minari.namespace import create_namespace
+from minari.namespace import NAMESPACE_METADATA_FILENAME
 from minari.serialization import deserialize_space
 from minari.storage import get_dataset_path
 
 from dmm.data.atomic import replacement_of
+from dmm.data.metadata import read_metadata
 from dmm.data.observations import action_size, stored_spaces
 from dmm.data.recipes import RECIPES
+from dmm.data.stored_arrays import open_arrays
 from dmm.errors import InputError
 
 NETWORK_TIMEOUT = 3.0
@@ -38,6 +39,16 @@ NETWORK_TIMEOUT = 3.0
 PUBLIC = ("D4RL/", "mujoco/", "atari/", "minigrid/")
 """How the ids of the public data sets begin; of other namespaces only the server knows."""
 DATASETS_PATH = "MINARI_DATASETS_PATH"
+DATA_FILE_NAME = "main_data.hdf5"
+NAMESPACE_DEPTH = 16
+"""Folders in one another that are looked into for data sets."""
+ENTRY_LIMIT = 200_000
+"""Files and folders that are looked at to list data sets; a second's work."""
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError, OverflowError),
+    *(RuntimeError, NotImplementedError, MemoryError, gym.error.Error),
+)
+"""What Minari, h5py and Gymnasium raise on files that are damaged, or made to look so."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +81,60 @@ def dataset_folder(minari_id: str) -> Path:
 
 def local_ids() -> list[str]:
     """Ids of the Minari data sets on this machine."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return sorted(minari.list_local_datasets())
+    return local_sets()[0]
+
+
+def local_sets() -> tuple[list[str], list[str]]:
+    """Ids of the Minari data sets on this machine, and a line for each folder that looks like one and is none.
+
+    Folders that cannot be a namespace or a data set by their names are passed over: one neighbour is no reason not to
+    list the others.
+    """
+    root = dataset_folder("a-v0").parent
+    found: list[str] = []
+    wrong: list[str] = []
+    for folder in _candidates(root, wrong):
+        minari_id = folder.relative_to(root).as_posix()
+        try:
+            parse_dataset_id(minari_id)
+            said = read_metadata(folder / "data")["dataset_id"]
+            if said != minari_id:
+                raise InputError(f"it says that it is {said!r}")
+            found.append(minari_id)
+        except (ValueError, TypeError, OSError) as error:
+            wrong.append(f"{minari_id!r} is no data set ({_one_line(error)})")
+    return sorted(found), sorted(wrong)
+
+
+def _candidates(root: Path, wrong: list[str]) -> Iterator[Path]:
+    """The folders below `root` that have something called `data` in them, links to folders followed once."""
+    waiting, seen, looked = [(root, 0)], set(), 0
+    while waiting:
+        folder, depth = waiting.pop()
+        try:
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in seen or depth > NAMESPACE_DEPTH:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            if depth and (folder / "data").exists():
+                yield folder
+                continue
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    looked += 1
+                    if not entry.name.startswith(".") and entry.is_dir():
+                        waiting.append((folder / entry.name, depth + 1))
+                    if looked > ENTRY_LIMIT:
+                        wrong.append(f"{str(root)!r} has more than {ENTRY_LIMIT:,} entries; the rest is not looked at")
+                        return
+        except OSError as error:
+            wrong.append(f"{folder.relative_to(root).as_posix()!r} cannot be looked into ({_one_line(error)})")
+
+
+def _one_line(error: BaseException) -> str:
+    """The message of an error, or its name, short and without line breaks."""
+    text = " ".join((error.strerror if isinstance(error, OSError) and error.strerror else str(error)).split())
+    return text[:300] or type(error).__name__
 
 
 def open_dataset(
@@ -96,16 +158,24 @@ def open_dataset(
     folder = dataset_folder(minari_id)
     if download and not _complete(folder):
         _download(minari_id, folder)
-    if not (folder / "data").is_dir():
+    if not _is_there(folder):
         raise InputError(_not_here(minari_id))
     try:
-        metadata = MinariStorage.read_raw_metadata(folder / "data")
+        metadata = read_metadata(folder / "data")
         _require_hdf5(minari_id, metadata)
+        _require_episodes(folder / "data", metadata)
         return minari.MinariDataset(_storage(folder / "data", metadata, trust_environment))
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AssertionError, NotImplementedError, gym.error.Error) as error:
-        raise InputError(f"dataset: {minari_id!r} at {folder} cannot be read ({error})") from error
+    except UNREADABLE as error:
+        raise InputError(f"dataset: {minari_id!r} at {folder} cannot be read ({_one_line(error)})") from error
+
+
+def _require_episodes(data: Path, metadata: dict[str, Any]) -> None:
+    """Passes when the file can hold as many episodes as the metadata say: Minari lists their numbers in memory."""
+    with open_arrays(data / DATA_FILE_NAME) as arrays:
+        if metadata["total_episodes"] > arrays.most_episodes:
+            raise InputError(
+                f"total_episodes: the metadata say {metadata['total_episodes']}, the file holds {arrays.most_episodes}"
+            )
 
 
 def _require_hdf5(minari_id: str, metadata: dict[str, Any]) -> None:
@@ -134,11 +204,11 @@ def read_episodes(dataset: minari.MinariDataset, keys: tuple[str, ...]) -> Itera
     """
     action_size(dataset.action_space)
     try:
-        with h5py.File(Path(dataset.storage.data_path) / "main_data.hdf5", "r") as file:
+        with open_arrays(Path(dataset.storage.data_path) / DATA_FILE_NAME) as arrays:
             for i in map(int, dataset.episode_indices):
-                yield _episode(i, functools.partial(_read_array, file.id, f"episode_{i}"), keys)
-    except (OSError, KeyError) as error:
-        raise InputError(f"dataset: {dataset.spec.dataset_id!r} cannot be read ({error})") from error
+                yield _episode(i, functools.partial(arrays.read, f"episode_{i}"), keys)
+    except UNREADABLE as error:
+        raise InputError(f"dataset: {dataset.spec.dataset_id!r} cannot be read ({_one_line(error)})") from error
 
 
 def _episode(index: int, read: Callable[..., Any], keys: tuple[str, ...]) -> Episode:
@@ -152,18 +222,20 @@ def _episode(index: int, read: Callable[..., Any], keys: tuple[str, ...]) -> Epi
     )
 
 
-def _read_array(file: h5py.h5f.FileID, *path: str) -> np.ndarray:
-    """One stored array. h5py's convenient layer spends ten times as long as the reading itself on arrays this small."""
-    stored = h5py.h5d.open(file, "/".join(path).encode())
-    array = np.empty(stored.shape, dtype=stored.dtype)
-    stored.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
-    return array
-
-
 def _complete(folder: Path) -> bool:
     """Whether metadata and something beside them are there; a download with Minari's own command can leave less."""
     data = folder / "data"
-    return (data / METADATA_FILE_NAME).is_file() and len(list(data.iterdir())) > 1
+    try:
+        return (data / METADATA_FILE_NAME).is_file() and len(list(islice(data.iterdir(), 2))) > 1
+    except OSError as error:
+        raise InputError(f"dataset: {folder} cannot be read ({_one_line(error)})") from error
+
+
+def _is_there(folder: Path) -> bool:
+    try:
+        return (folder / "data").is_dir()
+    except OSError as error:  # it is forbidden, or the name is too long
+        raise InputError(f"dataset: {folder} cannot be looked into ({_one_line(error)})") from error
 
 
 def _not_here(minari_id: str) -> str:
@@ -189,13 +261,25 @@ def _download(minari_id: str, folder: Path) -> None:
             with _datasets_below(new.parent), redirect_stdout(sys.stderr):
                 minari.download_dataset(minari_id)
                 fetched = Path(get_dataset_path(minari_id))
-            _storage(fetched / "data", MinariStorage.read_raw_metadata(fetched / "data"))
+            _storage(fetched / "data", read_metadata(fetched / "data"))
         except Exception as error:  # Minari passes on whatever its network library raises
             reason = str(error).strip().split("\n")[0]
             raise InputError(f"download: {minari_id!r} cannot be fetched ({type(error).__name__}: {reason})") from error
         fetched.rename(new)
-    with suppress(ValueError, OSError):  # there already
-        create_namespace(folder.parent.relative_to(get_dataset_path()).as_posix())
+    make_namespace(folder)
+
+
+def make_namespace(folder: Path) -> None:
+    """Marks what lies between a data set and the folder of all as namespaces, as Minari does.
+
+    Minari's own function looks through all neighbours first, and loses its way in links that lead in a circle.
+    """
+    root = dataset_folder("a-v0").parent
+    for place in folder.parents:
+        if place == root or root not in place.parents:
+            break
+        with suppress(OSError), (place / NAMESPACE_METADATA_FILENAME).open("x") as file:  # there already
+            file.write("{}")
 
 
 def _require_server(minari_id: str) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import h5py
 import minari
 import numpy as np
 import pytest
 
 from dmm.data import minari_files
+from dmm.data.arrays import write_dataset
 from dmm.data.minari_files import dataset_folder, local_ids
 from dmm.data.trajectories import load_trajectories
 from dmm.errors import InputError
@@ -260,3 +262,72 @@ class TestDownload:
             load_trajectories("mujoco/test/medium-v0", download=True)
         assert "mujoco/test/medium-v0" in str(caught.value) and "Couldn't find any version" in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+class TestNeighbours:
+    """What lies beside a data set takes nothing away from it."""
+
+    @pytest.fixture
+    def good(self, make_dataset, datasets_path: Path) -> Path:
+        make_dataset("mine/good-v0", [EPISODE], BOX)
+        return datasets_path / "mine/good-v0"
+
+    @pytest.mark.parametrize(
+        "name", ["mine/good-v0 copy", "mine/good-v0.bak", "my notes", "mine/good", "mine/good-v1", ".trash/good-v0"]
+    )
+    def test_copies_are_passed_over(self, good: Path, datasets_path: Path, name: str) -> None:
+        shutil.copytree(good, datasets_path / name)
+        found, wrong = minari_files.local_sets()
+        assert found == ["mine/good-v0"]
+        assert [repr(name) in line for line in wrong] == ([] if name.startswith(".") else [True])
+        with pytest.raises(InputError, match="not on this machine"):
+            load_trajectories("mine/nothing-v0")
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+    @pytest.mark.parametrize("name", ["data", "data/metadata.json"])
+    def test_pipes_are_not_waited_for(self, good: Path, datasets_path: Path, name: str) -> None:
+        place = datasets_path / "mine/bad-v0" / name
+        place.parent.mkdir(parents=True)
+        os.mkfifo(place)
+        found, wrong = minari_files.local_sets()
+        assert found == ["mine/good-v0"] and len(wrong) == 1
+        with pytest.raises(InputError):
+            load_trajectories("mine/bad-v0")
+
+    def test_links_in_a_circle_are_followed_once(self, good: Path, datasets_path: Path) -> None:
+        for name in ("one", "two", "mine/three"):
+            (datasets_path / name).symlink_to(datasets_path)
+        assert minari_files.local_sets() == (["mine/good-v0"], [])
+        write = {"observations": np.zeros((2, 3)), "actions": np.zeros((2, 2)), "rewards": np.zeros(2)}
+        write_dataset("mine/more-v0", **write, terminations=[0, 1], truncations=[0, 0], progress=False)
+        assert local_ids() == ["mine/good-v0", "mine/more-v0"]
+
+    def test_looking_has_an_end(self, good: Path, datasets_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(minari_files, "ENTRY_LIMIT", 50)
+        (datasets_path / "other").mkdir()
+        for i in range(60):
+            (datasets_path / "other" / str(i)).touch()
+        assert "more than 50 entries" in minari_files.local_sets()[1][0]
+
+    def test_a_place_that_can_only_be_a_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "file/sets"))
+        with pytest.raises(InputError, match="folder of Minari data sets"):
+            local_ids()
+
+
+def test_more_episodes_than_the_file_has_are_refused_before_they_are_counted(make_dataset, datasets_path: Path) -> None:
+    make_dataset("mine/many-v0", [EPISODE], BOX)
+    file = datasets_path / "mine/many-v0/data/metadata.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"total_episodes": 10**12}))
+    with pytest.raises(InputError, match="the metadata say 1000000000000, the file holds 1"):
+        load_trajectories("mine/many-v0")
+
+
+def test_an_array_that_cannot_be_read_is_named(make_dataset, datasets_path: Path) -> None:
+    make_dataset("mine/link-v0", [EPISODE], BOX)
+    with h5py.File(datasets_path / "mine/link-v0/data/main_data.hdf5", "a") as file:
+        del file["episode_0/rewards"]
+        file["episode_0/rewards"] = h5py.SoftLink("/episode_0/rewards")
+    with pytest.raises(InputError, match=r"'mine/link-v0' cannot be read \(episode_0/rewards is a link"):
+        load_trajectories("mine/link-v0")
