@@ -1,10 +1,12 @@
-"""The two ways in which a call of this package can fail on purpose, and the checks of plain arguments that raise them."""
+"""The two ways in which a call can fail on purpose, and the checks of plain arguments that raise them."""
 
 from __future__ import annotations
 
 import math
 import operator
 from typing import Any, get_args
+
+import numpy as np
 
 
 class InputError(ValueError):
@@ -15,20 +17,25 @@ class RunError(RuntimeError):
     """The input was fine and the run failed all the same, as on a non-finite loss. The command exits with 1."""
 
 
-def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
+LARGEST_SEED = 2**63 - 1
+"""The most that a seed of torch's generators may be here."""
+
+
+def whole_number(name: str, value: Any, least: int | None, most: int | None = None) -> int:
     """`value` as an int: numpy's integers and floats such as 1e3 are whole numbers, truth values and 10.5 are not.
 
     Raises:
-        InputError: no whole number, or not within `least` to `most`.
+        InputError: no whole number, or not within `least` to `most`, where these are given.
     """
-    allowed = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"
+    bounds = "" if least is None else f" of at least {least}" if most is None else f" from {least} to {most}"
+    allowed = f"a whole number{bounds}"
     try:
-        if isinstance(value, bool | str | bytes):
+        if isinstance(value, bool | np.bool_ | str | bytes):
             raise TypeError
         number = int(value) if _is_whole_float(value) else operator.index(value)
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"{name}: got {_shown(value)}, allowed is {allowed}") from None
-    if number < least or (most is not None and number > most):
+    if (least is not None and number < least) or (most is not None and number > most):
         raise InputError(f"{name}: got {number}, allowed is {allowed}")
     return number
 
@@ -40,7 +47,7 @@ def finite_number(name: str, value: Any) -> float:
         InputError: something else.
     """
     try:
-        if isinstance(value, bool | str | bytes):
+        if isinstance(value, bool | np.bool_ | str | bytes):
             raise TypeError
         number = float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
@@ -48,6 +55,17 @@ def finite_number(name: str, value: Any) -> float:
     if not math.isfinite(number):
         raise InputError(f"{name}: got {_shown(value)}, allowed is a finite number")
     return number
+
+
+def true_or_false(name: str, value: Any) -> bool:
+    """`value` as a bool: a truth value of Python's or numpy's, not a number that could pass for one.
+
+    Raises:
+        InputError: something else.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name}: got {_shown(value)}, allowed are True and False")
+    return bool(value)
 
 
 def require_choice(name: str, value: Any, literal: Any) -> None:

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from dmm.acting import STATES, Actor, make_actor
 from dmm.data.observations import build_flat_env, parse_env_spec
-from dmm.errors import InputError
+from dmm.errors import InputError, finite_number, whole_number
 from dmm.normalize import normalize
+from dmm.progress import progress_bar
 from dmm.training import Run, load_run
 
 TARGETS: dict[str, tuple[float, ...]] = {
@@ -127,7 +127,7 @@ def evaluate(
     run: Run | str | Path,
     *,
     episodes: int = 100,
-    targets: Sequence[float] | None = None,
+    targets: Sequence[float] | float | None = None,
     seed: int = 10_000,
     acting: str = "window",
     states: int = STATES,
@@ -139,7 +139,7 @@ def evaluate(
         run: a run or its folder.
         episodes: per target; episode `i` starts from environment seed `seed + i` whatever the target, so that targets
             and models meet the same starts.
-        targets: returns asked for, in the environment's units; `default_targets` if not given.
+        targets: returns asked for, one or several, in the environment's units; `default_targets` if not given.
         seed: of the first episode.
         acting: how, `window` (as the paper evaluates), `recurrent` or `staggered`; see `dmm.acting`.
         states: of each episode, for `staggered`.
@@ -152,9 +152,9 @@ def evaluate(
     run = run if isinstance(run, Run) else load_run(run)
     data = run.info["dataset"]
     reference = tuple(data["reference"]) if data["reference"] else None
-    wanted = list(targets) if targets else default_targets(data["env_id"], data["max_return"])
-    if not np.isfinite(wanted).all():
-        raise InputError(f"target: got {wanted}, allowed are finite numbers")
+    wanted = _targets(targets) or default_targets(data["env_id"], data["max_return"])
+    episodes, seed = whole_number("episodes", episodes, 1), whole_number("seed", seed, 0, 2**31 - 1)
+    states = whole_number("states", states, None)
     actor, scores = make_actor(run.policy, acting, states), []
     with environments(lambda: make_env(run.info), episodes) as envs:  # mazes take longer to make than to play
         for target in wanted:
@@ -172,6 +172,13 @@ def evaluate(
         behaviour=behaviour,
         scores=tuple(scores),
     )
+
+
+def _targets(targets: Sequence[float] | float | None) -> list[float]:
+    """One number or any sequence of them, as numpy and torch have them too."""
+    if targets is None or isinstance(targets, str | bytes) or not np.iterable(targets):
+        return [] if targets is None else [finite_number("targets", targets)]
+    return [finite_number("targets", target) for target in targets]
 
 
 def default_targets(env_id: str, best_return: float) -> list[float]:
@@ -222,8 +229,7 @@ def environments(make: Callable[[], gym.Env], episodes: int) -> Iterator[list[gy
     Raises:
         InputError: `episodes` below 1.
     """
-    if episodes < 1:
-        raise InputError(f"episodes: got {episodes}, allowed is at least 1")
+    episodes = whole_number("episodes", episodes, 1)
     with ExitStack() as stack:
         yield [stack.enter_context(closing(make())) for _ in range(min(episodes, ENVIRONMENTS_AT_ONCE))]
 
@@ -238,10 +244,10 @@ def play(
     progress: bool | str = False,
 ) -> Rollout:
     """`rollout` in environments that are there already, one episode in each at a time."""
-    if not 0 <= seed < 2**31:
-        raise InputError(f"seed: got {seed}, allowed is 0 to 2**31 - 1")
+    episodes, seed = whole_number("episodes", episodes, 1), whole_number("seed", seed, 0, 2**31 - 1)
+    target = finite_number("target", target)
     label, parts = progress if isinstance(progress, str) else "evaluate", []
-    with tqdm(total=episodes, disable=not progress, unit="episode", desc=label) as bar:
+    with progress_bar(total=episodes, disable=not progress, unit="episode", desc=label) as bar:
         for first in range(0, episodes, len(envs)):
             parts.append(_run_batch(actor, envs[: episodes - first], target, seed + first, bar))
     return Rollout(

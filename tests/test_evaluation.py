@@ -202,7 +202,7 @@ class TestRollout:
 
     @pytest.mark.parametrize("episodes", [0, -1])
     def test_no_episodes_are_refused(self, episodes: int) -> None:
-        with pytest.raises(InputError, match=f"^episodes: got {episodes}, allowed is at least 1"):
+        with pytest.raises(InputError, match=f"^episodes: got {episodes}, allowed is a whole number of at least 1"):
             rollout(Fixed(), Counting, episodes=episodes)
 
     def test_progress_counts_episodes_on_stderr(self, capsys: pytest.CaptureFixture[str]) -> None:
@@ -400,7 +400,7 @@ class TestEvaluate:
 
     @pytest.mark.parametrize("episodes", [0, -3])
     def test_no_episodes_are_refused(self, run: Run, episodes: int) -> None:
-        with pytest.raises(InputError, match=f"^episodes: got {episodes}, allowed is at least 1"):
+        with pytest.raises(InputError, match=f"^episodes: got {episodes}, allowed is a whole number of at least 1"):
             small(run, episodes=episodes)
 
     def test_says_how_it_acted(self, run: Run) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dmm.errors import InputError, RunError
+from dmm.errors import InputError, RunError, whole_number
 
 
 def machine() -> dict[str, Any]:
@@ -93,7 +93,7 @@ def threads_set(threads: int) -> Iterator[None]:
     Raises:
         InputError: fewer than one.
     """
-    check_at_least_one(threads=threads)
+    threads = whole_number("threads", threads, 1)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -102,11 +102,10 @@ def threads_set(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def check_at_least_one(**numbers: int) -> None:
-    """Raise InputError unless these arguments are 1 or more."""
+def check_at_least_one(**numbers: Any) -> None:
+    """Raise InputError unless these arguments are whole numbers of 1 or more."""
     for name, value in numbers.items():
-        if value < 1:
-            raise InputError(f"{name}: got {value}; allowed: 1 or more")
+        whole_number(name, value, 1)
 
 
 PICTURES = (".png", ".svg", ".pdf")

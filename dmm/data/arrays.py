@@ -15,7 +15,6 @@ from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 from minari.namespace import create_namespace
 from minari.storage import get_dataset_path
-from tqdm import tqdm
 
 from dmm.data.atomic import replacement_of
 from dmm.data.interrupts import interrupts_deferred
@@ -23,6 +22,7 @@ from dmm.data.minari_files import dataset_folder
 from dmm.data.observations import action_size, build_env, build_flat_env, require_storable
 from dmm.data.rewards import StoredRewards
 from dmm.errors import InputError, RunError
+from dmm.progress import progress_bar
 
 EPISODES_PER_WRITE = 256
 
@@ -83,7 +83,7 @@ def write_dataset(
     about = {"observation_keys": list(observation_keys), "rewards": reward_kind}
     metadata = {"dataset_id": minari_id, "description": description, "dmm": about, **_scores(reference)}
     spaces = _spaces(rows, env_id, env_kwargs or {}, observation_keys)
-    bar = tqdm(total=len(rows["rewards"]), unit=" steps", desc=minari_id, disable=not progress, delay=0.5)
+    bar = progress_bar(total=len(rows["rewards"]), unit=" steps", desc=minari_id, disable=not progress, delay=0.5)
     try:
         with replacement_of(folder, overwrite=force) as new:
             new.mkdir()

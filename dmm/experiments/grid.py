@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import stats
-from tqdm.auto import tqdm
 
 from dmm.experiments import MODELS, RESULTS, write_result
+from dmm.progress import progress_bar
 
 if TYPE_CHECKING:
     from dmm.policy import Policy
@@ -94,7 +94,7 @@ def train_and_score(job: Job) -> dict[str, Any]:
 def run_jobs(work: Callable[[Job], dict[str, Any]], jobs: Sequence[Job], workers: int) -> list[dict[str, Any]]:
     """`work` on every job, in `workers` processes of one thread each; the rows come back in the order of the jobs."""
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        return list(tqdm(pool.imap(partial(_row, work), jobs), total=len(jobs), unit="policy"))
+        return list(progress_bar(pool.imap(partial(_row, work), jobs), total=len(jobs), unit="policy", desc="policies"))
 
 
 def _row(work: Callable[[Job], dict[str, Any]], job: Job) -> dict[str, Any]:
