@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import operator
+import os
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, get_args
 
 import numpy as np
@@ -76,6 +79,50 @@ def require_choice(name: str, value: Any, literal: Any) -> None:
     """
     if value not in get_args(literal):
         raise InputError(f"{name}: got {_shown(value)}, allowed are {', '.join(map(str, get_args(literal)))}")
+
+
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "can't start new thread")
+"""What torch and the C++ library say in a RuntimeError where Python has MemoryError."""
+
+
+def outside_reason(error: BaseException) -> str | None:
+    """One line on a failure whose cause is the machine, not the program: memory, files, libraries; None for any other.
+
+    Where the memory runs out while a module is imported, that shows as one of many errors; a limit on the address space
+    is therefore named.
+    """
+    chain = list(_causes(error))
+    memory = any(isinstance(each, MemoryError) or any(words in str(each) for words in NO_MEMORY) for each in chain)
+    if memory:
+        return f"memory: there is not enough for this{_limit()}"
+    for kind, name in ((ImportError, "import"), (OSError, "system")):
+        if found := next((each for each in reversed(chain) if isinstance(each, kind)), None):
+            return f"{name}: {_shown_text(found)}{_limit()}"
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _shown_text(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return f"{where}{error.strerror}"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _limit() -> str:
+    with suppress(ImportError, ValueError, OSError):  # there is no such module on Windows
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            return f" (this process may have {limit // 2**20:,} MiB of address space, see `ulimit -v`)"
+    return ""
 
 
 def _is_whole_float(value: Any) -> bool:

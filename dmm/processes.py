@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmm.errors import InputError, RunError
+from dmm.errors import InputError, RunError, outside_reason
 
 LARGE = 2**20
 """Bytes from which arrays are mapped from a file, once for all processes, instead of copied into each."""
@@ -37,6 +37,11 @@ START = (
     "sys.path[:] = json.load(open(sys.argv[1] + '/path.json')); "
     "from dmm.processes import work; work(*sys.argv[1:])"
 )
+
+
+def usable_cores() -> int:
+    """The cores that this process may use, where the system tells, else those of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_processes(
@@ -195,8 +200,9 @@ def work(folder: str, number: str) -> None:
         function(shared, *pickle.loads(Path(folder, number).read_bytes()), lambda *said: send("report", said))
     except (InputError, RunError) as error:
         send("InputError" if isinstance(error, InputError) else "RunError", str(error))
-    except Exception:
-        send("bug", traceback.format_exc())
+    except Exception as error:
+        reason = outside_reason(error)
+        send(*(("RunError", reason) if reason else ("bug", traceback.format_exc())))
 
 
 def _end_with_parent(folder: str) -> None:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dmm.files import strict_json, user_path
+
 if TYPE_CHECKING:
     from dmm.training import Run
 
@@ -25,8 +27,9 @@ def load_result(name: str) -> dict[str, Any]:
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
     """Write a result as JSON, one value a line, so that versions can be compared."""
+    path = user_path("out", path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(strict_json(result, indent=1) + "\n")
 
 
 def kept_run(name: str) -> Run:

@@ -18,6 +18,7 @@ import numpy as np
 from scipy import stats
 
 from dmm.experiments import MODELS, RESULTS, write_result
+from dmm.files import strict_json
 from dmm.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def keep_model(run: Run, name: str) -> None:
         f"policy.{key}": (tensor.half() if id(tensor) in trained else tensor).detach().contiguous()
         for key, tensor in policy_tensors(run.policy).items()
     }
-    write_atomically(folder / "run.json", (json.dumps(run.info, indent=1) + "\n").encode())
+    write_atomically(folder / "run.json", (strict_json(run.info, indent=1) + "\n").encode())
     write_atomically(folder / "checkpoint.safetensors", save(tensors, metadata={"step": str(run.step)}))
 
 
