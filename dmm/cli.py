@@ -253,7 +253,7 @@ def bench_scan(
     from dmm.bench import check_picture
     from dmm.bench import scan as module
 
-    check_picture(picture)
+    picture = check_picture(picture)
     result = module.bench_scan(
         length, channels=channels, states=states, repeats=repeats, threads=threads, device=device
     )
@@ -273,7 +273,7 @@ def bench_train(
     from dmm.bench import check_picture
     from dmm.bench import train as module
 
-    check_picture(picture)
+    picture = check_picture(picture)
     result = module.bench_train(seeds=seeds, repeats=repeats, threads=threads, device=device)
     _print_bench(as_json, result, module, picture)
 
@@ -291,7 +291,7 @@ def bench_act(
     from dmm.bench import act as module
     from dmm.bench import check_picture
 
-    check_picture(picture)
+    picture = check_picture(picture)
     result = module.bench_act(steps=step or module.STEPS, episodes=episodes, threads=threads, device=device)
     _print_bench(as_json, result, module, picture)
 
@@ -308,7 +308,7 @@ def bench_data(
     from dmm.bench import check_picture
     from dmm.bench import data as module
 
-    check_picture(picture)
+    picture = check_picture(picture)
     result = module.bench_data(dataset, transitions=transitions, repeats=repeats)
     _print_bench(as_json, result, module, picture)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -127,18 +129,24 @@ def _own_data(run: Run) -> tuple[Trajectories, str]:
     name, fingerprint = run.info["dataset"]["id"], run.info["dataset"]["fingerprint"]
     if name not in local_ids() and name in RECIPES:
         return preview(name, PREVIEW_EPISODES), f"the first {PREVIEW_EPISODES} episodes of its recipe, made anew"
-    readings: tuple[StoredRewards | None, ...] = (
-        None,
-        *get_args(StoredRewards),
-    )  # the run does not say which was asked
-    for rewards in readings:
-        trajectories = load_trajectories(name, rewards=rewards)
-        if trajectories.fingerprint() == fingerprint:
-            return trajectories, "its data set"
+    trajectories = next((t for t in _readings(name) if t.fingerprint() == fingerprint), None)
+    if trajectories is not None:
+        return trajectories, "its data set"
     raise InputError(
         f"data: {name!r} has been replaced since {run.path} was trained on it (its fingerprint was {fingerprint}); "
         f"--data {name} looks at what is there now"
     )
+
+
+def _readings(name: str) -> Iterator[Trajectories]:
+    """A data set as it is read by default, then with its rewards taken as one kind and another.
+
+    A run does not say with which reading it was trained.
+    """
+    yield load_trajectories(name)
+    for rewards in get_args(StoredRewards):
+        with suppress(InputError):
+            yield load_trajectories(name, rewards=rewards)
 
 
 def _other_data(run: Run, data: str | Trajectories) -> tuple[Trajectories, str]:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from dmm.errors import InputError, RunError, whole_number
+from dmm.files import user_path
 
 
 def machine() -> dict[str, Any]:
@@ -111,12 +112,14 @@ def check_at_least_one(**numbers: Any) -> None:
 PICTURES = (".png", ".svg", ".pdf")
 
 
-def check_picture(path: Path | None) -> None:
-    """Raise InputError unless a picture can be written there, before minutes have gone into its numbers."""
+def check_picture(picture: str | Path | None) -> Path | None:
+    """Where a picture is to be written; InputError if it cannot be, before minutes have gone into its numbers."""
+    path = None if picture is None else user_path("picture", picture)
     if path is not None and path.suffix not in PICTURES:
         raise InputError(f"picture: got {str(path)!r}; allowed: a name that ends in {', '.join(PICTURES)}")
     if path is not None and not path.resolve().parent.is_dir():
         raise InputError(f"picture: got {str(path)!r}; allowed: a file in a folder that is there")
+    return path
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:

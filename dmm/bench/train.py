@@ -108,7 +108,9 @@ def seconds_of_training(
         for steps in (min(updates), *updates):  # a first run builds what is built once
             with tempfile.TemporaryDirectory() as folder:
                 begin = time.perf_counter()
-                train_seeds(data, seeds=range(count), steps=steps, out=folder, device=str(device), progress=False)
+                train_seeds(
+                    data, seeds=range(count), steps=steps, out=folder, device=str(device), workers=1, progress=False
+                )
                 times.append(time.perf_counter() - begin)
         found[name] = UPDATES * (times[2] - times[1]) / (updates[1] - updates[0])
     return found

@@ -25,9 +25,13 @@ def load_result(name: str) -> dict[str, Any]:
     return result
 
 
+def path_argument(text: str) -> Path:
+    """A path as the experiments' commands take it, `~` included."""
+    return user_path("path", text)
+
+
 def write_result(path: Path, result: dict[str, Any]) -> None:
     """Write a result as JSON, one value a line, so that versions can be compared."""
-    path = user_path("out", path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(strict_json(result, indent=1) + "\n")
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
-from dmm.experiments import MODELS, RESULTS, write_result
+from dmm.experiments import MODELS, RESULTS, path_argument, write_result
 from dmm.files import strict_json
 from dmm.progress import progress_bar
 
@@ -174,8 +174,8 @@ def keep_model(run: Run, name: str) -> None:
 def arguments(name: str, description: str, *, seeds: int) -> argparse.Namespace:
     """What every experiment's command takes: `out`, `runs`, `seeds`, `workers`."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json", help="the result file to write")
-    parser.add_argument("--runs", type=Path, default=Path("runs") / name, help="where runs are kept")
+    parser.add_argument("--out", type=path_argument, default=RESULTS / f"{name}.json", help="the result file to write")
+    parser.add_argument("--runs", type=path_argument, default=Path("runs") / name, help="where runs are kept")
     parser.add_argument("--seeds", type=int, default=seeds, help="training seeds of each entry")
     parser.add_argument("--workers", type=int, default=2, help="policies trained at once, one thread each")
     return parser.parse_args()
