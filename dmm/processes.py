@@ -70,13 +70,14 @@ def in_processes(
     """
     events: queue.Queue[tuple[str, str, Any]] = queue.Queue()
     waiting, running = list(jobs), dict[str, subprocess.Popen[str]]()
-    with tempfile.TemporaryDirectory(prefix="dmm-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="dmm-", ignore_cleanup_errors=True) as place:
+        folder = Path(place)
         _write(folder, function, shared, jobs)
         try:
             while waiting or running:
                 while waiting and len(running) < workers:
-                    running[waiting[0]] = _begin(folder, list(jobs).index(waiting[0]), waiting.pop(0), events)
+                    name = waiting.pop(0)
+                    running[name] = _begin(folder, list(jobs).index(name), name, events)
                 _handle(*_next(events), running, report)
         finally:
             _end(list(running.values()))

@@ -213,7 +213,8 @@ def test_a_folder_that_cannot_be_written(refused, linear, tmp_path):
 def test_a_folder_that_holds_a_run(refused, dmm, linear):
     dmm("train", linear, *STEPS, "--out", "run")
     assert "--resume" in refused("train", linear, *STEPS, "--out", "run")
-    assert "steps" in refused("train", linear, *STEPS[2:], "--steps", "5", "--out", "run", "--resume")
+    assert "steps: got 3" in refused("train", linear, *STEPS[2:], "--steps", "3", "--out", "run", "--resume")
+    assert "clip" in refused("train", linear, *STEPS, "--set", "clip=1", "--out", "run", "--resume")
 
 
 def test_a_checkpoint_of_another_data_set(refused, dmm, linear, make_dataset):
