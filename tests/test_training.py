@@ -719,16 +719,18 @@ class TestFurther:
             np.testing.assert_allclose(run.log["learning_rate"], rates)
 
 
+STILL: dict[str, Any] = {"learning_rate": 1e-30, "weight_decay": 0.0}
+"""With these an update changes no weight."""
+
+
 class TestStartFrom:
     """A new run that starts from another's weights."""
-
-    STILL: dict[str, Any] = {"learning_rate": 1e-30, "weight_decay": 0.0}
 
     def test_begins_as_the_policy_that_the_other_run_ended_with(
         self, undisturbed: Run, make_trajectories: MakeTrajectories, tmp_path: Path
     ) -> None:
         other = make_trajectories(seed=1, scale=100.0)  # other moments, another scale of returns
-        run = quick(other, tmp_path, steps=1, start_from=undisturbed.path, changes=self.STILL)
+        run = quick(other, tmp_path, steps=1, start_from=undisturbed.path, changes=STILL)
         for name, tensor in undisturbed.policy.state_dict().items():
             assert torch.equal(run.policy.state_dict()[name], tensor), name
         assert run.policy.config == undisturbed.policy.config
@@ -740,7 +742,7 @@ class TestStartFrom:
         doubled = load_run(undisturbed.path)
         with torch.no_grad():
             doubled.policy.head.weight.mul_(2)
-        run = quick(trajectories, tmp_path, steps=1, start_from=doubled, changes=self.STILL)
+        run = quick(trajectories, tmp_path, steps=1, start_from=doubled, changes=STILL)
         assert torch.equal(run.policy.head.weight, 2 * undisturbed.policy.head.weight)
 
     @pytest.mark.parametrize(
@@ -783,15 +785,13 @@ class TestStartFrom:
     ) -> None:
         with replaced_loss(interrupt_at(2)), pytest.raises(Interrupted):
             quick(trajectories, tmp_path, start_from=undisturbed.path)
-        with pytest.raises(
-            InputError, match=r"^from: .* has no checkpoint; name the run that it starts from once more"
-        ):
+        with pytest.raises(InputError, match=r"^from: .* has no checkpoint; name the run that it starts from"):
             quick(trajectories, tmp_path, resume=True)
 
     def test_several_seeds_start_from_one_run(
         self, undisturbed: Run, trajectories: Trajectories, tmp_path: Path
     ) -> None:
-        for run in several(trajectories, tmp_path, steps=1, start_from=undisturbed, changes=self.STILL):
+        for run in several(trajectories, tmp_path, steps=1, start_from=undisturbed, changes=STILL):
             assert torch.equal(run.policy.head.weight, undisturbed.policy.head.weight)
 
 
