@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from dmm.errors import InputError
+from dmm.errors import InputError, whole_number
 from dmm.mamba import MambaBlock
 from dmm.policy import Policy, TokenPolicy, check_choice
 
@@ -209,6 +209,7 @@ class StaggeredActor(RecurrentActor):
     """
 
     def __init__(self, policy: TokenPolicy, states: int = STATES):
+        states = whole_number("states", states, 0)
         if states < 1 or policy.context % states:
             divisors = [m for m in range(1, policy.context + 1) if policy.context % m == 0]
             raise InputError(

@@ -1,7 +1,7 @@
 """The `dmm` command: data sets, models, training, evaluation, inspection.
 
 Results go to stdout (as one JSON object with `--json`), progress to stderr. Exit code 0, or 2 with one line for wrong
-input, or 1 for a run that failed.
+input, or 1 for a run that failed, too little memory, or output that cannot be written.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dmm.errors import DataWarning, InputError, RunError
-from dmm.files import strict_json
+from dmm.errors import DataWarning, InputError, RunError, outside_reason, whole_number
+from dmm.files import strict_json, user_path
 
 app = typer.Typer(
     help="Decision MetaMamba: make data sets, train policies on them, evaluate and inspect them.",
@@ -32,6 +32,8 @@ app.add_typer(bench, name="bench")
 
 INTERRUPTED = 130
 """What newer versions of Typer return for Ctrl-C where older ones raise it."""
+PIPE_CLOSED = 141
+"""What a shell reports of a program that ends because nobody reads its output any more."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
@@ -113,9 +115,21 @@ def models(as_json: AsJson = False) -> None:
 def train(
     dataset: Annotated[str, typer.Argument(help="Id of a Minari data set on this machine.")],
     model: Annotated[str, typer.Option(help="A model that `dmm models` lists.")] = "dmm",
-    steps: Annotated[int, typer.Option(help="Updates.")] = 100_000,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Updates in all; 100,000 if left out, or those of the run that --resume goes on with. With more than "
+            "that run had it is trained further, its warm-up as long as it was."
+        ),
+    ] = None,
     seed: Seed = 0,
-    seeds: Annotated[int, typer.Option(help="Train this many at once, with seeds SEED, SEED + 1, ...")] = 1,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            help="Train this many, with seeds SEED, SEED + 1, ...: on CPUs each in a process of its own on one thread, "
+            "as many at a time as there are threads (all cores, if neither --threads nor OMP_NUM_THREADS says)."
+        ),
+    ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     out: Annotated[
         Path | None,
@@ -124,6 +138,14 @@ def train(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's checkpoint.")] = False,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="Begin with the weights of another run, of the same model and sizes, on these or other data.",
+        ),
+    ] = None,
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the model or the training."),
@@ -147,20 +169,19 @@ def train(
     from dmm.training import train as fit
     from dmm.training import train_seeds
 
-    if seeds < 1:
-        raise InputError(f"seeds: got {seeds}, allowed is at least 1")
+    whole_number("seeds", seeds, 1)
     _set_threads(threads)
     stored: Any = None if rewards == "auto" else rewards
     keys = None if observation_keys is None else [key.strip() for key in observation_keys.split(",")]
     data = load_trajectories(
         dataset, rewards=stored, observation_keys=keys, download=download, trust_environment=trust_environment
     )
-    options: Any = {"steps": steps, "out": out, "device": device, "resume": resume}
+    options: Any = {"steps": steps, "out": out, "device": device, "resume": resume, "start_from": start_from}
     options |= {"changes": _parse_changes(changes or [])}
     if seeds == 1:
         runs = [fit(data, model, seed=seed, **options)]
     else:
-        runs = train_seeds(data, model, seeds=range(seed, seed + seeds), **options)
+        runs = train_seeds(data, model, seeds=range(seed, seed + seeds), workers=_workers(threads), **options)
     rows = [_run_row(run, dataset, model) for run in runs]
     text = "\n".join(
         f"{row['run']}: {row['steps']:,} updates in {row['seconds']:.0f} s, loss {row['loss']:.4f}, "
@@ -222,7 +243,10 @@ def inspect(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the files; `inspection` in the run's if left out.")
     ] = None,
-    windows: Annotated[int, typer.Option(help="Windows of the run's data to look at.")] = 128,
+    windows: Annotated[int, typer.Option(help="Windows of the data to look at.")] = 128,
+    data: Annotated[
+        str | None, typer.Option(help="Id of another data set to look at; the run's own if left out.")
+    ] = None,
     seed: Seed = 0,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -232,9 +256,11 @@ def inspect(
     from dmm.training import load_run
 
     _set_threads(threads)
-    folder = out or run / "inspection"
-    result = look(load_run(run), folder, windows=windows, seed=seed)
-    lines = [f"{result['model']} on {result['dataset']}, step {result['step']:,}, {windows} windows"]
+    folder = user_path("out", out) if out else user_path("run", run) / "inspection"
+    result = look(load_run(run), folder, windows=windows, seed=seed, data=data)
+    lines = [
+        f"{result['model']} on {result['dataset']}, step {result['step']:,}, {windows} windows of {result['data']}"
+    ]
     lines += [str(folder / name) for name in result["files"]]
     _print(as_json, result, "\n".join(lines))
 
@@ -254,7 +280,7 @@ def bench_scan(
     from dmm.bench import check_picture
     from dmm.bench import scan as module
 
-    check_picture(picture)
+    picture = check_picture(picture)
     result = module.bench_scan(
         length, channels=channels, states=states, repeats=repeats, threads=threads, device=device
     )
@@ -274,7 +300,7 @@ def bench_train(
     from dmm.bench import check_picture
     from dmm.bench import train as module
 
-    check_picture(picture)
+    picture = check_picture(picture)
     result = module.bench_train(seeds=seeds, repeats=repeats, threads=threads, device=device)
     _print_bench(as_json, result, module, picture)
 
@@ -292,7 +318,7 @@ def bench_act(
     from dmm.bench import act as module
     from dmm.bench import check_picture
 
-    check_picture(picture)
+    picture = check_picture(picture)
     result = module.bench_act(steps=step or module.STEPS, episodes=episodes, threads=threads, device=device)
     _print_bench(as_json, result, module, picture)
 
@@ -309,7 +335,7 @@ def bench_data(
     from dmm.bench import check_picture
     from dmm.bench import data as module
 
-    check_picture(picture)
+    picture = check_picture(picture)
     result = module.bench_data(dataset, transitions=transitions, repeats=repeats)
     _print_bench(as_json, result, module, picture)
 
@@ -358,19 +384,55 @@ def _set_threads(threads: int | None) -> None:
     """Small models gain little beyond a few threads, and torch slows down badly when it has to share all its cores."""
     import torch
 
-    if threads is not None and threads < 1:
-        raise InputError(f"threads: got {threads}, allowed is at least 1")
+    if threads is not None:
+        whole_number("threads", threads, 1)
     if threads is None and "OMP_NUM_THREADS" in os.environ:
         return
     torch.set_num_threads(threads or max(1, min(4, (os.cpu_count() or 1) // 2)))
 
 
+def _workers(threads: int | None) -> int:
+    """How many seeds are trained at the same time: each has one thread, so that all cores have work."""
+    import torch
+
+    from dmm.processes import usable_cores
+
+    return torch.get_num_threads() if threads is not None or "OMP_NUM_THREADS" in os.environ else usable_cores()
+
+
 def _print(as_json: bool, value: dict[str, Any], text: str) -> None:
-    typer.echo(strict_json(value) if as_json else text)
+    if sys.stdout is None:
+        raise RunError("output: standard output is closed")
+    try:
+        typer.echo(strict_json(value) if as_json else text)
+    except BrokenPipeError:  # whoever reads has seen enough
+        _drop(sys.stdout)
+        raise SystemExit(PIPE_CLOSED) from None
+    except OSError as error:
+        _drop(sys.stdout)
+        raise RunError(f"output: standard output cannot be written ({error.strerror})") from error
+
+
+def _drop(stream: Any) -> None:
+    """Send what the stream still holds to nowhere: Python would fail on it once more when it ends."""
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def _open_standard_streams() -> None:
+    """Where 0, 1 or 2 is closed, the next file to be opened would get that number, and what is printed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; turns every expected failure into one line on stderr and its exit code."""
+    _open_standard_streams()
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     with warnings.catch_warnings():
         warnings.showwarning = partial(_show_warning, warnings.showwarning)
@@ -396,7 +458,8 @@ def _exit_code(command: Callable[[], Any]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 1)
     except Exception as error:
-        return _usage(error)
+        reason = outside_reason(error)
+        return _usage(error) if reason is None else _fail(reason, 1)
     if outcome == INTERRUPTED:
         return _fail("interrupted", 1)
     return outcome if isinstance(outcome, int) else 0
@@ -413,7 +476,10 @@ def _usage(error: Exception) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    typer.echo(f"dmm: error: {' '.join(message.split())}", err=True)
+    try:
+        typer.echo(f"dmm: error: {' '.join(message.split())}", err=True)
+    except OSError:  # the exit code has to do
+        _drop(sys.stderr)
     return code
 
 

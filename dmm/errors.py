@@ -1,11 +1,16 @@
-"""The two ways in which a call of this package can fail on purpose, its warnings, and checks of plain arguments."""
+"""The two ways in which a call can fail on purpose, its warnings, and the checks of plain arguments that raise them."""
 
 from __future__ import annotations
 
 import math
 import operator
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, get_args
+
+import numpy as np
 
 
 class InputError(ValueError):
@@ -25,20 +30,25 @@ class RunError(RuntimeError):
     """The input was fine and the run failed all the same, as on a non-finite loss. The command exits with 1."""
 
 
-def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
+LARGEST_SEED = 2**63 - 1
+"""The most that a seed of torch's generators may be here."""
+
+
+def whole_number(name: str, value: Any, least: int | None, most: int | None = None) -> int:
     """`value` as an int: numpy's integers and floats such as 1e3 are whole numbers, truth values and 10.5 are not.
 
     Raises:
-        InputError: no whole number, or not within `least` to `most`.
+        InputError: no whole number, or not within `least` to `most`, where these are given.
     """
-    allowed = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"
+    bounds = "" if least is None else f" of at least {least}" if most is None else f" from {least} to {most}"
+    allowed = f"a whole number{bounds}"
     try:
-        if isinstance(value, bool | str | bytes):
+        if isinstance(value, bool | np.bool_ | str | bytes):
             raise TypeError
         number = int(value) if _is_whole_float(value) else operator.index(value)
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"{name}: got {_shown(value)}, allowed is {allowed}") from None
-    if number < least or (most is not None and number > most):
+    if (least is not None and number < least) or (most is not None and number > most):
         raise InputError(f"{name}: got {number}, allowed is {allowed}")
     return number
 
@@ -50,7 +60,7 @@ def finite_number(name: str, value: Any) -> float:
         InputError: something else.
     """
     try:
-        if isinstance(value, bool | str | bytes):
+        if isinstance(value, bool | np.bool_ | str | bytes):
             raise TypeError
         number = float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
@@ -58,6 +68,17 @@ def finite_number(name: str, value: Any) -> float:
     if not math.isfinite(number):
         raise InputError(f"{name}: got {_shown(value)}, allowed is a finite number")
     return number
+
+
+def true_or_false(name: str, value: Any) -> bool:
+    """`value` as a bool: a truth value of Python's or numpy's, not a number that could pass for one.
+
+    Raises:
+        InputError: something else.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name}: got {_shown(value)}, allowed are True and False")
+    return bool(value)
 
 
 def require_choice(name: str, value: Any, literal: Any) -> None:
@@ -68,6 +89,50 @@ def require_choice(name: str, value: Any, literal: Any) -> None:
     """
     if value not in get_args(literal):
         raise InputError(f"{name}: got {_shown(value)}, allowed are {', '.join(map(str, get_args(literal)))}")
+
+
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "can't start new thread")
+"""What torch and the C++ library say in a RuntimeError where Python has MemoryError."""
+
+
+def outside_reason(error: BaseException) -> str | None:
+    """One line on a failure whose cause is the machine, not the program: memory, files, libraries; None for any other.
+
+    Where the memory runs out while a module is imported, that shows as one of many errors; a limit on the address space
+    is therefore named.
+    """
+    chain = list(_causes(error))
+    memory = any(isinstance(each, MemoryError) or any(words in str(each) for words in NO_MEMORY) for each in chain)
+    if memory:
+        return f"memory: there is not enough for this{_limit()}"
+    for kind, name in ((ImportError, "import"), (OSError, "system")):
+        if found := next((each for each in reversed(chain) if isinstance(each, kind)), None):
+            return f"{name}: {_shown_text(found)}{_limit()}"
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _shown_text(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return f"{where}{error.strerror}"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _limit() -> str:
+    with suppress(ImportError, ValueError, OSError):  # there is no such module on Windows
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            return f" (this process may have {limit // 2**20:,} MiB of address space, see `ulimit -v`)"
+    return ""
 
 
 def _is_whole_float(value: Any) -> bool:

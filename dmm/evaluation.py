@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from dmm.acting import STATES, Actor, make_actor
 from dmm.data.faults import FAULTS, STEP_LIMIT, CheckedEnv, reason, time_limit
 from dmm.data.observations import build_flat_env, stored_env
 from dmm.errors import InputError, RunError, finite_number, whole_number
 from dmm.normalize import family, no_scores, normalize, usable_reference
+from dmm.progress import progress_bar
 from dmm.training import Run, load_run
 
 TARGETS: dict[str, tuple[float, ...]] = {
@@ -168,6 +168,7 @@ def evaluate(
     data = run.info["dataset"]
     wanted = _targets(targets) or _targets(default_targets(data["env_id"], data["max_return"]))
     episodes, seed = whole_number("episodes", episodes, 1), whole_number("seed", seed, 0, 2**31 - 1)
+    states = whole_number("states", states, None)
     actor, reference, scores = make_actor(run.policy, acting, states), _reference(data), []
     with _environments(lambda: make_env(run.info, trust_environment=trust_environment), episodes, environments) as envs:
         limit = step_limit(envs[0], data) if max_steps is None else whole_number("max_steps", max_steps, 1)
@@ -349,10 +350,11 @@ def play(
     Without `keep_observations` those of the rollout are empty: all steps of long episodes take much memory.
     """
     episodes, seed = whole_number("episodes", episodes, 1), whole_number("seed", seed, 0, 2**31 - 1)
+    target = finite_number("target", target)
     limit = sys.maxsize if max_steps is None else whole_number("max_steps", max_steps, 1)
     label, parts = progress if isinstance(progress, str) else "evaluate", []
     checked = [CheckedEnv(env) for env in envs]
-    with tqdm(total=episodes, disable=not progress, unit="episode", desc=label) as bar:
+    with progress_bar(total=episodes, disable=not progress, unit="episode", desc=label) as bar:
         for first in range(0, episodes, len(envs)):
             batch = checked[: episodes - first]
             observation = np.stack([env.reset(first + i, seed + first + i) for i, env in enumerate(batch)])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dmm.data.trajectories import Trajectories
 from dmm.data.windows import Windows, WindowSampler
-from dmm.errors import InputError
+from dmm.errors import LARGEST_SEED, InputError, whole_number
 from dmm.mamba import MambaBlock, MambaSignals
 from dmm.policy import TokenPolicy
 from dmm.training import action_loss
@@ -32,9 +32,8 @@ def full_windows(trajectories: Trajectories, context: int, count: int, *, seed: 
     Raises:
         InputError: `count` below 1, or no episode as long as `context`.
     """
-    if count < 1:
-        raise InputError(f"count: got {count}, allowed is at least 1")
-    generator = torch.Generator().manual_seed(seed)
+    count = whole_number("count", count, 1)
+    generator = torch.Generator().manual_seed(whole_number("seed", seed, 0, LARGEST_SEED))
     sampler = WindowSampler(trajectories, context, generator=generator)
     last = torch.from_numpy(trajectories.starts + trajectories.lengths - context)
     starts = [torch.arange(int(a), int(b) + 1) for a, b in zip(trajectories.starts, last, strict=True) if a <= b]

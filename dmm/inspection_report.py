@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,8 +16,10 @@ from dmm.checkpoints import write_atomically
 from dmm.data.minari_files import local_ids
 from dmm.data.preview import preview
 from dmm.data.recipes import RECIPES
+from dmm.data.rewards import StoredRewards
 from dmm.data.trajectories import Trajectories, load_trajectories
-from dmm.errors import InputError, RunError
+from dmm.errors import InputError, RunError, whole_number
+from dmm.files import strict_json, user_path
 from dmm.inspection import (
     MODALITIES,
     Objective,
@@ -34,29 +37,33 @@ PREVIEW_EPISODES = 100
 Numbers = dict[str, dict[str, list[float]]]
 
 
-def inspect(run: Run, out: Path, *, windows: int = 128, seed: int = 0) -> dict[str, Any]:
-    """Measure a run on windows of its own data set; write `inspection.json` and four pictures to `out`.
+def inspect(
+    run: Run, out: str | Path, *, windows: int = 128, seed: int = 0, data: str | Trajectories | None = None
+) -> dict[str, Any]:
+    """Measure a run on windows of its data; write `inspection.json` and four pictures to `out`.
 
     Args:
         run: of a token policy, as all models of the registry are.
         out: a folder, made if it is not there; files of the same names are replaced.
         windows: how many, without padding.
         seed: which.
+        data: others to look at. If not given, the data set that the run was trained on; where it is not on this machine
+            and a recipe makes it, its first episodes.
 
     Returns:
         The content of `inspection.json`: `norms` by stage, `gradients` by objective and `gates` by layer, each a list
-        over the `3k` tokens, and `files`, the names of what was written.
+        over the `3k` tokens, `data`, what was looked at, and `files`, the names of what was written.
 
     Raises:
-        InputError: another kind of policy, `windows` below 1, or data that are neither on this machine nor a recipe's.
+        InputError: another kind of policy, `windows` below 1, data that are neither on this machine nor a recipe's or
+            have states or actions of other sizes, or a data set that has been replaced since the run was trained on it.
         RunError: the folder cannot be written.
     """
     if not isinstance(run.policy, TokenPolicy):
         raise InputError(f"run: got a {type(run.policy).__name__}, allowed are the models that `dmm models` lists")
-    if windows < 1:
-        raise InputError(f"windows: got {windows}, allowed is at least 1")
-    data = _data(run.info["dataset"]["id"])
-    batch = full_windows(data, run.policy.context, windows, seed=seed)
+    out, windows = user_path("out", out), whole_number("windows", windows, 1)
+    trajectories, what = _own_data(run) if data is None else _other_data(run, data)
+    batch = full_windows(trajectories, run.policy.context, windows, seed=seed)
     stages = activations(run.policy, batch)
     numbers: Numbers = {
         "norms": {name: token_norms(x).tolist() for name, x in stages.items()},
@@ -75,6 +82,7 @@ def inspect(run: Run, out: Path, *, windows: int = 128, seed: int = 0) -> dict[s
         "model": run.info["model"],
         "step": run.step,
         "windows": windows,
+        "data": what,
         "tokens": [f"{MODALITIES[i % 3]} {i // 3}" for i in range(3 * run.policy.context)],
         **numbers,
         "files": ["inspection.json", *figures],
@@ -116,16 +124,46 @@ def draw_tokens(lines: dict[str, list[float]], label: str) -> Figure:
     return fig
 
 
-def _data(dataset_id: str) -> Trajectories:
-    if dataset_id not in local_ids() and dataset_id in RECIPES:
-        return preview(dataset_id, PREVIEW_EPISODES)
-    return load_trajectories(dataset_id)
+def _own_data(run: Run) -> tuple[Trajectories, str]:
+    """What the run was trained on, and what that is in words."""
+    name, fingerprint = run.info["dataset"]["id"], run.info["dataset"]["fingerprint"]
+    if name not in local_ids() and name in RECIPES:
+        return preview(name, PREVIEW_EPISODES), f"the first {PREVIEW_EPISODES} episodes of its recipe, made anew"
+    trajectories = next((t for t in _readings(name) if t.fingerprint() == fingerprint), None)
+    if trajectories is not None:
+        return trajectories, "its data set"
+    raise InputError(
+        f"data: {name!r} has been replaced since {run.path} was trained on it (its fingerprint was {fingerprint}); "
+        f"--data {name} looks at what is there now"
+    )
+
+
+def _readings(name: str) -> Iterator[Trajectories]:
+    """A data set as it is read by default, then with its rewards taken as one kind and another.
+
+    A run does not say with which reading it was trained.
+    """
+    yield load_trajectories(name)
+    for rewards in get_args(StoredRewards):
+        with suppress(InputError):
+            yield load_trajectories(name, rewards=rewards)
+
+
+def _other_data(run: Run, data: str | Trajectories) -> tuple[Trajectories, str]:
+    trajectories = data if isinstance(data, Trajectories) else load_trajectories(data)
+    there = (trajectories.state_size, trajectories.action_size)
+    wanted = (run.policy.state_size, run.policy.action_size)
+    if there != wanted:
+        raise InputError(
+            f"data: {trajectories.dataset_id!r} has states and actions of sizes {there}, allowed are {wanted}"
+        )
+    return trajectories, f"{trajectories.dataset_id} ({trajectories.fingerprint()})"
 
 
 def _write(out: Path, result: dict[str, Any], figures: dict[str, Figure]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "inspection.json", (json.dumps(result, indent=1) + "\n").encode())
+        write_atomically(out / "inspection.json", (strict_json(result, indent=1) + "\n").encode())
         for name, fig in figures.items():
             fig.savefig(out / name)
     except OSError as error:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmm.errors import InputError
+from dmm.errors import InputError, whole_number
 from dmm.scan import selective_scan
 from dmm.scan.fused import kernels
 from dmm.ssm import random_diagonal, s4d_real
@@ -91,14 +91,9 @@ class MambaBlock(nn.Module):
         backend: str = "auto",
     ):
         super().__init__()
-        for name, value in {
-            "d": d,
-            "state_size": state_size,
-            "expand": expand,
-            "conv_width": 1 if conv_width is None else conv_width,
-        }.items():
-            if value < 1:
-                raise InputError(f"{name}: got {value}, allowed is at least 1")
+        sizes = {"d": d, "state_size": state_size, "expand": expand}
+        d, state_size, expand = (whole_number(name, value, 1) for name, value in sizes.items())
+        conv_width = None if conv_width is None else whole_number("conv_width", conv_width, 1)
         for name, choice, literal in (("step_init", step_init, StepInit), ("a_init", a_init, AInit)):
             if choice not in get_args(literal):
                 raise InputError(f"{name}: got {choice!r}, allowed are {', '.join(get_args(literal))}")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dmm.errors import InputError
+from dmm.errors import InputError, whole_number
 
 
 class _PaddedWindows(torch.autograd.Function):
@@ -42,10 +42,7 @@ class LocalMixer(nn.Module):
 
     def __init__(self, d: int, window: int):
         super().__init__()
-        for name, value in {"d": d, "window": window}.items():
-            if value < 1:
-                raise InputError(f"{name}: got {value}, allowed is at least 1")
-        self.d, self.window = d, window
+        self.d, self.window = whole_number("d", d, 1), whole_number("window", window, 1)
 
     def windows(self, x: Tensor) -> Tensor:
         """The last `window` tokens at each position, oldest first: `(b, l, d) -> (b, l, d, w)`."""
@@ -98,7 +95,7 @@ class DenseSequenceMixer(LocalMixer):
 
     def __init__(self, d: int, window: int, bias: bool = False):
         super().__init__(d, window)
-        self.linear = nn.Linear(window * d, d, bias=bias)
+        self.linear = nn.Linear(self.window * self.d, self.d, bias=bias)
 
     def mix(self, windows: Tensor) -> Tensor:
         flat = windows.mT.flatten(-2).contiguous()  # (b, l, w*d), without overlaps, which matrix products are slow on
@@ -114,7 +111,7 @@ class DepthwiseConv(LocalMixer):
 
     def __init__(self, d: int, window: int, bias: bool = True):
         super().__init__(d, window)
-        self.conv1d = nn.Conv1d(d, d, window, groups=d, bias=bias)
+        self.conv1d = nn.Conv1d(self.d, self.d, self.window, groups=self.d, bias=bias)
 
     def mix(self, windows: Tensor) -> Tensor:
         y = (windows * self.conv1d.weight[:, 0]).sum(-1)  # (b, l, d)

@@ -13,8 +13,10 @@ Axes: `b` batch, `k` time steps, `l = 3k` tokens, `d` channels, `s` state size, 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from functools import partial
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +24,7 @@ from torch.nn.functional import one_hot
 
 from dmm.data.windows import Windows
 from dmm.dropout import Dropout
-from dmm.errors import InputError
+from dmm.errors import InputError, finite_number, true_or_false, whole_number
 from dmm.mamba import init_linear
 
 Padding = Literal["zeros", "released"]
@@ -47,9 +49,10 @@ class Policy(nn.Module):
 
     def __init__(self, state_size: int, action_size: int, context: int):
         super().__init__()
-        self.state_size, self.action_size, self.context = state_size, action_size, context
-        self.register_buffer("state_mean", torch.zeros(state_size))
-        self.register_buffer("state_std", torch.ones(state_size))
+        sizes = {"state_size": state_size, "action_size": action_size, "context": context}
+        self.state_size, self.action_size, self.context = (whole_number(n, v, 1) for n, v in sizes.items())
+        self.register_buffer("state_mean", torch.zeros(self.state_size))
+        self.register_buffer("state_std", torch.ones(self.state_size))
 
     def set_state_moments(self, mean: Tensor, std: Tensor) -> None:
         """Store the moments `(s,)` by which states are z-scored; those of the training data."""
@@ -131,12 +134,32 @@ class TokenPolicyConfig:
     padding: Padding = "zeros"  # what stands in padded steps: zeros, or what the released code puts there (see `embed`)
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_positive(self, "state_size", "action_size", "context", "width", "layers")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout: got {self.dropout:g}, allowed is 0 <= dropout < 1")
         if not 0 < self.rtg_scale < float("inf"):
             raise InputError(f"rtg_scale: got {self.rtg_scale:g}, allowed is a positive number")
         check_choice("padding", self.padding, Padding)
+
+
+PLAIN: dict[str, Callable[[str, Any], Any]] = {
+    "int": partial(whole_number, least=None),
+    "float": finite_number,
+    "bool": true_or_false,
+}
+"""What turns a value into the plain type that a field's annotation names."""
+
+
+def plain_fields(config: Any) -> None:
+    """Turn the numbers and truth values of a config dataclass, which may be numpy's, into Python's own.
+
+    Raises:
+        InputError: a value that is none of its field's type.
+    """
+    for field in dataclasses.fields(config):
+        if plain := PLAIN.get(str(field.type)):
+            object.__setattr__(config, field.name, plain(field.name, getattr(config, field.name)))  # it is frozen
 
 
 def check_positive(config: object, *names: str) -> None:

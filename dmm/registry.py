@@ -9,7 +9,7 @@ from typing import Any
 
 from dmm.baselines.dt import DecisionTransformer, DTConfig
 from dmm.baselines.mamba import MambaConfig, MambaPolicy
-from dmm.errors import InputError
+from dmm.errors import InputError, finite_number, true_or_false, whole_number
 from dmm.model import DecisionMetaMamba, DMMConfig, Domain
 from dmm.normalize import family
 from dmm.policy import Policy
@@ -101,11 +101,22 @@ def _parse(name: str, value: Any, kind: type) -> Any:
         if value.lower() not in words:
             raise InputError(f"{name}: got {value!r}, allowed are true and false")
         return words[value.lower()]
-    number = int | float if kind is float else kind
     try:
-        parsed = kind(value) if isinstance(value, str) else value
+        return _as(kind, name, value)
     except ValueError:
-        parsed = value
-    if not isinstance(parsed, number) or (isinstance(parsed, bool) and kind is not bool):
-        raise InputError(f"{name}: got {value!r}, allowed is {'an ' if kind is int else 'a '}{kind.__name__}")
-    return parsed
+        article = "an" if kind is int else "a"
+        raise InputError(f"{name}: got {value!r}, allowed is {article} {kind.__name__}") from None
+
+
+def _as(kind: type, name: str, value: Any) -> Any:
+    """`value`, which may be text or a number of numpy's, as `kind`; raises ValueError where it is none."""
+    if kind is str:
+        if not isinstance(value, str):
+            raise ValueError
+        return str(value)
+    if kind is bool:
+        return true_or_false(name, value)
+    number = float(value) if isinstance(value, str) else value
+    if kind is float:
+        return number if isinstance(number, float) else finite_number(name, number)
+    return int(value) if isinstance(value, str) and value.strip().isdecimal() else whole_number(name, number, None)

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from dmm.errors import InputError
+from dmm.errors import InputError, whole_number
 
 Method = Literal["zoh", "bilinear", "euler"]
 
@@ -140,8 +140,7 @@ def convolution_kernel(A_bar: Tensor, B_bar: Tensor, C: Tensor, length: int) -> 
     Raises:
         InputError: `length` below 1.
     """
-    if length < 1:
-        raise InputError(f"length: got {length}, allowed is at least 1")
+    length = whole_number("length", length, 1)
     if A_bar.ndim == 1:
         powers = A_bar ** torch.arange(length, dtype=A_bar.dtype, device=A_bar.device)[:, None]  # (l, n)
         return powers @ (C * B_bar)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 
 from dmm.cli import _print, main
+from dmm.data import collect
 from dmm.data.recipes import RECIPES
+from tests.conftest import ROOT
 
 STEPS = ("--steps", "4", "--set", "batch_size=4", "--set", "width=8", "--set", "layers=1")
 
@@ -240,7 +243,8 @@ def test_a_folder_that_cannot_be_written(refused, linear, tmp_path):
 def test_a_folder_that_holds_a_run(refused, dmm, linear):
     dmm("train", linear, *STEPS, "--out", "run")
     assert "--resume" in refused("train", linear, *STEPS, "--out", "run")
-    assert "steps" in refused("train", linear, *STEPS[2:], "--steps", "5", "--out", "run", "--resume")
+    assert "steps: got 3" in refused("train", linear, *STEPS[2:], "--steps", "3", "--out", "run", "--resume")
+    assert "clip" in refused("train", linear, *STEPS, "--set", "clip=1", "--out", "run", "--resume")
 
 
 def test_a_checkpoint_of_another_data_set(refused, dmm, linear, make_dataset):
@@ -291,3 +295,132 @@ def test_no_network_when_one_is_needed(refused, datasets_path, monkeypatch):
     monkeypatch.setattr(socket, "create_connection", unreachable)
     monkeypatch.setattr(socket, "getaddrinfo", unreachable)
     assert "does not answer" in refused("train", "mujoco/hopper/medium-v0", "--download")
+
+
+def test_a_finished_run_is_trained_further(dmm, linear):
+    assert "4 updates" in dmm("train", linear, *STEPS, "--out", "run")[1]
+    code, out, _ = dmm("train", linear, *STEPS[2:], "--steps", 6, "--out", "run", "--resume")
+    assert code == 0 and "6 updates" in out
+    assert "6 updates" in dmm("train", linear, *STEPS[2:], "--out", "run", "--resume")[1]
+
+
+def test_a_run_starts_from_another_ones_weights(dmm, refused, linear, make_dataset):
+    dmm("train", linear, *STEPS, "--out", "run")
+    box = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    make_dataset("tiny/other-v0", [episode(7)], box)
+    code, out, _ = dmm("train", "tiny/other-v0", *STEPS, "--from", "run", "--out", "next")
+    assert code == 0 and "4 updates" in out and json.loads(Path("next/run.json").read_text())["from"]["run"] == "run"
+    assert "model" in refused("train", linear, "--model", "mamba", "--from", "run", "--out", "third")
+    assert "no run at nowhere" in refused("train", linear, "--from", "nowhere", "--out", "third")
+
+
+def test_inspect_looks_at_the_data_of_the_run_alone(dmm, refused, linear, make_dataset, datasets_path):
+    dmm("train", linear, *STEPS, "--out", "run")
+    code, out, _ = dmm("inspect", "run", "--windows", 2)
+    assert code == 0 and "of its data set" in out
+    shutil.rmtree(datasets_path / linear)
+    box = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    make_dataset(linear, [episode(10, reward=2.0)], box)
+    assert "has been replaced" in refused("inspect", "run", "--windows", 2)
+    code, out, _ = dmm("inspect", "run", "--windows", 2, "--data", linear)
+    assert code == 0 and f"of {linear} (" in out
+
+
+def test_inspect_knows_data_that_were_read_as_sums(dmm, linear):
+    dmm("train", linear, *STEPS, "--rewards", "cumulative", "--out", "run")
+    assert dmm("inspect", "run", "--windows", 2)[0] == 0
+
+
+def test_a_home_folder_may_be_written_as_a_tilde(dmm, linear, tmp_path, monkeypatch):
+    home = tmp_path / "home dir ä"
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    assert dmm("train", linear, *STEPS, "--out", "~/runs/mine/")[0] == 0
+    assert dmm("inspect", "~/runs/mine", "--windows", 2, "--out", "~/seen")[0] == 0
+    assert (home / "runs/mine/run.json").exists() and (home / "seen/norms.png").exists()
+    (tmp_path / "datasets").rename(home / "sets")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", "~/sets/")
+    assert linear in dmm("datasets")[1] and not (tmp_path / "~").exists()
+
+
+class Full:
+    """A stream on a disk without room."""
+
+    encoding, errors = "utf-8", "strict"
+
+    def write(self, text):
+        raise OSError(28, "No space left on device")
+
+    def flush(self):
+        pass
+
+
+class Unread(Full):
+    def write(self, text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+@pytest.mark.parametrize(
+    ("stream", "code", "said"),
+    [(Full(), 1, "output: standard output cannot be written"), (None, 1, "output: standard output is closed")],
+    ids=["full", "closed"],
+)
+def test_output_that_cannot_be_written_is_one_line(dmm, monkeypatch, stream, code, said):
+    monkeypatch.setattr(sys, "stdout", stream)
+    got, _, lines = dmm("models")
+    assert got == code and len(lines) == 1 and said in lines[0]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(dmm, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Unread())
+    assert dmm("models")[::2] == (141, [])
+
+
+@pytest.mark.parametrize("stream", [Full(), None], ids=["full", "closed"])
+def test_errors_that_cannot_be_written_leave_the_exit_code(dmm, monkeypatch, stream):
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert dmm("train", "nowhere")[0] == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize(
+    ("redirection", "code"), [("> /dev/full", 1), (">&-", 1), ("2>&-", 0), ("2> /dev/full", 0), ("| head -c 0", 0)]
+)
+def test_a_shell_that_redirects_sees_no_traceback(redirection, code, tmp_path):
+    command = f'"{sys.executable}" -m dmm.cli --help {redirection}'
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == code and "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    assert len(done.stderr.splitlines()) == (code == 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "memory: there is not enough for this"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes"),
+            "memory: ",
+        ),
+        (RuntimeError("can't start new thread"), "memory: "),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "import: libtorch_cpu.so: failed"),
+        (PermissionError(13, "Permission denied", "/sets/metadata.json"), "/sets/metadata.json: Permission denied"),
+    ],
+    ids=repr,
+)
+def test_what_the_machine_is_the_cause_of_is_one_line(dmm, monkeypatch, error, said):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(collect, "installed", fail)
+    code, out, lines = dmm("datasets")
+    assert (code, out) == (1, "") and len(lines) == 1 and said in lines[0]
+
+
+def test_a_bug_stays_a_traceback(monkeypatch):
+    def fail(*arguments):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(collect, "installed", fail)
+    with pytest.raises(KeyError):
+        main(["datasets"])

@@ -405,7 +405,7 @@ class TestFullWindows:
 
     @pytest.mark.parametrize("count", [0, -1])
     def test_count_below_one_is_named(self, data: Trajectories, count: int) -> None:
-        with pytest.raises(InputError, match=f"^count: got {count}, allowed is at least 1$"):
+        with pytest.raises(InputError, match=f"^count: got {count}, allowed is a whole number of at least 1$"):
             full_windows(data, self.CONTEXT, count)
 
     def test_context_that_no_episode_has_is_named(self, data: Trajectories) -> None:

@@ -66,7 +66,11 @@ def test_no_windows_is_one_line(run, datasets_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["inspect", str(run.path), "--windows", "0"])
     lines = capsys.readouterr().err.splitlines()
-    assert stopped.value.code == 2 and len(lines) == 1 and "windows: got 0, allowed is at least 1" in lines[0]
+    assert (
+        stopped.value.code == 2
+        and len(lines) == 1
+        and "windows: got 0, allowed is a whole number of at least 1" in lines[0]
+    )
 
 
 def test_a_folder_that_cannot_be_made_is_one_error(run, datasets_path, tmp_path):

@@ -288,7 +288,7 @@ class TestErrors:
     @pytest.mark.parametrize("value", [0, -1])
     def test_size_below_one_is_named(self, name: str, value: int) -> None:
         sizes: dict[str, Any] = {"d": 8, "state_size": 4, "expand": 2, "conv_width": 4}
-        with pytest.raises(InputError, match=f"^{name}: got {value}, allowed is at least 1"):
+        with pytest.raises(InputError, match=f"^{name}: got {value}, allowed is a whole number of at least 1"):
             MambaBlock(**(sizes | {name: value}))
 
     def test_unknown_step_init_is_named(self) -> None:

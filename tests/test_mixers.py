@@ -208,7 +208,7 @@ class TestEveryMixer:
 
     @pytest.mark.parametrize(("name", "d", "window"), [("d", 0, 2), ("window", 3, 0), ("window", 3, -1)])
     def test_size_below_one_is_named(self, mixer: Any, name: str, d: int, window: int) -> None:
-        with pytest.raises(InputError, match=f"^{name}: got .*, allowed is at least 1"):
+        with pytest.raises(InputError, match=f"^{name}: got .*, allowed is a whole number of at least 1"):
             mixer(d, window)
 
     @pytest.mark.parametrize("shape", [(2, 9), (2, 9, D + 1), (1, 2, 9, D)])

@@ -238,7 +238,7 @@ class TestConvolution:
         assert_close(convolve(kernel, u), [0.0, 0.0, 1.0], 1e-6)
 
     def test_wrong_length_is_named(self) -> None:
-        with pytest.raises(InputError, match=r"^length: got 0, allowed is at least 1"):
+        with pytest.raises(InputError, match=r"^length: got 0, allowed is a whole number of at least 1"):
             convolution_kernel(torch.ones(2), torch.ones(2), torch.ones(2), 0)
 
     def test_kernel_of_another_length_than_the_signal_is_named(self) -> None:

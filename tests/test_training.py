@@ -471,8 +471,8 @@ class TestSeveralSeeds:
         shutil.copytree(separate[1].path, tmp_path / "seed4")
         with pytest.raises(InputError, match=r"^out: .*seed4 already holds a run"):
             several(trajectories, tmp_path)
-        with pytest.raises(InputError, match=r"^resume: .*seed4 holds another run \(training: steps is 30 there, 31"):
-            several(trajectories, tmp_path, steps=31, resume=True)
+        with pytest.raises(InputError, match=r"^resume: .*seed4 holds another run \(training: clip is 0.25 there, 1.0"):
+            several(trajectories, tmp_path, changes={"clip": 1.0}, resume=True)
         assert [folder.name for folder in tmp_path.iterdir()] == ["seed4"]
 
     @pytest.mark.parametrize("seeds", [(), (1, 2, 1)])
@@ -620,7 +620,6 @@ class TestResume:
     @pytest.mark.parametrize(
         ("more", "differing"),
         [
-            ({"steps": 31}, "training: steps is 30 there, 31 asked for"),
             ({"seed": 1}, "training: seed is 0 there, 1 asked for"),
             ({"model": "mamba"}, "model: 'dmm' there, 'mamba' asked for"),
             ({"changes": {"width": 16}}, "config: width is 8 there, 16 asked for"),
@@ -656,6 +655,185 @@ class TestResume:
         log.unlink() if damage is None else log.write_text(damage)
         with pytest.raises(InputError, match=r"log\.csv"):
             quick(trajectories, tmp_path / "run", resume=True)
+
+
+class TestFurther:
+    """A run that is resumed with more steps."""
+
+    def test_goes_on_with_the_warm_up_that_it_had(self, trajectories: Trajectories, tmp_path: Path) -> None:
+        quick(trajectories, tmp_path, steps=12, changes={"warmup": 1.0, "learning_rate": 1.2e-3, "log_every": 1})
+        run = quick(
+            trajectories,
+            tmp_path,
+            steps=18,
+            resume=True,
+            changes={"warmup": 1.0, "learning_rate": 1.2e-3, "log_every": 1},
+        )
+        assert run.step == read(tmp_path)[1] == 18 and run.log["step"].tolist() == list(range(1, 19))
+        np.testing.assert_allclose(run.log["learning_rate"], [min(n, 12) * 1e-4 for n in range(1, 19)])
+        info = json.loads((tmp_path / "run.json").read_text())
+        assert info["training"]["steps"] == 18 and info["first_steps"] == 12 and info == run.info
+        assert load_run(tmp_path).step == 18
+
+    def test_without_a_number_of_steps_goes_on_to_the_end_that_it_had(
+        self, undisturbed: Run, trajectories: Trajectories, tmp_path: Path
+    ) -> None:
+        with replaced_loss(interrupt_at(8)), pytest.raises(Interrupted):
+            quick(trajectories, tmp_path)
+        assert quick(trajectories, tmp_path, steps=None, resume=True).step == STEPS  # type: ignore[arg-type]
+        assert_same_run(tmp_path, undisturbed.path)
+
+    def test_may_be_interrupted_at_any_time(self, trajectories: Trajectories, tmp_path: Path) -> None:
+        for name in ("straight", "stopped"):
+            quick(trajectories, tmp_path / name, steps=6)
+        quick(trajectories, tmp_path / "straight", steps=18, resume=True)
+        for update in (1, 8):
+            with replaced_loss(interrupt_at(update)), pytest.raises(Interrupted):
+                quick(trajectories, tmp_path / "stopped", steps=18, resume=True)
+        quick(trajectories, tmp_path / "stopped", steps=18, resume=True)
+        assert_same_run(tmp_path / "stopped", tmp_path / "straight")
+        assert (tmp_path / "stopped/run.json").read_text() == (tmp_path / "straight/run.json").read_text()
+
+    def test_rows_of_the_log_are_means_over_what_follows_the_old_end(
+        self, trajectories: Trajectories, tmp_path: Path
+    ) -> None:
+        logs = {}
+        for every in (1, 4):
+            changes = {"log_every": every, "checkpoint_every": 8, "warmup": 0.0}
+            quick(trajectories, tmp_path / str(every), steps=9, changes=changes)
+            logs[every] = quick(trajectories, tmp_path / str(every), steps=16, resume=True, changes=changes).log
+        assert logs[4]["step"].tolist() == [4, 8, 9, 12, 16]
+        np.testing.assert_allclose(logs[4]["loss"][3], logs[1]["loss"][9:12].mean(), rtol=1e-6)
+
+    def test_fewer_steps_than_it_has_are_refused(self, trajectories: Trajectories, tmp_path: Path) -> None:
+        quick(trajectories, tmp_path, steps=12)
+        before = (tmp_path / "run.json").read_bytes()
+        with pytest.raises(InputError, match=r"^steps: got 6, allowed are 12, which .* has already, or more$"):
+            quick(trajectories, tmp_path, steps=6, resume=True)
+        assert (tmp_path / "run.json").read_bytes() == before
+
+    def test_several_seeds_each_keep_their_warm_up(self, trajectories: Trajectories, tmp_path: Path) -> None:
+        changes = {"warmup": 1.0, "log_every": 1}
+        several(trajectories, tmp_path, seeds=(3, 4), steps=6, changes=changes)
+        runs = several(trajectories, tmp_path, steps=12, changes=changes, resume=True)  # seed 5 is new
+        for run, warm_up in zip(runs, (6, 6, 12), strict=True):
+            rates = [1e-4 * min(1.0, step / warm_up) for step in range(1, 13)]
+            np.testing.assert_allclose(run.log["learning_rate"], rates)
+
+
+STILL: dict[str, Any] = {"learning_rate": 1e-30, "weight_decay": 0.0}
+"""With these an update changes no weight."""
+
+
+class TestStartFrom:
+    """A new run that starts from another's weights."""
+
+    def test_begins_as_the_policy_that_the_other_run_ended_with(
+        self, undisturbed: Run, make_trajectories: MakeTrajectories, tmp_path: Path
+    ) -> None:
+        other = make_trajectories(seed=1, scale=100.0)  # other moments, another scale of returns
+        run = quick(other, tmp_path, steps=1, start_from=undisturbed.path, changes=STILL)
+        for name, tensor in undisturbed.policy.state_dict().items():
+            assert torch.equal(run.policy.state_dict()[name], tensor), name
+        assert run.policy.config == undisturbed.policy.config
+        said = json.loads((tmp_path / "run.json").read_text())["from"]
+        assert said["run"] == str(undisturbed.path) and said["step"] == STEPS
+        assert said["dataset"]["fingerprint"] == undisturbed.info["dataset"]["fingerprint"] != other.fingerprint()
+
+    def test_takes_a_run_as_it_is_in_memory(self, undisturbed: Run, trajectories: Trajectories, tmp_path: Path) -> None:
+        doubled = load_run(undisturbed.path)
+        with torch.no_grad():
+            doubled.policy.head.weight.mul_(2)
+        run = quick(trajectories, tmp_path, steps=1, start_from=doubled, changes=STILL)
+        assert torch.equal(run.policy.head.weight, 2 * undisturbed.policy.head.weight)
+
+    @pytest.mark.parametrize(
+        ("data", "more", "message"),
+        [
+            ({}, {"model": "mamba"}, "^from: .* differs in its model: 'dmm' there, 'mamba' asked for"),
+            ({"state_size": 5}, {}, "^from: .* differs in its state_size: 4 there, 5 asked for"),
+            ({"action_size": 1}, {}, "^from: .* differs in its action_size: 2 there, 1 asked for"),
+            ({}, {"changes": {"width": 16}}, r"^from: \d+ weights of .* do not fit \(width is 8 there, 16 asked for\)"),
+        ],
+    )
+    def test_what_differs_is_named_and_nothing_is_begun(
+        self,
+        undisturbed: Run,
+        make_trajectories: MakeTrajectories,
+        tmp_path: Path,
+        data: dict[str, Any],
+        more: dict[str, Any],
+        message: str,
+    ) -> None:
+        with pytest.raises(InputError, match=message):
+            quick(make_trajectories(**data), tmp_path / "run", start_from=undisturbed.path, **more)
+        assert not (tmp_path / "run").exists()
+
+    def test_is_resumed_to_the_same_bits_named_again_or_not(
+        self, undisturbed: Run, separate: list[Run], trajectories: Trajectories, tmp_path: Path
+    ) -> None:
+        start = {"start_from": undisturbed.path}
+        quick(trajectories, tmp_path / "straight", steps=18, **start)
+        for name, again in (("named", start), ("not named", {})):
+            with replaced_loss(interrupt_at(8)), pytest.raises(Interrupted):
+                quick(trajectories, tmp_path / name, steps=18, **start)
+            quick(trajectories, tmp_path / name, steps=18, resume=True, **again)
+            assert_same_run(tmp_path / name, tmp_path / "straight")
+        with pytest.raises(InputError, match=r"^resume: .* started from .*undisturbed \(.*seed3 \(.*without --from"):
+            quick(trajectories, tmp_path / "named", steps=18, resume=True, start_from=separate[0].path)
+
+    def test_before_its_first_checkpoint_the_other_run_must_be_named_again(
+        self, undisturbed: Run, trajectories: Trajectories, tmp_path: Path
+    ) -> None:
+        with replaced_loss(interrupt_at(2)), pytest.raises(Interrupted):
+            quick(trajectories, tmp_path, start_from=undisturbed.path)
+        with pytest.raises(InputError, match=r"^from: .* has no checkpoint; name the run that it starts from"):
+            quick(trajectories, tmp_path, resume=True)
+
+    def test_several_seeds_start_from_one_run(
+        self, undisturbed: Run, trajectories: Trajectories, tmp_path: Path
+    ) -> None:
+        for run in several(trajectories, tmp_path, steps=1, start_from=undisturbed, changes=STILL):
+            assert torch.equal(run.policy.head.weight, undisturbed.policy.head.weight)
+
+
+class TestApart:
+    """Several seeds, each in a process of its own."""
+
+    def test_each_is_bit_for_bit_the_run_of_its_seed(
+        self,
+        separate: list[Run],
+        trajectories: Trajectories,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        shutil.copytree(separate[0].path, tmp_path / "seed3")  # finished, nothing to do
+        monkeypatch.setattr("dmm.processes.LARGE", 100)  # so that the data are in files that both map
+        runs = several(trajectories, tmp_path, workers=2, resume=True, progress=True)
+        for run, alone in zip(runs, separate, strict=True):
+            assert_same_run(run.path, alone.path)
+            assert run.info == json.loads(json.dumps(alone.info)) and not run.policy.training
+            assert all(torch.equal(w, alone.policy.state_dict()[name]) for name, w in run.policy.state_dict().items())
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert "60/60" in last and f"loss={np.mean([run.log['loss'][-1] for run in runs[1:]]):.4f}" in last
+
+    def test_one_that_diverges_is_named_and_the_others_can_go_on(
+        self, trajectories: Trajectories, tmp_path: Path
+    ) -> None:
+        with pytest.raises(RunError, match=r"^(loss|weights) of seed [34]: .*a lower learning_rate"):
+            several(trajectories, tmp_path, seeds=(3, 4), workers=2, changes={"learning_rate": 1e30})
+        assert all((tmp_path / f"seed{seed}/run.json").exists() for seed in (3, 4))
+
+    def test_models_from_elsewhere_are_one_program(self, trajectories: Trajectories, tmp_path: Path) -> None:
+        class Mine(DecisionMetaMamba):
+            pass
+
+        own = dataclasses.replace(training.find_model("dmm"), policy=Mine)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(training.find_model.__globals__["MODELS"], "mine", own)
+            runs = several(trajectories, tmp_path, seeds=(3, 4), model="mine", steps=2, workers=2)
+        assert all(type(run.policy) is Mine for run in runs)
 
 
 class TestFailure:
@@ -853,6 +1031,40 @@ class TestArguments:
         monkeypatch.setattr(training, "load_trajectories", known.__getitem__)
         quick("tiny/linear-v0", tmp_path)  # type: ignore[arg-type]
         assert_same_run(tmp_path, undisturbed.path)
+
+    def test_numbers_may_be_numpys(self, separate: list[Run], trajectories: Trajectories, tmp_path: Path) -> None:
+        numbers = {name: np.float64(value) if name == "width" else np.int64(value) for name, value in RESUMED.items()}
+        options: dict[str, Any] = {"steps": np.float32(STEPS), "device": "cpu", "progress": False}
+        run = train(trajectories, seed=np.int64(3), out=tmp_path / "one", changes=numbers, **options)  # type: ignore[arg-type]
+        assert_same_run(run.path, separate[0].path)
+        assert (run.path / "run.json").read_text() == (separate[0].path / "run.json").read_text()
+        runs = several(trajectories, tmp_path / "many", seeds=np.arange(3, 5), steps=1)  # type: ignore[arg-type]
+        assert [run.path.name for run in runs] == ["seed3", "seed4"]
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [{"steps": 10.5}, {"steps": True}, {"seed": None}, {"seed": "0"}, {"changes": {"width": 8.5}}],
+        ids=str,
+    )
+    def test_what_is_no_number_is_refused_and_nothing_is_begun(
+        self, trajectories: Trajectories, tmp_path: Path, wrong: dict[str, Any]
+    ) -> None:
+        name = next(iter(wrong.get("changes", wrong)))
+        with pytest.raises(InputError, match=f"^{name}: got "):
+            quick(trajectories, tmp_path / "run", **wrong)
+        assert not (tmp_path / "run").exists()
+
+    def test_a_home_folder_may_be_written_as_a_tilde(
+        self, trajectories: Trajectories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        home = tmp_path / "home dir ä"
+        monkeypatch.setenv("HOME", str(home))
+        monkeypatch.setenv("USERPROFILE", str(home))
+        monkeypatch.chdir(tmp_path)
+        assert quick(trajectories, "~/runs/mine/", steps=1).path == home / "runs/mine"  # type: ignore[arg-type]
+        assert load_run("~/runs/mine").step == 1
+        several(trajectories, "~/many", seeds=(3,), steps=1, start_from="~/runs/mine")  # type: ignore[arg-type]
+        assert (home / "many/seed3/run.json").exists() and [f.name for f in tmp_path.iterdir()] == ["home dir ä"]
 
     def test_unknown_model_is_named(self, trajectories: Trajectories, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"^model: got 'gpt'"):

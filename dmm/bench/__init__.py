@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dmm.errors import InputError, RunError
+from dmm.errors import InputError, RunError, whole_number
+from dmm.files import user_path
 
 
 def machine() -> dict[str, Any]:
@@ -93,7 +94,7 @@ def threads_set(threads: int) -> Iterator[None]:
     Raises:
         InputError: fewer than one.
     """
-    check_at_least_one(threads=threads)
+    threads = whole_number("threads", threads, 1)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -102,22 +103,23 @@ def threads_set(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def check_at_least_one(**numbers: int) -> None:
-    """Raise InputError unless these arguments are 1 or more."""
+def check_at_least_one(**numbers: Any) -> None:
+    """Raise InputError unless these arguments are whole numbers of 1 or more."""
     for name, value in numbers.items():
-        if value < 1:
-            raise InputError(f"{name}: got {value}; allowed: 1 or more")
+        whole_number(name, value, 1)
 
 
 PICTURES = (".png", ".svg", ".pdf")
 
 
-def check_picture(path: Path | None) -> None:
-    """Raise InputError unless a picture can be written there, before minutes have gone into its numbers."""
+def check_picture(picture: str | Path | None) -> Path | None:
+    """Where a picture is to be written; InputError if it cannot be, before minutes have gone into its numbers."""
+    path = None if picture is None else user_path("picture", picture)
     if path is not None and path.suffix not in PICTURES:
         raise InputError(f"picture: got {str(path)!r}; allowed: a name that ends in {', '.join(PICTURES)}")
     if path is not None and not path.resolve().parent.is_dir():
         raise InputError(f"picture: got {str(path)!r}; allowed: a file in a folder that is there")
+    return path
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:

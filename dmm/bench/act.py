@@ -10,7 +10,6 @@ from typing import Any
 import gymnasium as gym
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from dmm.acting import Actor, make_actor
 from dmm.baselines.dt import DecisionTransformer, DTConfig
@@ -21,6 +20,7 @@ from dmm.errors import InputError
 from dmm.evaluation import make_env, rollout
 from dmm.model import DecisionMetaMamba, DMMConfig
 from dmm.policy import Policy
+from dmm.progress import progress_bar
 from dmm.training import Run
 
 HOPPER = {"state_size": 11, "action_size": 3}
@@ -120,7 +120,7 @@ def latencies(
     observations = torch.randn(SPAN, 1, HOPPER["state_size"], generator=generator).to(device)
     rewards = torch.rand(SPAN, 1, generator=generator).to(device)
     times: dict[str, dict[int, list[float]]] = {name: {step: [] for step in steps} for name in actors}
-    for first in tqdm(range(0, steps[-1] + SPAN, SPAN), desc="bench act", disable=not progress):
+    for first in progress_bar(range(0, steps[-1] + SPAN, SPAN), desc="bench act", disable=not progress):
         for name, act in actors.items():
             for clock in range(first, first + SPAN):
                 begin = time.perf_counter()

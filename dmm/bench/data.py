@@ -14,7 +14,6 @@ from typing import Any
 import minari
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from dmm.bench import check_at_least_one, in_fresh_process, interleaved, machine, peak_megabytes, quartiles
 from dmm.data.collect import collect
@@ -24,6 +23,7 @@ from dmm.data.rollout import CHUNK, record
 from dmm.data.trajectories import Trajectories, load_trajectories
 from dmm.data.windows import WindowSampler
 from dmm.errors import InputError
+from dmm.progress import progress_bar
 
 BATCH, CONTEXT = 64, 8
 """Windows per batch and steps per window, as in the paper."""
@@ -47,7 +47,7 @@ def bench_data(
     recipe = find_recipe(name)
     counts = [n for n in (1, 2, 4, 8) if n <= machine()["cores"]]
     torch.set_num_threads(1)
-    with tqdm(total=4, desc="bench data", disable=not progress) as bar, _temporary_store():
+    with progress_bar(total=4, desc="bench data", disable=not progress) as bar, _temporary_store():
         parts: dict[str, Any] = {}
         for part, measure in (
             ("step", partial(step_costs, recipe, repeats)),

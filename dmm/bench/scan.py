@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from dmm.bench import (
     check_at_least_one,
@@ -33,6 +32,7 @@ from dmm.bench.peers import (
     versions,
 )
 from dmm.mamba import MambaBlock
+from dmm.progress import progress_bar
 from dmm.scan import preferred_backends, scan_backends, selective_scan
 from dmm.scan.fused import missing_triton
 
@@ -88,7 +88,7 @@ def bench_scan(
     place = choose_device(device)
     lengths = lengths or (CUDA_LENGTHS if place.type == "cuda" else LENGTHS)
     check_at_least_one(channels=channels, states=states, repeats=repeats, length=min(lengths))
-    with threads_set(threads), tqdm(total=len(lengths) + 2, desc="bench scan", disable=not progress) as bar:
+    with threads_set(threads), progress_bar(total=len(lengths) + 2, desc="bench scan", disable=not progress) as bar:
         rows = []
         for length in lengths:
             bar.set_postfix_str(f"l = {length}")

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from dmm import mamba
 from dmm.bench import check_at_least_one, finisher, interleaved, machine, threads_set
@@ -32,6 +31,7 @@ from dmm.data.trajectories import Trajectories
 from dmm.data.windows import Windows, WindowSampler
 from dmm.memory import keep_freed_memory
 from dmm.policy import Policy
+from dmm.progress import progress_bar
 from dmm.registry import find_model
 from dmm.stacking import stack
 from dmm.training import TrainConfig, action_loss, choose_device, train_seeds
@@ -70,7 +70,7 @@ def bench_train(
     place = choose_device(device)
     kept = keep_freed_memory()  # as training does; it speeds up whatever is trained in this process
     bench = _Bench(place)
-    with threads_set(threads), tqdm(total=3, desc="bench train", disable=not progress) as bar:
+    with threads_set(threads), progress_bar(total=3, desc="bench train", disable=not progress) as bar:
         scans, left_out = bench.scans()
         models, absent = bench.models()
         several = bench.seeds(seeds)
@@ -108,7 +108,9 @@ def seconds_of_training(
         for steps in (min(updates), *updates):  # a first run builds what is built once
             with tempfile.TemporaryDirectory() as folder:
                 begin = time.perf_counter()
-                train_seeds(data, seeds=range(count), steps=steps, out=folder, device=str(device), progress=False)
+                train_seeds(
+                    data, seeds=range(count), steps=steps, out=folder, device=str(device), workers=1, progress=False
+                )
                 times.append(time.perf_counter() - begin)
         found[name] = UPDATES * (times[2] - times[1]) / (updates[1] - updates[0])
     return found

@@ -12,7 +12,6 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
-from tqdm import tqdm
 
 from dmm.data.atomic import replacement_of
 from dmm.data.interrupts import interrupts_deferred
@@ -21,6 +20,7 @@ from dmm.data.observations import action_size, build_env, build_flat_env, requir
 from dmm.data.precision import not_finite, real_array
 from dmm.data.rewards import StoredRewards
 from dmm.errors import InputError, RunError
+from dmm.progress import progress_bar
 
 EPISODES_PER_WRITE = 256
 
@@ -83,7 +83,7 @@ def write_dataset(
     about = {"observation_keys": list(observation_keys), "rewards": reward_kind}
     metadata = {"dataset_id": minari_id, "description": description, "dmm": about, **_scores(reference)}
     spaces = _spaces(rows, env_id, env_kwargs or {}, observation_keys)
-    bar = tqdm(total=len(rows["rewards"]), unit=" steps", desc=minari_id, disable=not progress, delay=0.5)
+    bar = progress_bar(total=len(rows["rewards"]), unit=" steps", desc=minari_id, disable=not progress, delay=0.5)
     try:
         with replacement_of(folder, overwrite=force) as new:
             new.mkdir()

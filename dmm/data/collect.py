@@ -17,7 +17,6 @@ import minari
 import numpy as np
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
-from tqdm import tqdm
 
 from dmm.data.atomic import replacement_of
 from dmm.data.environments import environment_record, package_versions
@@ -27,8 +26,9 @@ from dmm.data.minari_files import dataset_folder, make_namespace
 from dmm.data.observations import build_env, require_storable
 from dmm.data.recipes import RECIPES, Recipe, find_recipe
 from dmm.data.rollout import RecordedEpisode, record
-from dmm.errors import InputError, RunError
+from dmm.errors import InputError, RunError, whole_number
 from dmm.normalize import normalize
+from dmm.progress import progress_bar
 
 SMALL = 20_000
 """Transitions below which starting worker processes would take longer than the work."""
@@ -77,9 +77,9 @@ def collect(
     """
     begin = time.perf_counter()
     recipe = recipe if isinstance(recipe, Recipe) else find_recipe(recipe)
-    wanted = recipe.transitions if transitions is None else _at_least("transitions", transitions, 1)
-    settings = {"recipe_version": recipe.version, "seed": _at_least("seed", seed, 0), "transitions": wanted}
-    processes = _default_workers(wanted) if workers is None else _at_least("workers", workers, 1)
+    wanted = recipe.transitions if transitions is None else whole_number("transitions", transitions, 1)
+    settings = {"recipe_version": recipe.version, "seed": whole_number("seed", seed, 0), "transitions": wanted}
+    processes = _default_workers(wanted) if workers is None else whole_number("workers", workers, 1)
     folder = dataset_folder(recipe.name)
     if not force and folder.exists():
         return _summary(recipe, _require_same(recipe.name, folder, settings), folder, begin)
@@ -100,12 +100,6 @@ def installed() -> list[CollectSummary]:
     return found
 
 
-def _at_least(argument: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{argument}: got {value!r}; allowed: a whole number, {least} or more")
-    return value
-
-
 def _default_workers(transitions: int) -> int:
     if transitions < SMALL:
         return 1
@@ -116,7 +110,7 @@ def _default_workers(transitions: int) -> int:
 def _write(recipe: Recipe, folder: Path, settings: dict[str, int], workers: int, progress: bool) -> None:
     """Records the episodes and writes them to `folder` as they come."""
     made = _Tally()
-    bar = tqdm(total=settings["transitions"], unit=" steps", desc=recipe.name, disable=not progress, delay=0.5)
+    bar = progress_bar(total=settings["transitions"], unit=" steps", desc=recipe.name, disable=not progress, delay=0.5)
     try:
         with interrupts_deferred():
             storage, environment = _new_storage(recipe, folder)

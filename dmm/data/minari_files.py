@@ -33,6 +33,7 @@ from dmm.data.observations import action_size, stored_spaces
 from dmm.data.recipes import RECIPES
 from dmm.data.stored_arrays import open_arrays
 from dmm.errors import InputError
+from dmm.files import user_path
 
 NETWORK_TIMEOUT = 3.0
 """Seconds to wait for the data server's first answer; Minari itself would retry for half a minute."""
@@ -63,6 +64,12 @@ class Episode:
     truncations: np.ndarray  # (l,)
 
 
+def expand_datasets_path() -> None:
+    """`~` at the beginning of `MINARI_DATASETS_PATH` is the home folder; Minari would make one of that name."""
+    if os.environ.get(DATASETS_PATH, "").startswith("~"):
+        os.environ[DATASETS_PATH] = str(user_path(DATASETS_PATH, os.environ[DATASETS_PATH]))
+
+
 def dataset_folder(minari_id: str) -> Path:
     """Where a data set of that id lies, or would lie.
 
@@ -74,6 +81,7 @@ def dataset_folder(minari_id: str) -> Path:
     except (ValueError, TypeError) as error:
         raise InputError(f"dataset: {minari_id!r} is not a Minari id; allowed: NAMESPACE/NAME-vVERSION") from error
     try:
+        expand_datasets_path()
         return Path(get_dataset_path(minari_id))
     except OSError as error:
         raise InputError(f"dataset: the folder of Minari data sets cannot be used ({error})") from error

@@ -14,7 +14,7 @@ from dmm.data.observations import build_env, flatten_actions, flatten_observatio
 from dmm.data.recipes import find_recipe
 from dmm.data.rollout import RecordedEpisode, record
 from dmm.data.trajectories import Trajectories
-from dmm.errors import InputError
+from dmm.errors import whole_number
 
 
 def preview(name: str, episodes: int, *, seed: int = 0, transitions: int | None = None) -> Trajectories:
@@ -27,10 +27,10 @@ def preview(name: str, episodes: int, *, seed: int = 0, transitions: int | None 
     Raises:
         InputError: unknown recipe, or `episodes` below 1.
     """
-    if episodes < 1:
-        raise InputError(f"episodes: got {episodes}, allowed is at least 1")
+    episodes, seed = whole_number("episodes", episodes, 1), whole_number("seed", seed, 0)
     recipe = find_recipe(name)
-    with closing(record(recipe, seed, 1, transitions or recipe.transitions)) as stream:
+    wanted = recipe.transitions if transitions is None else whole_number("transitions", transitions, 1)
+    with closing(record(recipe, seed, 1, wanted)) as stream:
         recorded = list(islice(stream, episodes))
     env = build_env(recipe.env_id, **{**recipe.env_kwargs, **recipe.eval_kwargs})
     spec, space, environment = env.spec, env.action_space, environment_record(env)

@@ -70,7 +70,7 @@ class StoredArrays:
             parent = self._group(names[:-1], path)
             _require_own(parent, names[-1], path)
             if len(self._groups) > GROUPS_KEPT:
-                self._groups: dict[tuple[str, ...], h5g.GroupID] = {(): self._root}
+                self._groups = {(): self._root}
             self._groups[names] = h5g.open(parent, names[-1].encode())
         return self._groups[names]
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmm.data.trajectories import Trajectories
-from dmm.errors import InputError
+from dmm.errors import InputError, whole_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +55,7 @@ class WindowSampler:
         generator: torch.Generator,
         device: torch.device | str = "cpu",
     ):
-        if context < 1:
-            raise InputError(f"context: got {context}; allowed: 1 or more")
+        context = whole_number("context", context, 1)
         self.context, self.generator, self.transitions = context, generator, trajectories.transitions
         self._sizes = [1, trajectories.state_size, trajectories.action_size]
         self._rows = _table(trajectories).to(device)  # (N + 1, 1 + s + a)
@@ -74,9 +73,8 @@ class WindowSampler:
 
     def draw(self, batches: int, batch_size: int, generator: torch.Generator) -> Tensor:
         """Where the windows of the next batches begin: `(batches, b)`, the numbers of as many draws of one batch."""
-        if batch_size < 1:
-            raise InputError(f"batch_size: got {batch_size}; allowed: 1 or more")
-        return torch.randint(self.transitions, (batches, batch_size), generator=generator)
+        shape = (whole_number("batches", batches, 1), whole_number("batch_size", batch_size, 1))
+        return torch.randint(self.transitions, shape, generator=generator)
 
     def windows_at(self, first_indices: Tensor) -> Windows:
         """The windows that begin at the given transitions `(b,)`."""

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dmm.files import strict_json, user_path
+
 if TYPE_CHECKING:
     from dmm.training import Run
 
@@ -23,10 +25,15 @@ def load_result(name: str) -> dict[str, Any]:
     return result
 
 
+def path_argument(text: str) -> Path:
+    """A path as the experiments' commands take it, `~` included."""
+    return user_path("path", text)
+
+
 def write_result(path: Path, result: dict[str, Any]) -> None:
     """Write a result as JSON, one value a line, so that versions can be compared."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(strict_json(result, indent=1) + "\n")
 
 
 def kept_run(name: str) -> Run:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dmm.experiments import RESULTS, kept_run, write_result
+from dmm.experiments import RESULTS, kept_run, path_argument, write_result
 from dmm.experiments.grid import Job, machine, mean_interval, run_jobs, train_job
 
 if TYPE_CHECKING:
@@ -317,8 +317,8 @@ def replay(envs: list[Any], played: list[tuple[np.ndarray, np.ndarray]]) -> floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Remake the comparison of the ways of acting.")
-    parser.add_argument("--out", type=Path, default=RESULTS / "acting.json", help="the result file to write")
-    parser.add_argument("--runs", type=Path, default=Path("runs/acting"), help="where runs are kept")
+    parser.add_argument("--out", type=path_argument, default=RESULTS / "acting.json", help="the result file to write")
+    parser.add_argument("--runs", type=path_argument, default=Path("runs/acting"), help="where runs are kept")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds of each entry")
     parser.add_argument("--workers", type=int, default=2, help="policies trained at once, one thread each")
     parser.add_argument("--latency", action="store_true", help="time the ways instead, on a machine with nothing to do")

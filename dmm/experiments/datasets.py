@@ -23,7 +23,7 @@ from dmm.data.environments import package_versions
 from dmm.data.minari_files import dataset_folder
 from dmm.data.recipes import RECIPES, Recipe
 from dmm.data.trajectories import Trajectories, load_trajectories
-from dmm.experiments import RESULTS, write_result
+from dmm.experiments import RESULTS, path_argument, write_result
 from dmm.normalize import normalize
 
 BINS = 30
@@ -116,7 +116,7 @@ def _known(path: Path) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Make every data set and describe it.")
-    parser.add_argument("--out", type=Path, default=RESULTS / "datasets.json")
+    parser.add_argument("--out", type=path_argument, default=RESULTS / "datasets.json")
     parser.add_argument("--transitions", type=int, help="size of each set; the recipe's own if left out")
     parser.add_argument("--workers", type=int)
     parser.add_argument("--only", default="", metavar="PREFIX", help="names that begin so")

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import stats
-from tqdm.auto import tqdm
 
-from dmm.experiments import MODELS, RESULTS, write_result
+from dmm.experiments import MODELS, RESULTS, path_argument, write_result
+from dmm.files import strict_json
+from dmm.progress import progress_bar
 
 if TYPE_CHECKING:
     from dmm.policy import Policy
@@ -94,7 +95,7 @@ def train_and_score(job: Job) -> dict[str, Any]:
 def run_jobs(work: Callable[[Job], dict[str, Any]], jobs: Sequence[Job], workers: int) -> list[dict[str, Any]]:
     """`work` on every job, in `workers` processes of one thread each; the rows come back in the order of the jobs."""
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        return list(tqdm(pool.imap(partial(_row, work), jobs), total=len(jobs), unit="policy"))
+        return list(progress_bar(pool.imap(partial(_row, work), jobs), total=len(jobs), unit="policy", desc="policies"))
 
 
 def _row(work: Callable[[Job], dict[str, Any]], job: Job) -> dict[str, Any]:
@@ -166,15 +167,15 @@ def keep_model(run: Run, name: str) -> None:
         f"policy.{key}": (tensor.half() if id(tensor) in trained else tensor).detach().contiguous()
         for key, tensor in policy_tensors(run.policy).items()
     }
-    write_atomically(folder / "run.json", (json.dumps(run.info, indent=1) + "\n").encode())
+    write_atomically(folder / "run.json", (strict_json(run.info, indent=1) + "\n").encode())
     write_atomically(folder / "checkpoint.safetensors", save(tensors, metadata={"step": str(run.step)}))
 
 
 def arguments(name: str, description: str, *, seeds: int) -> argparse.Namespace:
     """What every experiment's command takes: `out`, `runs`, `seeds`, `workers`."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json", help="the result file to write")
-    parser.add_argument("--runs", type=Path, default=Path("runs") / name, help="where runs are kept")
+    parser.add_argument("--out", type=path_argument, default=RESULTS / f"{name}.json", help="the result file to write")
+    parser.add_argument("--runs", type=path_argument, default=Path("runs") / name, help="where runs are kept")
     parser.add_argument("--seeds", type=int, default=seeds, help="training seeds of each entry")
     parser.add_argument("--workers", type=int, default=2, help="policies trained at once, one thread each")
     return parser.parse_args()

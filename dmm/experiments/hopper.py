@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dmm.experiments import RESULTS, write_result
+from dmm.experiments import RESULTS, path_argument, write_result
 
 DATASET = "dmm/hopper/medium-v0"
 STEPS = 10_000
@@ -44,8 +44,8 @@ def train_and_evaluate(folder: Path, seed: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Remake the Hopper result.")
-    parser.add_argument("--out", type=Path, default=RESULTS / "hopper.json")
-    parser.add_argument("--runs", type=Path, default=Path("runs/hopper"))
+    parser.add_argument("--out", type=path_argument, default=RESULTS / "hopper.json")
+    parser.add_argument("--runs", type=path_argument, default=Path("runs/hopper"))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--transitions", type=int, help="size of the data set; the recipe's own if left out")
     args = parser.parse_args()

@@ -11,10 +11,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from dmm.experiments import RESULTS, load_result, write_result
+from dmm.experiments import RESULTS, load_result, path_argument, write_result
 
 FLAT = 1.1
 """Largest over smallest time of an action, at the steps where it is measured, that counts as flat."""
@@ -242,7 +241,7 @@ def goals_table(goals: list[dict[str, Any]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Measure scan, training step and acting, and judge the goals.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", type=Path, help="a file; speed.json or speed_cuda.json of the package if left out")
+    parser.add_argument("--out", type=path_argument, help="a file; the package's own if left out")
     args = parser.parse_args(arguments)
 
     reports = run_benches(args.device)

@@ -51,7 +51,7 @@ def test_makes_its_environment() -> None:
 
 @pytest.mark.parametrize("episodes", [0, -3])
 def test_less_than_one_episode_is_named(episodes: int) -> None:
-    with pytest.raises(InputError, match=f"^episodes: got {episodes}, allowed is at least 1$"):
+    with pytest.raises(InputError, match=f"^episodes: got {episodes}, allowed is a whole number of at least 1$"):
         preview("dmm/pointmaze/umaze-v0", episodes)
 
 
