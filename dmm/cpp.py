@@ -16,6 +16,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -52,7 +53,7 @@ def build(source: Path, symbols: tuple[str, ...] = ()) -> Status:
     """Find the library of a C++ file or compile it; says which, and where it is, or why there is none. Never raises.
 
     Args:
-        source: the file. Headers beside it (`*.h`) count as parts of it: a change of one is another library.
+        source: the file. What it includes by a path (`#include "..."`) is part of it: a change makes another library.
         symbols: functions that the library must hold.
     """
     command = compiler()
@@ -212,9 +213,17 @@ def _checksum(path: Path) -> Path:
 def _fingerprint(command: list[str], source: Path) -> str:
     """Of all that decides what the library holds: a folder may be shared by machines and outlive an update."""
     version = _run([*command, "--version"], VERSION_SECONDS).stdout
-    texts = [path.read_text(encoding="utf-8") for path in (source, *sorted(source.parent.glob("*.h")))]
-    parts = (*texts, repr((FLAGS, VARIANTS, command[1:])), version, _processor())
+    parts = (*_texts(source, {}).values(), repr((FLAGS, VARIANTS, command[1:])), version, _processor())
     return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _texts(source: Path, read: dict[Path, str]) -> dict[Path, str]:
+    """The text of a file and, in the order of their first mention, of the files it includes by a path."""
+    if source not in read:
+        read[source] = source.read_text(encoding="utf-8")
+        for name in re.findall(r'^\s*#\s*include\s*"([^"]+)"', read[source], re.MULTILINE):
+            _texts((source.parent / name).resolve(), read)
+    return read
 
 
 def _processor() -> str:
