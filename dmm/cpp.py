@@ -64,8 +64,16 @@ def build(source: Path, symbols: tuple[str, ...] = ()) -> Status:
         missing = [name for name in symbols if not hasattr(found.library, name)]
         return Status(None, f"{command[0]} left out {', '.join(missing)}") if missing else found
     except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
-        said = (str(getattr(error, "output", None) or error).strip() or repr(error)).splitlines()
-        return Status(None, f"{command[0]} could not build it: {said[0][:200]}")
+        return Status(None, f"{command[0]} could not build it: {_in_a_line(error)}")
+
+
+def _in_a_line(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, subprocess.CalledProcessError):
+        text = str(error.output).strip() or f"exit status {error.returncode}"
+    elif isinstance(error, subprocess.TimeoutExpired):
+        text = f"timed out after {error.timeout:.0f} s"
+    return (text.strip() or repr(error)).splitlines()[0][:200]
 
 
 def compiler() -> list[str] | None:
