@@ -129,7 +129,9 @@ def recurrence(
     Raises:
         InputError: shapes or dtypes that do not fit, or an empty signal.
     """
-    A_bar, B_bar, C, u, initial_state = together(A_bar=A_bar, B_bar=B_bar, C=C, u=u, initial_state=initial_state)
+    A_bar, B_bar, C, u, initial_state = together(
+        ("initial_state",), A_bar=A_bar, B_bar=B_bar, C=C, u=u, initial_state=initial_state
+    )
     n = A_bar.shape[-1]
     if A_bar.shape not in ((n,), (n, n)):
         raise InputError(f"A_bar: got shape {tuple(A_bar.shape)}, allowed are (n,) and (n, n)")

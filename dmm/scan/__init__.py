@@ -31,6 +31,7 @@ from dmm.tracing import watched
 
 __all__ = ["PARALLEL_BLOCK", "parallel_scan", "preferred_backends", "scan_backends", "selective_scan", "selective_step"]
 
+OPTIONAL = ("D", "z", "delta_bias", "initial_state")
 _PLAIN = {"sequential": sequential_scan, "parallel": scan_in_blocks}
 
 
@@ -88,7 +89,7 @@ def selective_scan(
     do then. `mamba-ssm` has first gradients only, and raises InputError when asked for others.
     """
     tensors = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
-    dtype = precision(**tensors, initial_state=initial_state)
+    dtype = precision(tensors | {"initial_state": initial_state}, OPTIONAL)
     _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state)
     name = _choose(backend, tensors, initial_state, return_last_state)
     if name == "mamba-ssm":
@@ -124,7 +125,7 @@ def selective_step(
         InputError: complex or whole numbers.
     """
     tensors = {"state": state, "u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
-    dtype = precision(**tensors)
+    dtype = precision(tensors, OPTIONAL)
     h, x, raw, A, B, C, D, z, bias = (_cast(t, dtype) for t in tensors.values())
     with _full_precision(u.device):
         step = positive_step(raw, bias, delta_softplus)

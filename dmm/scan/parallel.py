@@ -34,7 +34,8 @@ def parallel_scan(a: Tensor, x: Tensor, initial_state: Tensor | None = None) -> 
     Raises:
         InputError: complex or whole numbers.
     """
-    dtype, returned = precision(a=a, x=x, initial_state=initial_state), x.dtype
+    dtype = precision({"a": a, "x": x, "initial_state": initial_state}, ("initial_state",))
+    returned = x.dtype
     a, x = a.to(dtype), x.to(dtype)
     start = torch.zeros_like(x[:, 0]) if initial_state is None else initial_state.to(dtype)
     function = _states_by_doubling if watched(a, x, start) else _ParallelScan.apply
