@@ -23,6 +23,7 @@ from dmm.errors import InputError, whole_number
 from dmm.scan import selective_scan
 from dmm.scan.fused import kernels
 from dmm.ssm import random_diagonal, s4d_real
+from dmm.tracing import watched
 
 StepInit = Literal["mamba", "wiped"]
 AInit = Literal["s4d-real", "uniform"]
@@ -217,7 +218,8 @@ class MambaCell:
     def _scan(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor, z: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         """`y (b, t, e)` and the last state `(b, e, n)`."""
         fits = start.shape == (len(u), *self.A.shape) and start.dtype == u.dtype == self.A.dtype
-        if self.kernel is None or torch.is_grad_enabled() or not (fits and u.device == start.device == self.A.device):
+        near = u.device == start.device == self.A.device
+        if self.kernel is None or torch.is_grad_enabled() or not (fits and near) or watched(u, start):
             return selective_scan(  # type: ignore[return-value]
                 *(u, delta, self.A, B, C, self.D, z),
                 delta_bias=self.bias,

@@ -11,30 +11,34 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from dmm.errors import InputError, whole_number
+from dmm.tracing import watched
 
 
 class _PaddedWindows(torch.autograd.Function):
     """`(b, l, d) -> (b, l, d, w)`, a view of the padded tokens; the gradient is summed place by place of the window.
 
-    Same bits as autograd through `unfold`, whose own gradient goes over single numbers and takes longer.
+    Same bits as autograd through `unfold`, whose own gradient goes over single numbers and takes longer. The gradient
+    can be differentiated again.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, window: int) -> Tensor:
         ctx.window = window
-        return F.pad(x, (0, 0, window - 1, 0)).unfold(1, window, 1)
+        return _padded_windows(x, window)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc, untyped-decorator]
     def backward(ctx: Any, dwindows: Tensor) -> tuple[Tensor, None]:
         length, last = dwindows.shape[1], ctx.window - 1
         dx = dwindows[..., last].clone()
         for age in range(1, min(ctx.window, length)):
             dx[:, : length - age] += dwindows[:, age:, :, last - age]
         return dx, None
+
+
+def _padded_windows(x: Tensor, window: int) -> Tensor:
+    return F.pad(x, (0, 0, window - 1, 0)).unfold(1, window, 1)
 
 
 class LocalMixer(nn.Module):
@@ -46,6 +50,8 @@ class LocalMixer(nn.Module):
 
     def windows(self, x: Tensor) -> Tensor:
         """The last `window` tokens at each position, oldest first: `(b, l, d) -> (b, l, d, w)`."""
+        if watched(x):
+            return _padded_windows(x, self.window)
         return _PaddedWindows.apply(x, self.window)  # type: ignore[no-any-return, no-untyped-call]
 
     def init_state(self, batch: int) -> Any:

@@ -6,15 +6,20 @@ A continuous system with state `h (n,)`, input `u` and output `y`
 
 becomes, at step size `delta`, the discrete system `h_t = A_bar h_{t-1} + B_bar u_t`, `y_t = C h_t + D u_t`
 (equations 1 and 2 of the Decision MetaMamba paper). Letters: `l` tokens, `n` state size, `m` inputs.
+
+Everything here is of real numbers, float32 or float64, and computed in float64 if any tensor of a call is of that.
+Other dtypes raise InputError: whole numbers would cut off a step size, and complex systems are not this package's.
 """
 
 from __future__ import annotations
 
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from dmm.dtypes import together
 from dmm.errors import InputError, whole_number
 
 Method = Literal["zoh", "bilinear", "euler"]
@@ -42,14 +47,24 @@ def discretize(A: Tensor, B: Tensor, delta: Tensor | float, method: Method = "zo
         `A_bar (..., n)` or `(..., n, n)`, and `B_bar (..., *B.shape)`.
 
     Raises:
-        InputError: shapes that do not fit, a step size that is not positive, an unknown method.
+        InputError: shapes or dtypes that do not fit, a step size that is not positive, an unknown method.
 
     Source: Gu et al. 2022 (S4) section 2.3; Gu & Dao 2024 (Mamba) equation 4. Mamba itself takes `zoh` for `A` and
     `euler` for `B`; see `dmm.scan`.
     """
-    delta = torch.as_tensor(delta, dtype=A.dtype, device=A.device)
+    A, B = together(A=A, B=B)
+    delta = _step_sizes(delta, A)
     _check_system(A, B, delta, method)
     return _discretize_diagonal(A, B, delta, method) if A.ndim == 1 else _discretize_dense(A, B, delta, method)
+
+
+def _step_sizes(delta: Tensor | float, A: Tensor) -> Tensor:
+    if np.iscomplexobj(delta) if not isinstance(delta, Tensor) else delta.is_complex():
+        raise InputError("delta: got complex numbers, allowed are positive step sizes")
+    try:
+        return torch.as_tensor(delta, dtype=A.dtype, device=A.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"delta: got a {type(delta).__name__}, allowed are positive step sizes") from None
 
 
 def _check_system(A: Tensor, B: Tensor, delta: Tensor, method: str) -> None:
@@ -112,8 +127,11 @@ def recurrence(
         Outputs `y (l,)` and all states `(l, n)`.
 
     Raises:
-        InputError: shapes that do not fit, or an empty signal.
+        InputError: shapes or dtypes that do not fit, or an empty signal.
     """
+    A_bar, B_bar, C, u, initial_state = together(
+        ("initial_state",), A_bar=A_bar, B_bar=B_bar, C=C, u=u, initial_state=initial_state
+    )
     n = A_bar.shape[-1]
     if A_bar.shape not in ((n,), (n, n)):
         raise InputError(f"A_bar: got shape {tuple(A_bar.shape)}, allowed are (n,) and (n, n)")
@@ -138,8 +156,9 @@ def convolution_kernel(A_bar: Tensor, B_bar: Tensor, C: Tensor, length: int) -> 
     A time-invariant system started at zero is the causal convolution of its input with this kernel.
 
     Raises:
-        InputError: `length` below 1.
+        InputError: `length` below 1, or dtypes that do not fit.
     """
+    A_bar, B_bar, C = together(A_bar=A_bar, B_bar=B_bar, C=C)
     length = whole_number("length", length, 1)
     if A_bar.ndim == 1:
         powers = A_bar ** torch.arange(length, dtype=A_bar.dtype, device=A_bar.device)[:, None]  # (l, n)
@@ -155,7 +174,11 @@ def convolve(kernel: Tensor, u: Tensor) -> Tensor:
     """Causal convolution `y_t = sum_j kernel_j u_{t-j}` by FFT, in `O(l log l)`: `(l,), (l,) -> (l,)`.
 
     Both are zero-padded to twice the length, so that the circular convolution of the FFT does not wrap around.
+
+    Raises:
+        InputError: shapes or dtypes that do not fit.
     """
+    kernel, u = together(kernel=kernel, u=u)
     if kernel.shape != u.shape:
         raise InputError(f"kernel: got shape {tuple(kernel.shape)}, allowed is that of u, {tuple(u.shape)}")
     size = 2 * u.shape[-1]

@@ -14,13 +14,13 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from dmm.dropout import Dropout
 from dmm.errors import InputError
 from dmm.mamba import MambaBlock
 from dmm.mixers import DenseSequenceMixer, DepthwiseConv
 from dmm.policy import Policy
+from dmm.tracing import watched
 
 
 def stack(policies: Sequence[Policy], generators: Sequence[torch.Generator]) -> Policy:
@@ -115,25 +115,30 @@ class _BatchedLinear(torch.autograd.Function):
     """`x (S, rows, in)`, `weight (S, out, in)`, `bias (S, out)` or None -> `(S, rows, out)`.
 
     Autograd's own gradient of the transposed weight would have to be copied into the weight's order, one by one.
+    The gradients can be differentiated again.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return x @ weight.mT if bias is None else torch.baddbmm(bias[:, None], x, weight.mT)
+        return _batched_linear(x, weight, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc, untyped-decorator]
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         return dy @ weight if for_x else None, dy.mT @ x if for_weight else None, dy.sum(dim=1) if for_bias else None
 
 
+def _batched_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x @ weight.mT if bias is None else torch.baddbmm(bias[:, None], x, weight.mT)
+
+
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`(S * b, ..., in) -> (S * b, ..., out)`, each batch by its own weight."""
     rows = _apart(x, weight).flatten(1, -2)  # (S, rows, in)
-    y = cast(Tensor, _BatchedLinear.apply(rows, weight, bias))  # type: ignore[no-untyped-call]
+    function = _batched_linear if watched(rows, weight, bias) else _BatchedLinear.apply
+    y = cast(Tensor, function(rows, weight, bias))
     return y.view(*x.shape[:-1], -1)
 
 

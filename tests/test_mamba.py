@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from dmm.errors import InputError
 from dmm.mamba import STEP_RANGE, MambaBlock, init_linear
@@ -341,3 +342,38 @@ class TestWithoutGradients:
         block.double()
         with torch.no_grad():
             torch.testing.assert_close(block.extend(x, block.init_state(2))[0], block(x))
+
+    @pytest.mark.parametrize("conv_width", [None, 4])
+    def test_what_torch_watches_goes_around_the_kernel(self, conv_width: int | None) -> None:
+        block = MambaBlock(8, conv_width=conv_width).double()
+        x, v = torch.randn(2, 2, 3, 8, dtype=torch.float64)
+        with torch.no_grad():
+            block.freeze()
+            state = block.init_state(2)
+            several = torch.vmap(lambda x: block.extend(x, state)[0])(torch.stack([x, v]))
+            torch.testing.assert_close(several, torch.stack([block(x), block(v)]))
+            with forward_ad.dual_level():
+                y, _ = block.extend(forward_ad.make_dual(x, v), state)
+                tangent = forward_ad.unpack_dual(y).tangent
+        expected = torch.autograd.functional.jvp(block, x, v)[1]
+        torch.testing.assert_close(tangent, expected)
+
+
+class TestPrecision:
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("backend", ["auto", "sequential", "parallel"])
+    def test_half_precision_goes_through(self, dtype: torch.dtype, backend: str) -> None:
+        block, x = MambaBlock(8, backend=backend), torch.randn(2, 5, 8)
+        expected = block(x)
+        block.to(dtype)
+        y, state = block.extend(x.to(dtype), block.init_state(2))
+        assert block(x.to(dtype)).dtype == y.dtype == state.ssm.dtype == dtype
+        torch.testing.assert_close(y.float(), expected, rtol=0.1, atol=0.02)
+
+    def test_under_autocast_the_state_stays_as_it_is(self) -> None:
+        block, x = MambaBlock(8), torch.randn(2, 5, 8)
+        with torch.autocast("cpu", torch.bfloat16):
+            y, state = block.extend(x, block.init_state(2))
+            whole = block(x)
+        assert y.dtype == whole.dtype == torch.bfloat16 and state.ssm.dtype == torch.float32
+        torch.testing.assert_close(y, whole, rtol=0.05, atol=0.02)

@@ -234,3 +234,26 @@ class TestPaddedWindows:
         mixer = DenseSequenceMixer(2, 3)
         x = torch.randn(2, 4, 2, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(mixer.windows, x)
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+class TestBeyondFirstGradients:
+    def test_gradients_of_gradients_equal_finite_differences(self, kind: type[Any]) -> None:
+        mixer = kind(2, 3, bias=True).double()
+        names, weights = zip(*mixer.named_parameters(), strict=True)
+
+        def mix(x: Tensor, *values: Tensor) -> Any:
+            return torch.func.functional_call(mixer, dict(zip(names, values, strict=True)), x)
+
+        assert torch.autograd.gradgradcheck(mix, (tokens(4, 2), *weights))
+
+    def test_forward_mode_vmap_and_hessian(self, kind: type[Any]) -> None:
+        mixer, x, v = kind(2, 3, bias=True).double(), tokens(4, 2).detach(), torch.randn(2, 4, 2).double()
+
+        def loss(x: Tensor) -> Tensor:
+            return mixer(x).pow(3).sum()
+
+        torch.testing.assert_close(torch.func.hessian(loss)(x), torch.autograd.functional.hessian(loss, x))
+        expected = (torch.autograd.functional.jacobian(loss, x) * v).sum()
+        torch.testing.assert_close(torch.func.jvp(loss, (x,), (v,))[1], expected)
+        torch.testing.assert_close(torch.vmap(mixer)(torch.stack([x, v])), torch.stack([mixer(x), mixer(v)]))

@@ -278,3 +278,42 @@ class TestInitialisations:
             first = random_diagonal(4)
             torch.manual_seed(3)
             assert torch.equal(first, random_diagonal(4))
+
+
+class TestDtypes:
+    CALLS: tuple[tuple[Any, dict[str, Tensor]], ...] = (
+        (discretize, {"A": -normal(3).exp(), "B": normal(3), "delta": torch.tensor(0.1)}),
+        (recurrence, {"A_bar": normal(3), "B_bar": normal(3), "C": normal(3), "u": normal(4)}),
+        (convolution_kernel, {"A_bar": normal(3), "B_bar": normal(3), "C": normal(3)}),
+        (convolve, {"kernel": normal(4), "u": normal(4)}),
+    )
+
+    @pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool, torch.float16], ids=str)
+    @pytest.mark.parametrize(
+        ("function", "name"), [(f, name) for f, arguments in CALLS for name in arguments if name != "delta"]
+    )
+    def test_what_is_not_of_full_precision_and_real_is_named(
+        self, function: Any, name: str, dtype: torch.dtype
+    ) -> None:
+        arguments = dict(next(arguments for f, arguments in self.CALLS if f is function))
+        arguments[name] = arguments[name].to(dtype)
+        more = {"length": 4} if function is convolution_kernel else {}
+        with pytest.raises(InputError, match=rf"^{name}: got dtype {dtype}, allowed are real numbers: float32 and"):
+            function(**arguments, **more)
+
+    @pytest.mark.parametrize("delta", [1j, torch.tensor(1j), np.array([1j])], ids=["number", "tensor", "array"])
+    def test_complex_step_sizes_are_refused(self, delta: Any) -> None:
+        with pytest.raises(InputError, match=r"^delta: got complex numbers, allowed are positive step sizes"):
+            discretize(-normal(3).exp(), normal(3), delta)
+
+    @pytest.mark.parametrize("dense", [False, True])
+    @pytest.mark.parametrize("method", METHODS)
+    def test_single_beside_double_is_computed_in_double(self, method: Any, dense: bool) -> None:
+        A, B = (-normal(3).exp().diag() if dense else -normal(3).exp()), normal(3).float()
+        for ours, other in zip(discretize(A, B, 0.1, method), discretize(A, B.double(), 0.1, method), strict=True):
+            assert ours.dtype == torch.float64 and torch.equal(ours, other)
+
+    def test_so_is_a_recurrence(self) -> None:
+        A_bar, B_bar, C, u = (normal(size, seed=i) for i, size in enumerate((3, 3, 3, 5)))
+        ours = recurrence(A_bar.float(), B_bar, C, u)
+        assert torch.equal(ours[0], recurrence(A_bar.float().double(), B_bar, C, u)[0])

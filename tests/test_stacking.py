@@ -153,3 +153,23 @@ def test_policies_with_several_moments_are_refused() -> None:
 def test_one_generator_for_each_policy(seeds: tuple[int, ...], drawing: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=rf"^generators: got {len(drawing)} for {len(seeds)} policies"):
         stack(policies("dmm", seeds), generators(drawing))
+
+
+@pytest.mark.parametrize("model", ["dmm", "mamba"])
+def test_gradients_of_gradients_equal_those_of_separate_policies(model: str, trajectories: Trajectories) -> None:
+    separate = policies(model, width=4, layers=1, dropout=0.0)
+    together, windows = stack(separate, generators()), windows_for(trajectories)
+    whole = Windows(*(getattr(windows, field.name).flatten(0, 1) for field in dataclasses.fields(windows)))
+
+    def penalty(policy: Policy, windows: Windows) -> dict[str, Tensor]:
+        """The gradients of the squared size of a gradient."""
+        weights = {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
+        loss = policy(windows).pow(2).sum()
+        first = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+        second = torch.autograd.grad(sum(g.pow(2).sum() for g in first), list(weights.values()))
+        return dict(zip(weights, second, strict=True))
+
+    stacked = penalty(together, whole)
+    for i, policy in enumerate(separate):
+        for name, expected in penalty(policy, part(windows, i)).items():
+            torch.testing.assert_close(stacked[name][i], expected)

@@ -13,18 +13,25 @@ One function, five ways to compute it: `sequential` and `parallel` in plain torc
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
+from typing import Any, cast
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from dmm.dtypes import precision
 from dmm.errors import InputError
 from dmm.scan import official
 from dmm.scan.fused import fused_scan, interpreted, kernels
 from dmm.scan.parallel import PARALLEL_BLOCK, parallel_scan, scan_in_blocks
+from dmm.scan.plain import output, plain_scan, positive_step
 from dmm.scan.sequential import sequential_scan
+from dmm.tracing import watched
 
 __all__ = ["PARALLEL_BLOCK", "parallel_scan", "preferred_backends", "scan_backends", "selective_scan", "selective_step"]
 
+OPTIONAL = ("D", "z", "delta_bias", "initial_state")
 _PLAIN = {"sequential": sequential_scan, "parallel": scan_in_blocks}
 
 
@@ -62,30 +69,37 @@ def selective_scan(
             combines blocks of tokens by doubling, both in plain torch. `cpp` and `triton` are fused kernels for CPU and
             GPU, which keep nothing of size `(b, l, e, n)`. `mamba-ssm` is the official CUDA kernel (one system, float32
             or half precision, no initial state, no gradient through the last state). `auto` takes `cpp` on a CPU, else
-            `sequential`; on a GPU `triton`, else `mamba-ssm` where it can, else `parallel`.
+            `sequential`; on a GPU `triton`, else `mamba-ssm` where it can, else `parallel`. Where torch itself watches
+            the operations (export, compile, trace, transforms of `torch.func`, forward mode), `auto` and the two plain
+            ones are `parallel` without a gradient of its own, and the kernels are refused.
+
+    All tensors are of real numbers: half precision (float16, bfloat16), float32 or float64, in any mixture. If any is
+    of float64 all is computed in float64, else all in float32, half precision too, and under autocast. (`mamba-ssm`
+    takes half precision as it is.)
 
     Returns:
-        `y (b, l, e)`, or `(y, last_state (b, e, n))`.
+        `y (b, l, e)` in the dtype of `u`, or `(y, last_state (b, e, n))`, where the last state has the dtype of
+        `initial_state` if that is given, else of `u`.
 
     Raises:
-        InputError: shapes that do not fit, no tokens, tensors on several devices, or a backend that cannot serve this
-            call.
+        InputError: shapes that do not fit, no tokens, complex or whole numbers, tensors on several devices, or a
+            backend that cannot serve this call.
 
-    Gradients are first ones only: a gradient of a gradient, with `create_graph`, takes the first as a constant.
+    Gradients can be differentiated again, as often as asked, with `create_graph`. They cost what those of `parallel`
+    do then. `mamba-ssm` has first gradients only, and raises InputError when asked for others.
     """
+    tensors = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
+    dtype = precision(tensors | {"initial_state": initial_state}, OPTIONAL)
     _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    inputs = (u, delta, A, B, C, D, z, delta_bias)
-    last_needs_grad = (
-        return_last_state and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    )
-    name = _choose(backend, u, A, initial_state, last_needs_grad)
+    name = _choose(backend, tensors, initial_state, return_last_state)
     if name == "mamba-ssm":
         y, last = official.mamba_ssm_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-        return (y, last) if return_last_state else y
-    systems = [t if t is None or A.ndim == 3 else t[None] for t in (A, D, delta_bias)]  # (g, ...)
-    start = u.new_zeros(u.shape[0], *A.shape[-2:]) if initial_state is None else initial_state  # (b, e, n)
-    y, last = _scan(name, u, delta, systems, B, C, z, delta_softplus, start)
-    return (y, last) if return_last_state else y
+    else:
+        start = u.new_zeros(u.shape[0], *A.shape[-2:]) if initial_state is None else initial_state  # (b, e, n)
+        with _full_precision(u.device):
+            y, last = _scan(name, *(_cast(t, dtype) for t in tensors.values()), delta_softplus, start.to(dtype))  # type: ignore[call-arg]
+    like = u if initial_state is None else initial_state
+    return (y.to(u.dtype), last.to(like.dtype)) if return_last_state else y.to(u.dtype)
 
 
 def selective_step(
@@ -103,11 +117,21 @@ def selective_step(
 ) -> tuple[Tensor, Tensor]:
     """One token of `selective_scan`: `state (b, e, n)`, `u, delta, z (b, e)`, `B, C (b, n)` -> `y (b, e)`, new state.
 
-    Equals `mamba_ssm.ops.triton.selective_state_update`, except that the state is returned and not written in place.
+    `A` is `(e, n)`, `D` and `delta_bias` are `(e,)`. The precision is that of `selective_scan`; `y` has the dtype of
+    `u`, the new state that of `state`. Equals `mamba_ssm.ops.triton.selective_state_update`, except that the state is
+    returned and not written in place.
+
+    Raises:
+        InputError: complex or whole numbers.
     """
-    delta = _positive_step(delta, delta_bias, delta_softplus)
-    state = torch.exp(delta[..., None] * A) * state + (delta * u)[..., None] * B[:, None, :]  # (b, e, n)
-    return _output(torch.einsum("b e n, b n -> b e", state, C), u, D, z), state
+    tensors = {"state": state, "u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
+    dtype = precision(tensors, OPTIONAL)
+    h, x, raw, A, B, C, D, z, bias = (_cast(t, dtype) for t in tensors.values())
+    with _full_precision(u.device):
+        step = positive_step(raw, bias, delta_softplus)
+        h = torch.exp(step[..., None] * A) * h + (step * x)[..., None] * B[:, None, :]  # (b, e, n)
+        y = output(torch.einsum("b e n, b n -> b e", h, C), x, D, z)
+    return y.to(u.dtype), h.to(state.dtype)
 
 
 def scan_backends() -> list[str]:
@@ -124,34 +148,30 @@ def _scan(
     name: str,
     u: Tensor,
     delta: Tensor,
-    systems: list[Tensor | None],
+    A: Tensor,
     B: Tensor,
     C: Tensor,
+    D: Tensor | None,
     z: Tensor | None,
+    bias: Tensor | None,
     softplus: bool,
     start: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    A, D, bias = systems
-    assert A is not None
-    if name not in _PLAIN:
-        return fused_scan(kernels()[name], u, delta, A, B, C, D, z, bias, softplus, start)
-    rows = u.shape[0] // A.shape[0]
-    if A.shape[0] > 1:  # one system for each row
-        A, D, bias = (None if t is None else t.repeat_interleave(rows, dim=0) for t in systems)
-    D, bias = (None if t is None else t[:, None] for t in (D, bias))  # (1 or b, 1, e)
-    delta = _positive_step(delta, bias, softplus)
-    y, last = _PLAIN[name](u, delta, A, B, C, start)  # type: ignore[arg-type]
-    return _output(y, u, D, z), last
+    A, D, bias = (t if t is None or A.ndim == 3 else t[None] for t in (A, D, bias))  # type: ignore[assignment]  # (g, ...)
+    if name in _PLAIN:
+        return plain_scan(_PLAIN[name], u, delta, A, B, C, D, z, bias, softplus, start)
+    return fused_scan(kernels()[name], u, delta, A, B, C, D, z, bias, softplus, start)
 
 
-def _positive_step(delta: Tensor, bias: Tensor | None, softplus: bool) -> Tensor:
-    delta = delta if bias is None else delta + bias
-    return F.softplus(delta) if softplus else delta
+def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Any:
+    return None if tensor is None else tensor.to(dtype)
 
 
-def _output(y: Tensor, u: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
-    y = y if D is None else y + D * u
-    return y if z is None else y * F.silu(z)
+def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Without autocast, which would take the products of plain operations in half precision."""
+    known = torch.amp.is_autocast_available(device.type)
+    on = known and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else contextlib.nullcontext()
 
 
 def _check_shapes(
@@ -191,31 +211,46 @@ def _check_shapes(
             raise InputError(f"{name}: got a tensor on {tensor.device}, allowed is u's device, {u.device}")
 
 
-def _choose(backend: str, u: Tensor, A: Tensor, initial_state: Tensor | None, last_needs_grad: bool) -> str:
-    here = scan_backends()
+def _choose(
+    backend: str, tensors: Mapping[str, Tensor | None], initial_state: Tensor | None, return_last_state: bool
+) -> str:
+    if watched(*tensors.values(), initial_state) and backend in ("auto", *_PLAIN):
+        return "parallel"
+    u, here = tensors["u"], scan_backends()
+    assert u is not None
     if backend not in ("auto", *here):
         raise InputError(f"backend: got {backend!r}, allowed here are auto, {', '.join(here)}")
-    serves = dict.fromkeys(here, True)
+    if watched(*tensors.values(), initial_state):
+        raise InputError(
+            f"backend: got {backend!r} where torch watches the operations (export, compile, trace, torch.func, forward "
+            f"mode), allowed are auto, {', '.join(_PLAIN)}"
+        )
     device = "cuda" if u.is_cuda else u.device.type
+    serves = dict.fromkeys(here, True)
     serves["cpp"] = "cpp" in here and device == "cpu"
     serves["triton"] = "triton" in here and device == ("cpu" if interpreted() else "cuda")
-    serves["mamba-ssm"] = "mamba-ssm" in here and _official_serves(u, A, initial_state, last_needs_grad)
+    serves["mamba-ssm"] = "mamba-ssm" in here and _official_serves(tensors, initial_state, return_last_state)
     if backend == "mamba-ssm" and not serves[backend]:
         raise InputError(
             f"backend: got 'mamba-ssm' with {u.dtype} on {u.device}, allowed are CUDA tensors below float64, A (e, n) "
-            f"in float32 with at most {official.KERNEL_STATES} states, no initial_state and no gradient through the "
-            "last state"
+            f"in float32 with at most {official.KERNEL_STATES} states, D and delta_bias in float32, all others in one "
+            "dtype, no initial_state and no gradient through the last state"
         )
     if backend != "auto" and not serves[backend]:
         raise InputError(f"backend: got {backend!r} with tensors on {u.device}, allowed is {_HOMES[backend]}")
-    if backend != "auto":
-        return backend
-    return next(name for name in preferred_backends(device) if serves[name])
+    return backend if backend != "auto" else next(name for name in preferred_backends(device) if serves[name])
 
 
 _HOMES = {"cpp": "the CPU", "triton": "a GPU (or the CPU when TRITON_INTERPRET is 1)"}
 
 
-def _official_serves(u: Tensor, A: Tensor, initial_state: Tensor | None, last_needs_grad: bool) -> bool:
-    fits = u.is_cuda and u.dtype != torch.float64 and A.dtype == torch.float32 and A.shape[-1] <= official.KERNEL_STATES
-    return fits and A.ndim == 2 and initial_state is None and not last_needs_grad
+def _official_serves(
+    tensors: Mapping[str, Tensor | None], initial_state: Tensor | None, return_last_state: bool
+) -> bool:
+    u, A = cast(Tensor, tensors["u"]), cast(Tensor, tensors["A"])
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    of_weights = ("A", "D", "delta_bias")
+    fits = all(t.dtype == (torch.float32 if name in of_weights else u.dtype) for name, t in given.items())
+    fits = fits and u.is_cuda and u.dtype != torch.float64 and A.ndim == 2 and A.shape[-1] <= official.KERNEL_STATES
+    lost = return_last_state and torch.is_grad_enabled() and any(t.requires_grad for t in given.values())
+    return fits and initial_state is None and not lost

@@ -1,36 +1,34 @@
 """The CPU kernel `scan.cpp`: compiled when it is first used, kept in a cache folder, called through a C interface.
 
-A compiler (`$CXX`, `c++`, `g++` or `clang++`) takes a few seconds over it, once for each version of the file, compiler
-and processor. Where there is none, or it fails, the kernel is simply not offered; `status()` says why. The library lies
-in `$DMM_CACHE_DIR`, else `$XDG_CACHE_HOME/dmm`, else `~/.cache/dmm`, or in a folder of this process if that cannot be
-written.
+Where there is no compiler, or it fails, the kernel is simply not offered; `status()` says why. `dmm.cpp` says where the
+library lies and when it is trusted.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
 import threading
+import warnings
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from dmm import cpp
+from dmm.cpp import FLAGS, VARIANTS, Status
+
+__all__ = ["DTYPES", "FLAGS", "SOURCE", "VARIANTS", "Status", "available", "backward", "build", "forward", "status"]
+
 SOURCE = Path(__file__).with_name("scan.cpp")
-FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC")
-VARIANTS = (("-march=native", "-fopenmp"), ("-march=native",), ())
-"""Further flags, the first that the compiler takes: some know no OpenMP (then one thread works), some no `native`."""
-COMPILE_SECONDS = 120
 _BUILDING = threading.Lock()
 DTYPES = {torch.float32: "float", torch.float64: "double"}
+
+SYMBOLS = (
+    *(f"dmm_{name}_{kind}" for name in ("forward", "backward") for kind in DTYPES.values()),
+    *("dmm_chunk", "dmm_group"),
+)
+"""What the library holds."""
 
 _SIZES = ("b", "l", "e", "n", "g", "positive")
 _TENSORS = ("u", "delta", "A", "B", "C", "D", "z", "bias", "start")
@@ -49,13 +47,6 @@ class _Gradients(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in _GRADIENTS]
 
 
-class Status(NamedTuple):
-    """Whether the kernel can be used here, and why or why not."""
-
-    library: ctypes.CDLL | None
-    reason: str
-
-
 def available() -> bool:
     """Whether the kernel can be used here; builds it if need be."""
     return status().library is not None
@@ -69,34 +60,15 @@ def status() -> Status:
 
 @functools.cache
 def _build_once() -> Status:
-    return build()
+    found = build()
+    if found.library is None and cpp.compiler() is not None:
+        warnings.warn(f"the scan runs in plain torch, which takes longer: {found.reason}", RuntimeWarning, stacklevel=2)
+    return found
 
 
 def build() -> Status:
     """Find the kernel or compile it; says which, and where it is, or why there is none."""
-    command = _compiler()
-    if command is None:
-        return Status(None, "no C++ compiler found ($CXX, c++, g++, clang++)")
-    try:
-        return _load(command, _folder())
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        said = (str(getattr(error, "stderr", None) or error).strip() or repr(error)).splitlines()
-        return Status(None, f"{command[0]} could not build it: {said[0]}")
-
-
-def _load(command: list[str], folder: Path) -> Status:
-    """The library of this folder, built if it is not there or is not what was built."""
-    path = folder / f"scan-{_fingerprint(command)}.so"
-    try:
-        if _is_whole(path):
-            return Status(ctypes.CDLL(str(path)), f"found, {path}")
-        _compile(command, path)
-        return Status(ctypes.CDLL(str(path)), f"built with {Path(command[0]).name}, {path}")
-    except OSError:
-        private = Path(_private_folder().name)
-        if folder == private:
-            raise
-        return _load(command, private)  # the folder is full, or nothing may be executed in it
+    return cpp.build(SOURCE, SYMBOLS)
 
 
 def forward(
@@ -177,76 +149,3 @@ def _library() -> ctypes.CDLL:
     library = status().library
     assert library is not None, "the kernel's presence is checked when the backend is chosen"
     return library
-
-
-def _compiler() -> list[str] | None:
-    """The command that compiles, such as `["g++"]`, or `["ccache", "g++"]` from `$CXX`."""
-    candidates = [shlex.split(os.environ.get("CXX", "")), ["c++"], ["g++"], ["clang++"]]
-    return next(([found, *more] for name, *more in filter(None, candidates) if (found := shutil.which(name))), None)
-
-
-def _folder() -> Path:
-    """A folder that belongs to this user and can be written, since what lies in it is executed."""
-    try:
-        own = os.environ.get("DMM_CACHE_DIR")
-        folder = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dmm"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        foreign = hasattr(os, "geteuid") and folder.stat().st_uid != os.geteuid()
-        with tempfile.TemporaryFile(dir=folder):
-            return Path(_private_folder().name) if foreign else folder
-    except (OSError, RuntimeError):  # it cannot be written, or there is no home
-        return Path(_private_folder().name)
-
-
-@functools.cache
-def _private_folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="dmm-", ignore_cleanup_errors=True)
-
-
-def _fingerprint(command: list[str]) -> str:
-    """Of all that decides what the library holds: a folder may be shared by machines and outlive an update."""
-    version = _run([*command, "--version"]).stdout
-    parts = (SOURCE.read_text(), repr((FLAGS, VARIANTS, command[1:])), version, _processor())
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _processor() -> str:
-    """What `-march=native` looks at."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "\n".join(sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))}))
-    except OSError:
-        return platform.platform() + platform.processor()
-
-
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=COMPILE_SECONDS)
-
-
-def _compile(command: list[str], path: Path) -> None:
-    """Compile into a file beside `path` and move it there with its checksum, so that nobody loads half a library."""
-    handle, unfinished = tempfile.mkstemp(prefix="build-", suffix=".so", dir=path.parent)
-    os.close(handle)
-    try:
-        for further in VARIANTS:
-            done = _run([*command, *FLAGS, *further, "-o", unfinished, str(SOURCE)])
-            if done.returncode == 0:
-                break
-        done.check_returncode()
-        _checksum(path).write_text(hashlib.sha256(Path(unfinished).read_bytes()).hexdigest())
-        os.chmod(unfinished, 0o700)
-        os.replace(unfinished, path)
-    finally:
-        Path(unfinished).unlink(missing_ok=True)
-
-
-def _checksum(path: Path) -> Path:
-    return path.with_suffix(".sha256")
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether the library is what was built: to load half of one, left by a crash or a full disk, ends the process."""
-    try:
-        return _checksum(path).read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
-    except FileNotFoundError:
-        return False

@@ -11,13 +11,15 @@ import contextlib
 import functools
 import importlib
 import os
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dmm.scan import cpp_kernel
+from dmm.scan.parallel import scan_in_blocks
+from dmm.scan.plain import differentiable_gradients, plain_scan
 
 
 class Kernel(Protocol):
@@ -99,24 +101,31 @@ def fused_scan(
     softplus: bool,
     start: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """`y (b, l, e)` and the last state `(b, e, n)`; what is not float64 is computed in float32."""
-    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
-    tensors = [None if t is None else t.to(dtype).contiguous() for t in (u, delta, A, B, C, D, z, bias, start)]
+    """`y (b, l, e)` and the last state `(b, e, n)`, for tensors of one dtype, float32 or float64."""
+    tensors = [None if t is None else t.contiguous() for t in (u, delta, A, B, C, D, z, bias, start)]
     y, last = _FusedScan.apply(kernel, softplus, *tensors)  # type: ignore[no-untyped-call]
-    return y.to(u.dtype), last.to(u.dtype)
+    return y, last
 
 
 class _FusedScan(torch.autograd.Function):
+    """The kernel's outputs and gradients; gradients of gradients come from the parallel scan."""
+
     @staticmethod
     def forward(ctx: Any, kernel: Kernel, softplus: bool, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
         *inputs, start = tensors
         y, last, starts = kernel.forward(*inputs, softplus, start)  # type: ignore[arg-type, call-arg, misc]
         ctx.kernel, ctx.softplus = kernel, softplus
-        ctx.save_for_backward(*inputs, starts)
+        ctx.save_for_backward(*tensors, starts)
         return y, last
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc, untyped-decorator]
     def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, starts = ctx.saved_tensors
+        *inputs, start, starts = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph
+            return None, None, *differentiable_gradients(partial(_plain, ctx.softplus), (*inputs, start), (dy, dlast))
         return None, None, *ctx.kernel.backward(*inputs, ctx.softplus, starts, dy.contiguous(), dlast.contiguous())
+
+
+def _plain(softplus: bool, *tensors: Any) -> tuple[Tensor, Tensor]:
+    *inputs, start = tensors
+    return plain_scan(scan_in_blocks, *inputs, softplus, start)  # type: ignore[call-arg]

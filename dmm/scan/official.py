@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmm.errors import InputError
+
 KERNEL_STATES = 256
 """Largest state size of mamba-ssm's kernel."""
 
@@ -37,10 +39,28 @@ def mamba_ssm_scan(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The official kernel on its own layout: `(b, e, l)` for tokens, `(b, n, l)` for `B` and `C`."""
+    """The official kernel on its own layout: `(b, e, l)` for tokens, `(b, n, l)` for `B` and `C`.
+
+    Raises:
+        InputError: in the backward pass, under `create_graph`.
+    """
     kernel = mamba_ssm_kernel()
     assert kernel is not None, "the kernel's presence is checked when the backend is chosen"
     channels_first = [None if t is None else t.transpose(1, 2).contiguous() for t in (u, delta, B, C, z)]
     u_, delta_, B_, C_, z_ = channels_first
     y, last = kernel(u_, delta_, A, B_, C_, D, z_, delta_bias, delta_softplus, return_last_state=True)
-    return y.transpose(1, 2), last
+    return _FirstGradients.apply(y.transpose(1, 2), last)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _FirstGradients(torch.autograd.Function):
+    """What passes through can be differentiated once: the kernel's gradients are constants to torch."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+        return y.view_as(y), last.view_as(last)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled():
+            raise InputError("backend: got 'mamba-ssm' with create_graph=True, allowed is parallel, or triton on a GPU")
+        return dy, dlast

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from dmm.dtypes import precision
+from dmm.tracing import watched
 
 PARALLEL_BLOCK = 64
 """Tokens that the parallel scan holds at once: its doubling steps stay within a block, blocks follow one another."""
@@ -17,7 +19,7 @@ def scan_in_blocks(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, st
     decay = torch.exp(delta[..., None] * A[:, None])  # (b, l, e, n)
     drive = (delta * u)[..., None] * B[:, :, None, :]  # (b, l, e, n)
     states = parallel_scan(decay, drive, start)
-    return torch.einsum("b l e n, b l n -> b l e", states, C.to(states)).to(u), states[:, -1]
+    return torch.einsum("b l e n, b l n -> b l e", states, C), states[:, -1]
 
 
 def parallel_scan(a: Tensor, x: Tensor, initial_state: Tensor | None = None) -> Tensor:
@@ -26,15 +28,25 @@ def parallel_scan(a: Tensor, x: Tensor, initial_state: Tensor | None = None) -> 
     A token is the map `h -> a h + x`; two of them in a row are `(a2 a1, a2 x1 + x2)`, which is associative. Within a
     block of `PARALLEL_BLOCK` tokens, round `j` combines each prefix with the one `2^j` tokens earlier (Hillis & Steele
     1986), so a block takes `log2` rounds; blocks are chained through their last state.
+
+    Half precision is computed in float32; the states have the dtype of `x`.
+
+    Raises:
+        InputError: complex or whole numbers.
     """
-    start = torch.zeros_like(x[:, 0]) if initial_state is None else initial_state
-    return _ParallelScan.apply(a, x, start)  # type: ignore[no-any-return, no-untyped-call]
+    dtype = precision({"a": a, "x": x, "initial_state": initial_state}, ("initial_state",))
+    returned = x.dtype
+    a, x = a.to(dtype), x.to(dtype)
+    start = torch.zeros_like(x[:, 0]) if initial_state is None else initial_state.to(dtype)
+    function = _states_by_doubling if watched(a, x, start) else _ParallelScan.apply
+    return function(a, x, start).to(returned)  # type: ignore[no-any-return]
 
 
 class _ParallelScan(torch.autograd.Function):
     """Its adjoint `g_t = a_{t+1} g_{t+1} + dL/dh_t` is the same scan in reverse time.
 
-    Then `dL/dx_t = g_t`, `dL/da_t = g_t h_{t-1}` and `dL/dh_0 = a_1 g_1`.
+    Then `dL/dx_t = g_t`, `dL/da_t = g_t h_{t-1}` and `dL/dh_0 = a_1 g_1`, all in operations that torch can
+    differentiate again.
     """
 
     @staticmethod
@@ -44,7 +56,6 @@ class _ParallelScan(torch.autograd.Function):
         return states
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc, untyped-decorator]
     def backward(ctx: Any, dstates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a, start, states = ctx.saved_tensors
         later = torch.cat([a[:, 1:], torch.zeros_like(a[:, :1])], 1).flip(1)  # a_{t+1}, latest first

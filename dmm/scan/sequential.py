@@ -6,11 +6,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from dmm.scan.parallel import scan_in_blocks
+from dmm.scan.plain import differentiable_gradients
+from dmm.tracing import watched
 
 
 def sequential_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    """`y = C h (b, l, e)` and the last state `(b, e, n)`; `A` is `(1, e, n)`, or `(b, e, n)` with one for each row."""
+    """`y = C h (b, l, e)` and the last state `(b, e, n)`; `A` is `(1, e, n)`, or `(b, e, n)` with one for each row.
+
+    Where torch watches the operations, and for gradients of gradients, the parallel scan stands in: this one writes
+    into tensors of its own.
+    """
+    if watched(u, delta, A, B, C, start):
+        return scan_in_blocks(u, delta, A, B, C, start)
     return _SequentialScan.apply(u, delta, A, B, C, start)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -27,6 +36,7 @@ class _SequentialScan(torch.autograd.Function):
     def forward(
         ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, start: Tensor
     ) -> tuple[Tensor, Tensor]:
+        inputs = (u, delta, A, B, C, start)
         A, start = A.mT.contiguous(), start.mT.contiguous()  # (1 or b, n, e), (b, n, e)
         u, delta, B, C = (x.transpose(0, 1).contiguous() for x in (u, delta, B, C))  # (l, b, ...)
         drive, y, h = delta * u, torch.empty_like(u), start
@@ -36,13 +46,14 @@ class _SequentialScan(torch.autograd.Function):
             torch.mul(drive[t, :, None], B[t, :, :, None], out=states[t])
             h = states[t].addcmul_(decays[t], h)
             torch.bmm(C[t, :, None], h, out=y[t, :, None])
-        ctx.save_for_backward(u, delta, A, B, C, start, decays, states)
+        ctx.save_for_backward(*inputs, u, delta, A, B, C, start, decays, states)
         return y.transpose(0, 1), h.mT.clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc, untyped-decorator]
-    def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor, ...]:
-        u, delta, A, B, C, start, decays, states = ctx.saved_tensors
+    def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, (u, delta, A, B, C, start, decays, states) = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
+        if torch.is_grad_enabled():  # create_graph
+            return differentiable_gradients(scan_in_blocks, inputs, (dy, dlast))
         drive, dy = delta * u, dy.transpose(0, 1).contiguous()
         g = dlast.mT.clone(memory_format=torch.contiguous_format)  # (b, n, e)
         ddrive, ddelta, dA, dlog = torch.empty_like(u), torch.empty_like(u), torch.zeros_like(g), torch.empty_like(g)

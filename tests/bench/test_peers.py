@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from dmm import cpp
 from dmm.bench import peers
 from dmm.bench.peers import compiled_loop, disagreement, find, find_scans, outputs_and_gradients, plain_loop, versions
 from dmm.bench.scan import make_inputs
-from dmm.scan import cpp_kernel, selective_scan
+from dmm.scan import selective_scan
 
 CPU = torch.device("cpu")
 SIZES = [(2, 7, 3, 2), (1, 1, 1, 1), (3, 24, 16, 4)]
@@ -91,7 +92,7 @@ def test_compiled_code_is_used_only_if_its_gradients_are_right(monkeypatch: pyte
 
 def test_torch_compile_keeps_the_gradients_of_the_loop() -> None:
     compiled = compiled_loop(inputs_of((2, 3, 4, 2)))
-    if cpp_kernel._compiler() is None:
+    if cpp.compiler() is None:
         pytest.skip("no C++ compiler here")
     assert compiled.scan is not None, compiled.reason
     inputs = inputs_of((2, 3, 4, 2))

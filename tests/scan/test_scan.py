@@ -398,12 +398,6 @@ class TestErrors:
         y, last = run(make_case(b=0), backend)
         assert y.shape == (0, 7, 3) and last.shape == (0, 3, 4)
 
-    @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "parallel"])
-    def test_gradients_of_gradients_are_constants(self, backend: str) -> None:
-        case = {name: t.requires_grad_() for name, t in without(make_case(), "D", "z").items()}
-        (gradient,) = torch.autograd.grad(run(case, backend)[0].sum(), case["C"], create_graph=True)
-        assert not gradient.requires_grad
-
     def test_unknown_backend_is_named_with_those_of_this_machine(self) -> None:
         with pytest.raises(InputError, match=r"^backend: got 'cuda', allowed here are auto, sequential, parallel"):
             selective_scan(**make_case(), backend="cuda")
@@ -491,6 +485,21 @@ class TestMambaSsmBackend:
         half = {name: case[name].bfloat16() for name in ("u", "delta", "B", "C", "z")}
         y, _ = run(on_cuda(case | half))
         assert len(kernel.calls) == 1 and y.dtype == torch.bfloat16
+
+    @pytest.mark.parametrize("name", ["B", "D"])
+    def test_a_mixture_of_dtypes_that_it_does_not_take_is_left_to_others(self, kernel: FakeKernel, name: str) -> None:
+        case = without(make_case(dtype=torch.float32), "initial_state")
+        y, _ = run(on_cuda(case | {name: case[name].bfloat16()}))
+        assert kernel.calls == [] and y.dtype == torch.float32
+
+    def test_gradients_of_gradients_are_refused(self, kernel: FakeKernel) -> None:
+        case = {
+            name: t.requires_grad_() for name, t in without(make_case(dtype=torch.float32), "initial_state").items()
+        }
+        y = selective_scan(**on_cuda(case), backend="mamba-ssm")
+        assert isinstance(y, Tensor)
+        with pytest.raises(InputError, match=r"^backend: got 'mamba-ssm' with create_graph=True, allowed is parallel"):
+            torch.autograd.grad(y.sum(), case["C"], create_graph=True)
 
     def test_gradient_of_the_last_state_is_not_lost(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # mamba-ssm: "the gradient of the last state is not considered in the backward pass"
