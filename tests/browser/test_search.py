@@ -13,8 +13,8 @@ def _results(browser: Browser, address: str) -> tuple[str, int]:
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.goto(address, wait_until="load")
-    page.locator("#search-results h2", has_text="Search Results").wait_for()
-    said = page.locator("#search-results .search-summary").inner_text()
+    page.locator("#search-results h2", has_text="Search Results").wait_for(state="attached")  # the theme hides it
+    said = page.locator("#search-results .search-summary").text_content() or ""
     found = page.locator("#search-results ul.search > li").count()
     page.context.close()
     assert errors == []
