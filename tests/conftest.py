@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # so that tests can import `tests.peers`
 
-from tests.global_state import put_back, seed_everything, seeded, shared_state
+from tests.global_state import put_back, seed_everything, seeded, shared_state  # noqa: E402
 
 # Machines that share their cores are slow without being wrong, and a failure must come back on the next run.
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)

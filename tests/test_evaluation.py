@@ -36,9 +36,9 @@ from tests.conftest import MakeTrajectories
 ENV_ID = "TinyCounting-v0"
 
 
-# Products of a batch and of one row add up in another order, which one depends on the processor. A step pays its seed
-# plus an action of up to 1 in float32: the action is off by some float32 rounding errors of 1, for which this is torch's
-# own allowance, however little is left of a return when the two cancel. Episodes that are mixed up are off by far more.
+# Products of a batch and of one row add up in different orders, and which these are depends on the processor. A step
+# pays its seed plus an action between -1 and 1: whatever is left when the two cancel, the action is off by some rounding
+# errors of 1 in float32. torch's own allowance for them; episodes that are mixed up are off by far more.
 PER_STEP = 1e-5
 
 
@@ -419,7 +419,9 @@ class TestEvaluate:
         window, recurrent, staggered = (way["returns"] for way in ways)
         np.testing.assert_allclose(staggered, window, rtol=0, atol=4 * PER_STEP)  # the context is 3
         assert window == small(run).to_json()["returns"]
-        np.testing.assert_allclose(recurrent[:2], window[:2], rtol=0, atol=2 * PER_STEP)  # over before the window is full
+        np.testing.assert_allclose(
+            recurrent[:2], window[:2], rtol=0, atol=2 * PER_STEP
+        )  # over before the window is full
         assert recurrent[2] != window[2]
 
     def test_a_way_of_acting_that_the_model_does_not_know_is_named(self, run: Run) -> None:

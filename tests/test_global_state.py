@@ -83,7 +83,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (folder / "test_wide.py").write_text(HEAD + WIDE, "utf8")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PRESENT": "1", "CHANGED": "old"}
     command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", "--junitxml=out.xml"]
-    subprocess.run([*command, "--rootdir=."], cwd=folder, env=environment, capture_output=True, timeout=300, check=False)
+    subprocess.run(
+        [*command, "--rootdir=."], cwd=folder, env=environment, capture_output=True, timeout=300, check=False
+    )
     cases = ElementTree.parse(folder / "out.xml").iter("testcase")
     said: dict[str, str] = {}
     for case in cases:

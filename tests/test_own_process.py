@@ -49,7 +49,7 @@ def test_a_process_that_dies_fails_or_hangs_fails_the_test(code: str, said: str)
 
 def test_what_cannot_be_tested_here_is_skipped_with_the_reason() -> None:
     code = f"import sys; print('more', 'no display', sep=chr(10), file=sys.stderr); sys.exit({CANNOT})"
-    with pytest.raises(pytest.skip.Exception, match="^no display$"):
+    with pytest.raises(pytest.skip.Exception, match=r"^no display$"):
         run_python(code)
 
 

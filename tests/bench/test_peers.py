@@ -95,7 +95,7 @@ def test_compiled_code_is_used_only_if_its_gradients_are_right(monkeypatch: pyte
 
 
 def test_torch_compile_keeps_the_gradients_of_the_loop() -> None:
-    """In a process of its own, since torch's compiler changes what it runs in, and where a trivial function compiles."""
+    """In a process of its own, which torch's compiler changes, and only where it compiles a trivial function at all."""
     code = f"""
 import sys
 import torch

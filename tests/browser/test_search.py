@@ -21,7 +21,9 @@ def _results(browser: Browser, address: str) -> tuple[str, int]:
     return said, found
 
 
-@pytest.mark.parametrize("word", ["constructor", "__proto__", "constructor mamba", "mamba -constructor", "hasOwnProperty"])
+@pytest.mark.parametrize(
+    "word", ["constructor", "__proto__", "constructor mamba", "mamba -constructor", "hasOwnProperty"]
+)
 def test_words_of_every_javascript_object_are_words_like_others(browser: Browser, site: str, word: str) -> None:
     said, found = _results(browser, f"{site}search.html?q={word.replace(' ', '+')}")
     assert ("did not match any documents" in said) == (found == 0)
