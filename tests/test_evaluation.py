@@ -37,8 +37,8 @@ ENV_ID = "TinyCounting-v0"
 
 
 # Products of a batch and of one row add up in different orders, and which these are depends on the processor. A step
-# pays its seed plus an action between -1 and 1: whatever is left when the two cancel, the action is off by some rounding
-# errors of 1 in float32. torch's own allowance for them; episodes that are mixed up are off by far more.
+# pays its seed plus an action between -1 and 1: whatever is left when the two cancel, the action is off by rounding
+# errors of 1 in float32. This is torch's own allowance for them; episodes that are mixed up are off by far more.
 PER_STEP = 1e-5
 
 

@@ -21,7 +21,7 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("value", ["", "a\0b", None, 3, b"runs", "~nobody-of-that-name/runs"], ids=repr)
 def test_what_no_path_can_be_is_named(value: Any) -> None:
-    with pytest.raises(InputError, match="^out: got "):
+    with pytest.raises(InputError, match=r"^out: got "):
         user_path("out", value)
 
 
