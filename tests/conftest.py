@@ -1,11 +1,11 @@
-"""One torch thread for every test, the repository on the path, and a data set so small that a run takes a second."""
+"""One torch thread for every test, nothing left behind by any, and a data set so small that a run takes a second."""
 
 from __future__ import annotations
 
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,20 @@ import torch
 from hypothesis import settings
 from minari.data_collector import EpisodeBuffer
 
+from dmm.data.observations import register_environments
 from dmm.data.trajectories import Trajectories
 
 ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # so that tests can import `tests.peers`
 
+from tests.global_state import put_back, seed_everything, seeded, shared_state  # noqa: E402
+
 # Machines that share their cores are slow without being wrong, and a failure must come back on the next run.
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")
 torch.set_num_threads(1)
+register_environments()  # now, lest the first test that needs them is the one that changes the registry
 
 MakeTrajectories = Callable[..., Trajectories]
 MakeDataset = Callable[..., None]
@@ -58,6 +62,34 @@ def tiny_trajectories(
         env_id=env_id,
         reference=(0.0, 10.0),
     )
+
+
+def _nothing_left_behind(owner: str) -> Iterator[None]:
+    before = shared_state()
+    yield
+    if changed := put_back(before):
+        pytest.fail(f"{owner} leaves behind what other tests then meet:\n" + "\n".join(changed), pytrace=False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _module_leaves_nothing_behind() -> Iterator[None]:
+    yield from _nothing_left_behind("a fixture of this file")
+
+
+@pytest.fixture(autouse=True)
+def _test_leaves_nothing_behind(_module_leaves_nothing_behind: None) -> Iterator[None]:
+    """Random state is not compared but set: each test begins with the same, whatever ran before it."""
+    seed_everything()
+    yield from _nothing_left_behind("this test")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Any:
+    """What a fixture of a whole file or run draws does not depend on which test is the first to ask for it."""
+    if fixturedef.scope == "function":
+        return (yield)
+    with seeded():
+        return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import re
 import shutil
 import sys
@@ -16,6 +17,21 @@ from sphinx.environment import BuildEnvironment
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "dmm" / "_assets"
 MODULE_END = "export default { render };"
+START_PAGE = """<!DOCTYPE html>
+<html lang="{language}">
+<head>
+<meta charset="utf-8">
+<title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="refresh" content="0; url={first}">
+<link rel="canonical" href="{first}">
+<link rel="icon" href="_static/{icon}">
+</head>
+<body>
+<main><p><a href="{first}">{title}: to the first page</a></p></main>
+</body>
+</html>
+"""
 
 
 def classic_script(module: str, page: str) -> str:
@@ -80,6 +96,28 @@ def _mend_roles(app: Sphinx, page: str, template: str, context: dict[str, Any], 
     context["body"] = re.sub(citation, r'\1role="listitem"', context.get("body", ""))
 
 
+def _mend_search(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    if page == "search":
+        app.add_js_file("search-words.js", loading_method="defer")
+
+
+def start_page(title: str, first: str, icon: str, language: str) -> str:
+    """The site's `index.html`, which leads to its first page: a whole page, with an icon of its own, since browsers ask
+    for `/favicon.ico` where none is named."""
+    words = {"title": title, "first": first, "icon": icon, "language": language}
+    return START_PAGE.format(**{name: html.escape(word) for name, word in words.items()})
+
+
+def _write_start_page(app: Sphinx, error: Exception | None) -> None:
+    """In place of the bare redirect that the table of contents' extension writes."""
+    if error is None and app.builder.name == "html":
+        config = app.config
+        text = start_page(
+            config.html_title, f"{config.root_doc}.html", Path(config.html_favicon).name, config.language or "en"
+        )
+        (Path(app.outdir) / "index.html").write_text(text, "utf8")
+
+
 def _drop_icon_script(app: Sphinx, error: Exception | None) -> None:
     """Empty the 1.5 MB script that would redraw the icons which the theme's style sheet already draws."""
     script = Path(app.outdir) / "_static" / "scripts" / "fontawesome.js"
@@ -94,7 +132,10 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("env-check-consistency", _number_exercises)
     app.connect("html-page-context", _drop_foreign_scripts, priority=900)
     app.connect("html-page-context", _mend_roles)
+    app.connect("html-page-context", _mend_search)
     app.connect("build-finished", _drop_icon_script)
+    app.connect("build-finished", _write_start_page, priority=900)
+    app.add_js_file("short-address.js", priority=100)  # before every script that reads the address
     app.add_js_file("dmm-widgets.js", loading_method="defer")
     app.add_js_file("scrollers.js", loading_method="defer")
     app.add_css_file("dmm-widgets.css")

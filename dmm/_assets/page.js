@@ -6,6 +6,7 @@
 // is a figure at its start. An address without "?" belongs to the page's own anchors and is left alone.
 
 const START = "start";
+const LONGEST = 16384; // characters; some hundred are needed
 const figures = new Map();
 let recent = [];
 
@@ -31,13 +32,15 @@ function readSettings(spec, query) {
   return settings;
 }
 
-/** Figure names and their queries, in the address's order; nothing if the address is none of ours. */
+/** Figure names and their queries, in the address's order; nothing if the address is none of ours. The last query of a
+ * figure counts, and an address longer than any that is written here is none of ours: both bound what it can cost. */
 function readAddress(hash) {
-  if (!/^#[^?]+\?/.test(hash)) return [];
-  return hash.slice(1).split(";").map((part) => {
+  if (hash.length > LONGEST || !/^#[^?]+\?/.test(hash)) return [];
+  const parts = hash.slice(1).split(";").map((part) => {
     const [name, query = ""] = part.split("?");
     return [decoded(name), query];
   });
+  return [...new Map(parts)];
 }
 
 function written(spec, settings) {

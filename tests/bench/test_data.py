@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import minari
@@ -22,6 +20,7 @@ from dmm.data import preview
 from dmm.data.recipes import find_recipe
 from dmm.data.windows import WindowSampler
 from dmm.errors import InputError
+from tests.own_process import run_python
 
 MAZE = "dmm/pointmaze/umaze-v0"
 
@@ -128,10 +127,14 @@ def test_command(monkeypatch: pytest.MonkeyPatch, result, tmp_path: Path) -> Non
 
 
 def test_the_peak_is_that_of_the_process_itself() -> None:
-    held = np.ones(60_000_000)  # 480 MB here must not count there
+    """What the same process takes when it is started from one that holds nothing is the measure: torch's builds differ
+    by hundreds of MB."""
     code = "from dmm.bench import peak_megabytes; print(peak_megabytes())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert 20 < float(done.stdout) < held.nbytes / 2**20
+    starts = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}], check=True)"
+    alone = float(run_python(starts))
+    held = np.ones(60_000_000)  # 458 MB here must not count there
+    beside = float(run_python(code))
+    assert alone > 20 and abs(beside - alone) < held.nbytes / 2**20 / 4
 
 
 def test_too_few_transitions_to_time_are_refused() -> None:

@@ -14,6 +14,7 @@ import pytest
 import typer.main
 
 from dmm.cli import app
+from tests.global_state import put_back_after
 
 PAGE = Path(__file__).resolve().parents[2] / "book" / "own_data.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE.read_text("utf8"), flags=re.MULTILINE | re.DOTALL)
@@ -25,7 +26,8 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield tmp_path
+    with put_back_after():  # the page registers its environment
+        yield tmp_path
     sys.modules.pop("corridor", None)
 
 
@@ -38,7 +40,7 @@ def test_python_blocks_run_in_order_and_print_what_the_page_shows(empty_folder: 
         if language != "python":
             continue
         if file := re.match(r"# (\w+\.py)\n", text):
-            (empty_folder / file[1]).write_text(text)
+            (empty_folder / file[1]).write_text(text, "utf8")
             continue
         out = io.StringIO()
         with contextlib.redirect_stdout(out):

@@ -127,6 +127,49 @@ def test_an_address_that_means_nothing_leaves_the_start(pages: Any, site: str, q
     check_drawn(_figure(page, index), spec)
 
 
+LONG = 1_000_000  # characters
+REQUEST = 60_000  # the most that this server takes as a query
+
+
+def _processor_seconds(page: Page) -> float:
+    metrics = page.context.new_cdp_session(page)
+    metrics.send("Performance.enable")
+    page.wait_for_timeout(WRITTEN)
+    entries = metrics.send("Performance.getMetrics")["metrics"]
+    return next(entry["value"] for entry in entries if entry["name"] == "TaskDuration")
+
+
+@pytest.mark.parametrize("flood", ["{figure}?{control};", "{figure}?{control}&{control};", "a;", "&"])
+@pytest.mark.parametrize("scheme", ["http", "file"])
+def test_a_megabyte_in_the_address_costs_nothing(pages: Any, site: str, scheme: str, flood: str) -> None:
+    path, index, spec = built_figures()[0]
+    base = site + path if scheme == "http" else f"{HTML.as_uri()}/{path}"
+    control = spec["controls"][0]
+    part = flood.format(figure=spec["name"], control=f"{control['name']}={control['values'][-1]}")
+    plain = _processor_seconds(pages(base))
+    page = pages(f"{base}#{spec['name']}?" + part * (LONG // len(part)))
+    assert _processor_seconds(page) < 2 * plain + 1
+    assert settings_of(_figure(page, index)) == start_settings(spec)
+
+
+@pytest.mark.parametrize("path", [PAGES[0], "search.html"] if PAGES else ["search.html"])
+@pytest.mark.parametrize("scheme", ["http", "file"])
+def test_many_words_in_the_query_cost_nothing(pages: Any, site: str, scheme: str, path: str) -> None:
+    base = site + path if scheme == "http" else f"{HTML.as_uri()}/{path}"
+    words = "".join(f"+word{i}" for i in range((REQUEST if scheme == "http" else LONG) // 11))
+    plain = _processor_seconds(pages(base))
+    page = pages(f"{base}?{'q' if path == 'search.html' else 'highlight'}={words}")
+    assert _processor_seconds(page) < 2 * plain + 1
+
+
+def test_the_last_word_on_a_figure_counts(pages: Any, site: str) -> None:
+    path, index, spec = built_figures()[0]
+    control = spec["controls"][0]
+    parts = [f"{spec['name']}?{control['name']}={value}" for value in (control["values"][0], control["values"][-1])]
+    page = pages(f"{site}{path}#{';'.join(parts)}")
+    assert settings_of(_figure(page, index))[control["name"]] == control["values"][-1]
+
+
 def test_anchors_of_the_page_still_work(pages: Any, site: str) -> None:
     path, index, spec = built_figures()[0]
     page = pages(site + path)

@@ -78,9 +78,27 @@ def test_phone_page_does_not_scroll_sideways(browser: Browser, site: str, page_p
 
 
 def test_the_start_page_leads_to_the_book(browser: Browser, site: str) -> None:
-    page, errors, _ = _watched(browser)
+    page, errors, requests = _watched(browser)
     page.goto(site, wait_until="load")
     page.wait_for_url("**/book/intro.html")
     assert page.locator("h1").first.inner_text().startswith("Decision MetaMamba")
+    page.context.close()
+    assert errors == []
+    assert f"{site}favicon.ico" not in requests
+
+
+def test_the_start_page_is_a_whole_page(browser: Browser, site: str) -> None:
+    """For who follows no redirect: a name, a language, an icon that is there, and a link to click on."""
+    start = (HTML / "index.html").read_text("utf8")
+    page, errors, _ = _watched(browser)
+    stays = re.sub(r'<meta http-equiv="refresh"[^>]*>', "", start)
+    page.route(site, lambda route: route.fulfill(body=stays, content_type="text/html"))
+    page.goto(site, wait_until="load")
+    assert stays != start and page.title() == "Decision MetaMamba"
+    assert page.evaluate("document.documentElement.lang") == "en" and page.evaluate("document.characterSet") == "UTF-8"
+    for link in ("icon", "canonical"):
+        assert page.evaluate(f"""fetch(document.querySelector('link[rel="{link}"]').href).then(got => got.ok)""")
+    page.get_by_role("link").click()
+    page.wait_for_url("**/book/intro.html")
     page.context.close()
     assert errors == []

@@ -89,13 +89,14 @@ def test_right_answers_pass_with_one_line(check, answer, capsys):
 
 
 def test_checks_work_in_double_precision_too():
+    before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
         chapter_04.check_conv(lambda x, taps, bias: conv(x, taps, bias))
         chapter_04.check_step(step)
         chapter_04.check_bias(bias)
     finally:
-        torch.set_default_dtype(torch.float32)
+        torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize(

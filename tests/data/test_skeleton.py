@@ -19,6 +19,7 @@ SIZES = {"Hopper-v5": 6, "Walker2d-v5": 8, "HalfCheetah-v5": 9, "dmm/AntMaze-v0"
 def reset(env_id: str, **kwargs: object) -> gym.Env:
     env = build_env(env_id, **kwargs)
     env.reset(seed=0)
+    env.action_space.seed(0)
     return env
 
 

@@ -19,6 +19,7 @@ import dmm.envs  # noqa: F401
 from dmm.data.observations import FlatObservation
 from dmm.envs.ant import MAZES, AntMaze, WalkingAnt, egocentric, write_model
 from dmm.errors import InputError
+from tests.own_process import render
 
 WARNINGS = pytest.mark.filterwarnings("ignore:.*(infinity|not within the observation space):UserWarning")
 
@@ -94,6 +95,7 @@ def test_egocentric_ignores_place_and_heading(turn: float, shift: tuple[float, f
 def test_walking_ant_pays_for_speed_standing_and_torque() -> None:
     env = WalkingAnt()
     env.reset(seed=0)
+    env.action_space.seed(0)
     for _ in range(20):
         direction, before = env.direction, env.ant.data.qpos[:2].copy()
         action = env.action_space.sample()
@@ -224,14 +226,19 @@ def test_copies_are_of_the_same_maze(duplicate) -> None:  # type: ignore[no-unty
 
 
 def test_renders_the_maze_from_above() -> None:
-    env = gym.make("dmm/AntMaze-v0", render_mode="rgb_array")
-    env.reset(seed=0)
-    frame = env.render()
-    env.close()
-    assert isinstance(frame, np.ndarray) and frame.shape == (480, 480, 3) and frame.dtype == np.uint8
-    red = (frame[..., 0] > 150) & (frame[..., 1] < 60) & (frame[..., 2] < 60)  # the goal, in the lower arm of the U
-    rows, columns = np.nonzero(red)
-    assert len(rows) > 100 and rows.mean() > 240 and columns.mean() < 240
+    red_goal = render(
+        "import gymnasium, numpy, dmm.envs\n"
+        "env = gymnasium.make('dmm/AntMaze-v0', render_mode='rgb_array')\n"
+        "env.reset(seed=0)\n"
+        "frame = env.render()\n"
+        "env.close()\n"
+        "assert isinstance(frame, numpy.ndarray) and frame.shape == (480, 480, 3) and frame.dtype == numpy.uint8\n"
+        "red = (frame[..., 0] > 150) & (frame[..., 1] < 60) & (frame[..., 2] < 60)\n"
+        "rows, columns = numpy.nonzero(red)\n"
+        "print(len(rows), rows.mean(), columns.mean())\n"
+    )
+    pixels, row, column = map(float, red_goal.split())
+    assert pixels > 100 and row > 240 and column < 240  # the goal is in the lower arm of the U
 
 
 def test_an_action_of_the_wrong_size_is_refused(maze: AntMaze) -> None:

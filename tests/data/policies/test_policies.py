@@ -36,9 +36,9 @@ def test_mean_equals_the_torch_network() -> None:
     observations = np.random.default_rng(1).standard_normal((40, 5)) * 3
     inputs = torch.from_numpy((observations - p["mean"]) / p["scale"]).float().clamp(-1.5, 1.5)
     expected = network(inputs).detach().numpy()
-    policy = GaussianPolicy(p)
-    np.testing.assert_allclose(policy.mean(observations), expected, atol=2e-6)
-    np.testing.assert_allclose([policy.mean(row) for row in observations], expected, atol=2e-6)
+    policy = GaussianPolicy(p)  # numpy's products add up in another order than torch's, on each processor another one
+    np.testing.assert_allclose(policy.mean(observations), expected, atol=1e-5)
+    np.testing.assert_allclose([policy.mean(row) for row in observations], expected, atol=1e-5)
 
 
 def test_samples_are_clipped_and_have_the_gaussians_moments() -> None:
