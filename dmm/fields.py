@@ -72,6 +72,15 @@ class Fields:
         value = self.values.get(name)
         return None if value is None else finite_number(f"{self.where}{name}", value)
 
+    def numbers(self, name: str, most: int) -> list[float] | None:
+        """A list of at most `most` finite numbers, None where it is missing or null."""
+        value = self.values.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) > most:
+            raise self.wrong(name, f"a list of at most {most:,} numbers")
+        return [finite_number(f"{self.where}{name}", number) for number in value]
+
     def flag(self, name: str) -> bool:
         """True or false, false where it is missing or null."""
         value = self.values.get(name)

@@ -94,8 +94,24 @@ def read_record(folder: Path, training: type) -> RunRecord:
         "config": dataclasses.asdict(config),
         "training": dataclasses.asdict(trained),
         "dataset": _dataset(fields.part("dataset")),
+        **_beginnings(fields),
     }
     return RunRecord(str(fields.text("model")), config, trained, {**stored, **parts})
+
+
+def _beginnings(fields: Fields) -> dict[str, Any]:
+    """What a run that was trained further, or from another's weights, says of how it began."""
+    known: dict[str, Any] = {}
+    if fields.values.get("first_steps") is not None:
+        known["first_steps"] = fields.whole("first_steps", 1)
+    if fields.values.get("from") is not None:
+        origin = fields.part("from")
+        origin.require("run", "model", "seed", "step", "dataset", "discrete_actions", "weights")
+        texts = {name: origin.text(name, "", TEXT_LIMIT) for name in ("run", "model", "weights")}
+        numbers = {name: origin.whole(name, 0) for name in ("seed", "step")}
+        more = {"dataset": origin.mapping("dataset"), "discrete_actions": origin.flag("discrete_actions")}
+        known["from"] = {**origin.values, **texts, **numbers, **more}
+    return known
 
 
 def _dataset(fields: Fields) -> dict[str, Any]:
@@ -109,12 +125,26 @@ def _dataset(fields: Fields) -> dict[str, Any]:
         "observation_keys": list(fields.texts("observation_keys")),
         "environment": fields.mapping("environment"),
         "discrete_actions": fields.flag("discrete_actions"),
+        "action_bounds": _bounds(fields),
+        "observation_offset": fields.numbers("observation_offset", SIZE_LIMITS["state_size"]),
+        "step_limit": fields.whole("step_limit", 1),
         "reference": _reference(fields),
         "transitions": fields.whole("transitions", 0, default=0),
         "mean_return": fields.finite("mean_return") or 0.0,
         "max_return": fields.finite("max_return") or 0.0,
     }
     return {**fields.values, **known}
+
+
+def _bounds(fields: Fields) -> list[list[float] | None] | None:
+    """What actions of -1 and of 1 stand for."""
+    pair = fields.values.get("action_bounds")
+    if pair is None:
+        return None
+    if not isinstance(pair, list) or len(pair) != 2:
+        raise fields.wrong("action_bounds", "null or a list of the lowest and one of the highest actions")
+    sides = Fields(f"{fields.where}action_bounds.", {"low": pair[0], "high": pair[1]})
+    return [sides.numbers(name, SIZE_LIMITS["action_size"]) for name in ("low", "high")]
 
 
 def _reference(fields: Fields) -> list[float] | None:
