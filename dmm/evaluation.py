@@ -260,7 +260,7 @@ def _run_batch(actor: Actor, envs: list[gym.Env], target: float, seed: int, bar:
     while len(going_on):
         action, state = actor.act(state, torch.from_numpy(observation), reward)
         # a copy: what an environment does to its action must not reach the actor's memory
-        observation, earned, over = _step([envs[i] for i in going_on], np.array(action.cpu()))
+        observation, earned, over = _step([envs[i] for i in going_on], action.cpu().numpy().copy())
         returns[going_on] += earned
         visited.append((going_on, observation))
         if over.any():

@@ -55,7 +55,7 @@ def inspect(run: Run, out: Path, *, windows: int = 128, seed: int = 0) -> dict[s
         raise InputError(f"run: got a {type(run.policy).__name__}, allowed are the models that `dmm models` lists")
     if windows < 1:
         raise InputError(f"windows: got {windows}, allowed is at least 1")
-    data = _data(run.info["dataset"]["id"])
+    data = _data(run.info["dataset"]["id"], run.info["dataset"]["observation_keys"])
     batch = full_windows(data, run.policy.context, windows, seed=seed)
     stages = activations(run.policy, batch)
     numbers: Numbers = {
@@ -116,10 +116,10 @@ def draw_tokens(lines: dict[str, list[float]], label: str) -> Figure:
     return fig
 
 
-def _data(dataset_id: str) -> Trajectories:
+def _data(dataset_id: str, observation_keys: list[str]) -> Trajectories:
     if dataset_id not in local_ids() and dataset_id in RECIPES:
         return preview(dataset_id, PREVIEW_EPISODES)
-    return load_trajectories(dataset_id)
+    return load_trajectories(dataset_id, observation_keys=observation_keys)
 
 
 def _write(out: Path, result: dict[str, Any], figures: dict[str, Figure]) -> None:

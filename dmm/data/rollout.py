@@ -253,7 +253,7 @@ def _copied(observation: Any) -> Any:
 
 
 def _recorded_action(action: Any, kind: type) -> np.ndarray:
-    recorded = np.array(action, dtype=kind)
+    recorded: np.ndarray = np.array(action, dtype=kind)
     if kind is np.int64 and recorded != action:
         raise InputError(f"behaviour: got the action {action!r}, allowed are whole numbers in a Discrete space")
     return recorded
