@@ -129,7 +129,9 @@ def _own_data(run: Run) -> tuple[Trajectories, str]:
     name, fingerprint = run.info["dataset"]["id"], run.info["dataset"]["fingerprint"]
     if name not in local_ids() and name in RECIPES:
         return preview(name, PREVIEW_EPISODES), f"the first {PREVIEW_EPISODES} episodes of its recipe, made anew"
-    trajectories = next((t for t in _readings(name) if t.fingerprint() == fingerprint), None)
+    trajectories = next(
+        (t for t in _readings(name, run.info["dataset"]["observation_keys"]) if t.fingerprint() == fingerprint), None
+    )
     if trajectories is not None:
         return trajectories, "its data set"
     raise InputError(
@@ -138,15 +140,16 @@ def _own_data(run: Run) -> tuple[Trajectories, str]:
     )
 
 
-def _readings(name: str) -> Iterator[Trajectories]:
-    """A data set as it is read by default, then with its rewards taken as one kind and another.
+def _readings(name: str, keys: list[str]) -> Iterator[Trajectories]:
+    """A data set as it is read by default, then with its rewards taken as one kind and another, and the run's keys.
 
     A run does not say with which reading it was trained.
     """
     yield load_trajectories(name)
-    for rewards in get_args(StoredRewards):
-        with suppress(InputError):
-            yield load_trajectories(name, rewards=rewards)
+    for chosen in (None, keys or None):
+        for rewards in (None, *get_args(StoredRewards)):
+            with suppress(InputError):
+                yield load_trajectories(name, rewards=rewards, observation_keys=chosen)
 
 
 def _other_data(run: Run, data: str | Trajectories) -> tuple[Trajectories, str]:

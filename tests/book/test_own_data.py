@@ -73,6 +73,6 @@ def test_the_page_shows_what_the_refusals_say() -> None:
         "has (observation, action) shapes",
         "are not supported",
         "allowed is -1 to 1",
-        "NaN or infinity in episode",
+        "NaN or infinity",
     ):
         assert phrase in source and phrase in PAGE.read_text("utf8")

@@ -10,12 +10,14 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.envs.registration import EnvSpec
 
 from dmm.data.actions import unit_actions, with_unit_actions
+from dmm.data.observations import FlatObservation
 from dmm.data.trajectories import Trajectories, load_trajectories
 from dmm.errors import DataWarning, InputError
-from dmm.evaluation import make_env
+from dmm.evaluation import make_env, rollout
 from dmm.training import load_run, train
 
 BOX = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
@@ -93,6 +95,46 @@ def test_nothing_beyond_its_bounds_is_played_without_a_scale_either() -> None:
     env = with_unit_actions(Echo(box([-0.4, -0.4], [0.4, 0.4])), None)
     env.step(np.array([0.9, -0.2], np.float32))
     np.testing.assert_allclose(Echo.given[0], [0.4, -0.2], rtol=1e-6)
+
+
+class SharedBuffer(gym.Env):
+    """All environments of this class fill one array, and write over the action that they are given."""
+
+    observation_space = BOX
+    action_space = box([-1, -1], [1, 1])
+    seen: ClassVar[np.ndarray] = np.zeros(3)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        self.steps, self.start = 0, float(seed or 0)
+        self.seen[:] = self.start
+        return self.seen, {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.steps += 1
+        self.seen[:] = self.start + 10 * self.steps
+        paid = float(action[0])
+        action[:] = 9
+        return self.seen, paid, self.steps == 3, False, {}
+
+
+class Halver:
+    """Plays half of what it remembers having played, and remembers the very tensor that it plays."""
+
+    def init_state(self, n: int, target: Any) -> torch.Tensor:
+        return torch.ones(n, 2)
+
+    def act(self, state: torch.Tensor, observation: Any, reward: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+        halved = state / 2
+        return halved, halved
+
+    def select(self, state: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return state[rows]
+
+
+def test_evaluation_keeps_what_environments_write_over() -> None:
+    done = rollout(Halver(), lambda: FlatObservation(SharedBuffer()), episodes=2, seed=1)
+    assert [course[:, 0].tolist() for course in done.observations] == [[1, 11, 21, 31], [2, 12, 22, 32]]
+    assert done.returns.tolist() == [0.875, 0.875]
 
 
 @pytest.fixture

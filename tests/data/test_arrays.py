@@ -217,7 +217,7 @@ def with_value(name: str, row: int, value: float) -> dict[str, Any]:
         ),
         (changed("observations", [[1.0]] * 11 + [[1.0, 2.0]]), "observations: allowed is an array of real numbers"),
         (changed("observations", np.full((12, 3), None)), r"observations: got shape \(12, 3\) of object"),
-        (with_value("rewards", 3, 1e300), r"rewards: 1e\+300, more than float32 holds, in row 3"),
+        (changed("rewards", np.full(12, 1e300)), r"rewards: 1e\+300, more than float32 holds, in row 0"),
         (changed("terminations", np.full(12, 2)), "terminations: got shape .* allowed: .* 0 and 1"),
         (changed("truncations", np.zeros((12, 1))), "truncations: got shape"),
         (with_value("observations", 7, np.nan), "observations: NaN or infinity in row 7"),
