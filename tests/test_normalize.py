@@ -44,11 +44,11 @@ def test_unknown_environment_is_named_with_what_is_known() -> None:
 )
 def test_references_that_are_of_no_use(reference: tuple) -> None:
     assert usable_reference(*reference) is None
-    with pytest.raises(InputError, match="^reference: got .* allowed are two finite numbers"):
+    with pytest.raises(InputError, match=r"^reference: got .* allowed are two finite numbers"):
         normalize(np.zeros(3), reference)
 
 
 def test_references_of_other_kinds_of_numbers() -> None:
     assert usable_reference(np.float32(1), 3) == (1.0, 3.0)
-    with pytest.raises(InputError, match="^reference: got"):
+    with pytest.raises(InputError, match=r"^reference: got"):
         normalize(1.0, (1.0,))
