@@ -309,10 +309,11 @@ def stored_spaces(metadata: dict[str, Any], *, trust_environment: bool = False) 
     """`observation_space` and `action_space` of a data set that does not store them: those of its environment.
 
     Raises:
-        InputError: it names no environment, or one that cannot be made (`build_env`).
+        ValueError: it names no environment.
+        InputError: that cannot be made (`build_env`).
     """
     if not metadata.get("env_spec"):
-        raise InputError("it stores neither its spaces nor an environment that has them")
+        raise ValueError("it stores neither its spaces nor an environment that has them")
     env = build_env(parse_env_spec(metadata["env_spec"]), trust_environment=trust_environment)
     env.close()
     return {"observation_space": env.observation_space, "action_space": env.action_space}
