@@ -17,7 +17,6 @@ from typing import Annotated, Any
 import typer
 
 from dmm.errors import InputError, RunError, outside_reason, whole_number
-from dmm.files import strict_json, user_path
 
 app = typer.Typer(
     help="Decision MetaMamba: make data sets, train policies on them, evaluate and inspect them.",
@@ -225,6 +224,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Activations, norms, gradients and gates of a trained run, as pictures and numbers."""
+    from dmm.files import user_path
     from dmm.inspection_report import inspect as look
     from dmm.training import load_run
 
@@ -376,6 +376,8 @@ def _workers(threads: int | None) -> int:
 def _print(as_json: bool, value: dict[str, Any], text: str) -> None:
     if sys.stdout is None:
         raise RunError("output: standard output is closed")
+    from dmm.files import strict_json
+
     try:
         typer.echo(strict_json(value) if as_json else text)
     except BrokenPipeError:  # whoever reads has seen enough
