@@ -479,7 +479,7 @@ class TestSeveralSeeds:
             several(trajectories, tmp_path, seeds=seeds)
 
     def test_wrong_seed_is_named(self, trajectories: Trajectories, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"^seed: got -1, allowed is 0 to"):
+        with pytest.raises(InputError, match=r"^seed: got -1, allowed is a whole number from 0 to"):
             several(trajectories, tmp_path / "runs", seeds=(0, -1))
         assert not (tmp_path / "runs").exists()
 
