@@ -403,6 +403,7 @@ def _workers(threads: int | None) -> int:
 def _print(as_json: bool, value: dict[str, Any], text: str) -> None:
     if sys.stdout is None:
         raise RunError("output: standard output is closed")
+
     try:
         typer.echo(strict_json(value) if as_json else text)
     except BrokenPipeError:  # whoever reads has seen enough

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, get_args
 
-import numpy as np
-
 
 class InputError(ValueError):
     """What the caller passed is wrong: names the argument, what came and what is allowed. The command exits with 2."""
@@ -43,7 +41,7 @@ def whole_number(name: str, value: Any, least: int | None, most: int | None = No
     bounds = "" if least is None else f" of at least {least}" if most is None else f" from {least} to {most}"
     allowed = f"a whole number{bounds}"
     try:
-        if isinstance(value, bool | np.bool_ | str | bytes):
+        if _is_truth_value(value) or isinstance(value, str | bytes):
             raise TypeError
         number = int(value) if _is_whole_float(value) else operator.index(value)
     except (TypeError, ValueError, OverflowError):
@@ -60,7 +58,7 @@ def finite_number(name: str, value: Any) -> float:
         InputError: something else.
     """
     try:
-        if isinstance(value, bool | np.bool_ | str | bytes):
+        if _is_truth_value(value) or isinstance(value, str | bytes):
             raise TypeError
         number = float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
@@ -76,7 +74,7 @@ def true_or_false(name: str, value: Any) -> bool:
     Raises:
         InputError: something else.
     """
-    if not isinstance(value, bool | np.bool_):
+    if not _is_truth_value(value):
         raise InputError(f"{name}: got {_shown(value)}, allowed are True and False")
     return bool(value)
 
@@ -133,6 +131,12 @@ def _limit() -> str:
         if limit != resource.RLIM_INFINITY:
             return f" (this process may have {limit // 2**20:,} MiB of address space, see `ulimit -v`)"
     return ""
+
+
+def _is_truth_value(value: Any) -> bool:
+    """Python's or numpy's, which is not imported for it: `dmm --help` needs no numpy."""
+    kind = type(value)
+    return isinstance(value, bool) or (kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_"))
 
 
 def _is_whole_float(value: Any) -> bool:

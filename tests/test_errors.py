@@ -38,7 +38,9 @@ def test_finite_numbers(value: Any) -> None:
     assert finite_number("target", value) == float(value)
 
 
-@pytest.mark.parametrize("value", [np.nan, -np.inf, "5", None, True, [1.0, 2.0], 10**400, 1j], ids=lambda v: repr(v)[:9])
+@pytest.mark.parametrize(
+    "value", [np.nan, -np.inf, "5", None, True, [1.0, 2.0], 10**400, 1j], ids=lambda v: repr(v)[:9]
+)
 def test_what_is_no_finite_number_is_named_in_one_short_line(value: Any) -> None:
     with pytest.raises(InputError, match=r"^target: got .*, allowed is a finite number$") as caught:
         finite_number("target", value)

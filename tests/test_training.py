@@ -481,7 +481,7 @@ class TestSeveralSeeds:
             several(trajectories, tmp_path, seeds=seeds)
 
     def test_wrong_seed_is_named(self, trajectories: Trajectories, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"^seed: got -1, allowed is 0 to"):
+        with pytest.raises(InputError, match=r"^seed: got -1, allowed is a whole number from 0 to"):
             several(trajectories, tmp_path / "runs", seeds=(0, -1))
         assert not (tmp_path / "runs").exists()
 
@@ -813,7 +813,7 @@ class TestApart:
         runs = several(trajectories, tmp_path, workers=2, resume=True, progress=True)
         for run, alone in zip(runs, separate, strict=True):
             assert_same_run(run.path, alone.path)
-            assert run.info == json.loads(json.dumps(alone.info)) and not run.policy.training
+            assert json.dumps(run.info) == json.dumps(alone.info) and not run.policy.training
             assert all(torch.equal(w, alone.policy.state_dict()[name]) for name, w in run.policy.state_dict().items())
         last = capsys.readouterr().err.splitlines()[-1]
         assert "60/60" in last and f"loss={np.mean([run.log['loss'][-1] for run in runs[1:]]):.4f}" in last

@@ -159,8 +159,8 @@ def test_data_lie_on_the_device_that_was_asked_for(trajectories: Trajectories) -
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda t: sampler(t, 0), ["context", "0", "1 or more"]),
-        (lambda t: sampler(t).sample(0), ["batch_size", "0", "1 or more"]),
+        (lambda t: sampler(t, 0), ["context", "0", "at least 1"]),
+        (lambda t: sampler(t).sample(0), ["batch_size", "0", "at least 1"]),
         (lambda t: sampler(t).window_at(28), ["first_indices", "0 .. 27"]),
         (lambda t: sampler(t).window_at(-1), ["first_indices", "0 .. 27"]),
         (lambda t: sampler(t).windows_at(torch.zeros(2, 2)), ["first_indices", "(b,)"]),
