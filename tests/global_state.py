@@ -22,6 +22,8 @@ import torch
 from gymnasium.utils import seeding
 
 SEED = 0
+# Set by pytest for each phase of a test, and by torch when its compiler is first imported, which an optimizer may do.
+NOT_OURS = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_", "_TORCHINDUCTOR_")
 SIGNALS = [
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM", "SIGCHLD", "SIGPIPE", "SIGUSR1", "SIGUSR2")
@@ -37,7 +39,7 @@ class Shared(NamedTuple):
 
 
 def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    return {name: value for name, value in os.environ.items() if not name.startswith(NOT_OURS)}
 
 
 def _restore_environment(before: dict[str, str]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from tests.own_process import CANNOT, ROOT, render, run_python
@@ -75,3 +77,13 @@ def test_a_lost_worker_ends_the_run_with_a_failure(tmp_path: Path, first: str, l
     done = run_of_two_files(tmp_path, "-o", "faulthandler_timeout=3")
     assert done.returncode == 1, done.stdout
     assert re.search(rf"crashed while running 'test_first.py::{lost}'", done.stdout)
+
+
+def test_a_kernel_that_dies_fails_its_cell_at_once(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "notebooks" / "conftest.py", tmp_path)
+    cells = ["print(1)", "import os, signal\nos.kill(os.getpid(), signal.SIGBUS)"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in cells])
+    nbformat.write(notebook, tmp_path / "dying.ipynb")
+    done = run_of_two_files(tmp_path, "--nbval-lax", "--nbval-current-env")
+    assert done.returncode == 1 and "the kernel died while this cell ran" in done.stdout, done.stdout
+    assert "1 failed, 1 passed" in done.stdout
