@@ -192,7 +192,7 @@ class TestDamage:
     def test_numbers_that_no_training_leads_to_are_refused_and_nothing_is_loaded(
         self, saved: tuple[Path, Pair], name: str, value: float | None, message: str
     ) -> None:
-        path, (policy, _) = saved
+        path, _ = saved
         tensors = load_file(path)
         if value is None:
             tensors[name] = torch.zeros(3)

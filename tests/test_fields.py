@@ -50,9 +50,9 @@ class TestConfig:
 
 @pytest.mark.parametrize("value", ["\ud800", "a\0b", "x" * 2000, 3, ["x"], {}])
 def test_texts_can_be_printed_and_are_short(value: Any) -> None:
-    with pytest.raises(InputError, match="^file: name: got .*, allowed is a text"):
+    with pytest.raises(InputError, match=r"^file: name: got .*, allowed is a text"):
         Fields("file: ", {"name": value}).text("name")
-    with pytest.raises(InputError, match="^file: names: got .*, allowed is a list"):
+    with pytest.raises(InputError, match=r"^file: names: got .*, allowed is a list"):
         Fields("file: ", {"names": [value]}).texts("names")
 
 
@@ -64,5 +64,5 @@ def test_null_is_as_good_as_nothing() -> None:
 
 @pytest.mark.parametrize("value", [[], None, 1, "x"])
 def test_no_object(value: Any) -> None:
-    with pytest.raises(InputError, match="^file: part: got .*, allowed is a JSON object"):
+    with pytest.raises(InputError, match=r"^file: part: got .*, allowed is a JSON object"):
         Fields("file: ", {"part": value}).part("part")

@@ -112,7 +112,7 @@ def test_pipes_devices_and_giants_are_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_a_run_that_could_not_be_read_back_is_not_begun() -> None:
-    with pytest.raises(InputError, match="^context: got 5000, allowed is at most 4096"):
+    with pytest.raises(InputError, match=r"^context: got 5000, allowed is at most 4096"):
         require_readable(DMMConfig(state_size=1, action_size=1, context=5000))
 
 
