@@ -39,7 +39,7 @@ class StoredArrays:
 
     def __init__(self, file: h5py.File, size: int):
         self._root = h5g.open(file.id, b"/")
-        self._groups = {(): self._root}
+        self._groups: dict[tuple[str, ...], h5g.GroupID] = {(): self._root}
         self._memory = min(RATIO * size + ALLOWANCE, _physical_memory())  # bytes that may still be taken
         self.most_episodes = min(self._root.get_num_objs(), size // SMALLEST_EPISODE)
 
