@@ -26,8 +26,8 @@ HEADER_LIMIT = 16 * 2**20
 GENERATOR_LIMIT = 2**14
 """Bytes of a generator's state; torch's on the CPU has 5,056."""
 LARGEST_STEP = 2**53
-TYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
-"""Names that the format has for types of weights."""
+FLOATS = ("F16", "BF16", "F32", "F64")
+"""Names that the format has for types of weights; kept policies have half precision."""
 
 Moments = Mapping[str, Mapping[str, Tensor]]
 """The same by name of the weight, then of the moment."""
@@ -161,23 +161,24 @@ def _declared(file: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {name: (stored.get_dtype(), tuple(stored.get_shape())) for name, stored in slices.items()}
 
 
-def _form(tensor: Tensor) -> tuple[str, tuple[int, ...]]:
-    return TYPES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape)
+def _fits(form: tuple[str, tuple[int, ...]] | None, tensor: Tensor) -> bool:
+    """Whether what is declared can be loaded into a tensor: of its shape, and floats of any size."""
+    return form is not None and form[0] in FLOATS and form[1] == tuple(tensor.shape)
 
 
 def _require_same(path: Path, declared: Mapping[str, Any], own: Mapping[str, Tensor]) -> None:
     there = {name.removeprefix("policy."): form for name, form in declared.items() if name.startswith("policy.")}
-    wrong = sorted(n for n in own.keys() | there.keys() if n not in own or there.get(n) != _form(own[n]))
+    wrong = sorted(n for n in own.keys() | there.keys() if n not in own or not _fits(there.get(n), own[n]))
     if wrong:
         raise InputError(f"checkpoint: {path} is of another policy, {len(wrong)} weights do not fit, first {wrong[0]}")
 
 
 def _require_moments(path: Path, declared: Mapping[str, Any], moments: Moments) -> None:
-    needed = {f"optimizer.{moment}.{name}": _form(moments[name][moment]) for moment in MOMENTS for name in moments}
+    needed = {f"optimizer.{moment}.{name}": moments[name][moment] for moment in MOMENTS for name in moments}
     missing = sorted((needed.keys() | {"generator.sampler", "generator.torch"}) - declared.keys())
     if missing:
         raise InputError(f"checkpoint: {path} has weights only, a run cannot go on from it (no {missing[0]})")
-    wrong = sorted(name for name, form in needed.items() if declared[name] != form)
+    wrong = sorted(name for name, moment in needed.items() if not _fits(declared[name], moment))
     if wrong:
         raise InputError(f"checkpoint: {path} is damaged, {len(wrong)} moments do not fit, first {wrong[0]}")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from h5py import h5d, h5g, h5l, h5s
+from h5py import h5d, h5g, h5l, h5o, h5s
 
 from dmm.errors import InputError
 
@@ -22,6 +22,9 @@ ALLOWANCE = 16 * 2**20
 CHUNK_LIMIT = 64 * 2**20
 """Bytes of one chunk, all of which is unpacked when any of it is read."""
 GROUPS_KEPT = 4
+UNPLAIN = 1 << 7 | 1 << 11
+"""Messages of an array's header, by their numbers in the format: external files, filters. Without them, and with all
+its bytes in this file, it is neither virtual nor has to be unpacked."""
 SMALLEST_EPISODE = 100
 """Bytes that an episode's group takes at least."""
 
@@ -58,8 +61,11 @@ class StoredArrays:
             raise InputError(f"{'/'.join(path)} holds {dtype}, allowed are numbers")
         if not shape:
             raise InputError(f"{'/'.join(path)} is no array")
-        self._take(math.prod(shape) * dtype.itemsize, path)
-        _require_plain(stored, dtype.itemsize, path)
+        size = math.prod(shape) * dtype.itemsize
+        self._take(size, path)
+        # the properties of an array take longer to ask for than all else, and most arrays have nothing to hide
+        if h5o.get_info(stored).hdr.mesg.present & UNPLAIN or stored.get_storage_size() < size:
+            _require_plain(stored, dtype.itemsize, path)
         array = np.empty(shape, dtype=dtype)
         stored.read(h5s.ALL, h5s.ALL, array)
         return array
