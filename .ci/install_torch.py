@@ -2,7 +2,7 @@
 
     python .ci/install_torch.py "torch==2.13.0"
 
-The CUDA build, which is what PyPI has for Linux, brings 3 GB of libraries that such a machine cannot use. The CPU build
+The CUDA build, which is what PyPI has for Linux, brings 4 GB of libraries that such a machine cannot use. The CPU build
 comes from what pip is told to look through anyway, else from PyTorch's own package index; where neither has it, the
 CUDA build is left to the next `pip install`. Only torch itself is taken from that index, never what it depends on.
 
@@ -65,7 +65,7 @@ def install_cpu_build(requirement: str, choice: str, index: str) -> str:
         reason = f"{index} has no {requirement} that can be installed here"
     if choice == "cpu":
         raise SystemExit(f"TORCH: got 'cpu', but {reason}")
-    return f"torch: {reason}, so PyPI's build is taken, with CUDA, about 3 GB more"
+    return f"torch: {reason}, so PyPI's build is taken, with CUDA, about 4 GB more"
 
 
 def has_nvidia_gpu() -> bool:

@@ -38,7 +38,7 @@ TARGETS: dict[str, tuple[float, ...]] = {
 CONFIDENCE = 0.95
 BOOTSTRAP_RESAMPLES = 10_000
 ENVIRONMENTS_AT_ONCE = 100
-"""So many take 0.1 GB of MuJoCo's locomotion, and 1.3 GB of point mazes, whose models hold a picture of the sky."""
+"""So many take 60 MB, whether of MuJoCo's locomotion or of point mazes."""
 
 
 class RandomActor:

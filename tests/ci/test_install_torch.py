@@ -79,7 +79,7 @@ def test_else_torch_alone_comes_from_the_index_of_cpu_builds(tool: ModuleType, m
 def test_without_it_the_cuda_build_is_named_and_left_to_pip(tool, monkeypatch, able, words) -> None:
     pip = use(tool, Pip(*able), monkeypatch)
     line = tool.main(PIN, "auto", MIRROR)
-    assert words in line and "3 GB" in line and "\n" not in line and "pypi" not in pip.kinds
+    assert words in line and "4 GB" in line and "\n" not in line and "pypi" not in pip.kinds
     with pytest.raises(SystemExit, match=f"TORCH: got 'cpu', but {MIRROR} {words}"):
         tool.main(PIN, "cpu", MIRROR)
 

@@ -71,3 +71,7 @@ def test_the_book_names_the_packages_it_stands_on() -> None:
 
 def test_torch_is_pinned_by_its_public_version() -> None:
     assert re.fullmatch(r"==\d+\.\d+\.\d+", str(own_pins("book")["torch"].specifier))
+
+
+def test_the_readme_names_the_pinned_torch() -> None:
+    assert f"install_torch.py torch{own_pins('book')['torch'].specifier} " in (ROOT / "README.md").read_text("utf8")
