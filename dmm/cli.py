@@ -19,7 +19,6 @@ from typing import Annotated, Any
 import typer
 
 from dmm.errors import DataWarning, InputError, RunError, outside_reason, whole_number
-from dmm.files import strict_json, user_path
 
 app = typer.Typer(
     help="Decision MetaMamba: make data sets, train policies on them, evaluate and inspect them.",
@@ -252,6 +251,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Activations, norms, gradients and gates of a trained run, as pictures and numbers."""
+    from dmm.files import user_path
     from dmm.inspection_report import inspect as look
     from dmm.training import load_run
 
@@ -401,6 +401,8 @@ def _workers(threads: int | None) -> int:
 
 
 def _print(as_json: bool, value: dict[str, Any], text: str) -> None:
+    from dmm.files import strict_json
+
     if sys.stdout is None:
         raise RunError("output: standard output is closed")
 
