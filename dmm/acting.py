@@ -209,7 +209,7 @@ class StaggeredActor(RecurrentActor):
     """
 
     def __init__(self, policy: TokenPolicy, states: int = STATES):
-        states = whole_number("states", states, 0)
+        states = whole_number("states", states, None)
         if states < 1 or policy.context % states:
             divisors = [m for m in range(1, policy.context + 1) if policy.context % m == 0]
             raise InputError(

@@ -663,7 +663,7 @@ class _SeedRun:
         """Go on from what the folder holds, if `there` is the description in it; whether that is to be written."""
         steps, checkpoint = self.config.steps, self.path / "checkpoint.safetensors"
         if there is not None and checkpoint.exists():
-            self.restore()
+            self.restore(there["training"]["steps"])
         elif not self.startable:
             raise InputError(f"from: {self.path} has no checkpoint; name the run that it starts from once more")
         if there is None:
@@ -701,10 +701,10 @@ class _SeedRun:
             write_checkpoint(checkpoint, self.policy, self.flat.moments(), states, self.step, self.seconds)
         self.saved = self.step
 
-    def restore(self) -> None:
-        """Take over where the folder's checkpoint stopped."""
+    def restore(self, last: int) -> None:
+        """Take over where the folder's checkpoint stopped, at step `last` at most."""
         file = self.path / "checkpoint.safetensors"
-        checkpoint = read_checkpoint(file, self.policy, self.flat.moments(), self.config.steps)
+        checkpoint = read_checkpoint(file, self.policy, self.flat.moments(), last)
         self.step, self.seconds, self.saved = checkpoint.step, checkpoint.seconds, checkpoint.step
         for name, generator in self.generators.items():
             if name in checkpoint.generators:  # a run that goes on elsewhere may have none for the new device
