@@ -206,7 +206,7 @@ def train_seeds(
         print(f"dmm: seeds are trained one after the other: {reason}", file=sys.stderr)
         for run in behind:
             _train_alone(plan, run.config.seed, run.path, True, partial(_bar, progress))
-            run.restore()
+            run.restore(run.config.steps)
     return [run.finished() for run in runs]
 
 
@@ -247,7 +247,7 @@ def _train_apart(runs: Sequence[_SeedRun], plan: _Plan, workers: int, progress: 
     with _bar(progress, runs) as bar:
         in_processes(_train_here, plan, jobs, workers=workers, report=show)
     for run in runs:
-        run.restore()
+        run.restore(run.config.steps)
 
 
 def _train_here(plan: _Plan, seed: int, path: str, report: Callable[..., None]) -> None:
