@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -72,31 +73,31 @@ def _build_once() -> Status:
     return build()
 
 
-def build() -> Status:
+def build(source: Path = SOURCE) -> Status:
     """Find the kernel or compile it; says which, and where it is, or why there is none."""
     command = _compiler()
     if command is None:
         return Status(None, "no C++ compiler found ($CXX, c++, g++, clang++)")
     try:
-        return _load(command, _folder())
+        return _load(command, _folder(), source)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         said = (str(getattr(error, "stderr", None) or error).strip() or repr(error)).splitlines()
         return Status(None, f"{command[0]} could not build it: {said[0]}")
 
 
-def _load(command: list[str], folder: Path) -> Status:
+def _load(command: list[str], folder: Path, source: Path) -> Status:
     """The library of this folder, built if it is not there or is not what was built."""
-    path = folder / f"scan-{_fingerprint(command)}.so"
+    path = folder / f"{source.stem}-{_fingerprint(command, source)}.so"
     try:
         if _is_whole(path):
             return Status(ctypes.CDLL(str(path)), f"found, {path}")
-        _compile(command, path)
+        _compile(command, path, source)
         return Status(ctypes.CDLL(str(path)), f"built with {Path(command[0]).name}, {path}")
     except OSError:
         private = Path(_private_folder().name)
         if folder == private:
             raise
-        return _load(command, private)  # the folder is full, or nothing may be executed in it
+        return _load(command, private, source)  # the folder is full, or nothing may be executed in it
 
 
 def forward(
@@ -203,11 +204,18 @@ def _private_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="dmm-", ignore_cleanup_errors=True)
 
 
-def _fingerprint(command: list[str]) -> str:
+def _fingerprint(command: list[str], source: Path) -> str:
     """Of all that decides what the library holds: a folder may be shared by machines and outlive an update."""
     version = _run([*command, "--version"]).stdout
-    parts = (SOURCE.read_text(), repr((FLAGS, VARIANTS, command[1:])), version, _processor())
+    parts = (_text(source), repr((FLAGS, VARIANTS, command[1:])), version, _processor())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _text(source: Path) -> str:
+    """The file and all that it includes of ours."""
+    own = source.read_text()
+    included = re.findall(r'^#include "(.+)"$', own, re.MULTILINE)
+    return "\0".join([own, *(_text(source.parent / name) for name in included)])
 
 
 def _processor() -> str:
@@ -223,13 +231,13 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=COMPILE_SECONDS)
 
 
-def _compile(command: list[str], path: Path) -> None:
+def _compile(command: list[str], path: Path, source: Path) -> None:
     """Compile into a file beside `path` and move it there with its checksum, so that nobody loads half a library."""
     handle, unfinished = tempfile.mkstemp(prefix="build-", suffix=".so", dir=path.parent)
     os.close(handle)
     try:
         for further in VARIANTS:
-            done = _run([*command, *FLAGS, *further, "-o", unfinished, str(SOURCE)])
+            done = _run([*command, *FLAGS, *further, "-o", unfinished, str(source)])
             if done.returncode == 0:
                 break
         done.check_returncode()
