@@ -1,11 +1,11 @@
 r"""The branch of a Dense Sequence Mixer as one function, `y = r + U W^T + b` with `n = LN(x)`, `U_t = [n_{t-w+1}; ...; n_t]`.
 
-The residual `r` is `x` or `n`, which is the last part of `U`. Backward, with the gradient `dy`:
+The residual `r` is `x` or `n`. Backward, with the gradient `dy`:
 
-    dW = dy^T U,    db = sum dy,    dU = dy W,    dn_t = sum_j dU_{t+j} (part w-1-j) (+ dy_t if r is n)
+    dW = dy^T U,    db = sum dy,    dn_t = sum_j W_j^T dy_{t+j} (+ dy_t if r is n)
 
-and LayerNorm's own gradient of `dn` (see `norm.h`), to which `dy` is added if `r` is `x`. Three matrix products; what is
-between them goes over memory once.
+where `W_j` are the columns of `W` that see a token `j` steps later, and LayerNorm's own gradient of `dn` (see `norm.h`), to
+which `dy` is added if `r` is `x`. The windows `U` are never written down: see `dense.h`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from dmm.fused.derivatives import differentiable_gradients
 from dmm.fused.kernel import Sizes, call
 from dmm.mixers import DenseSequenceMixer
 
+SPARE = 64
+"""Numbers behind the last token, which the kernel may read and does not use."""
 
 def dense_branch(norm: nn.LayerNorm, mixer: DenseSequenceMixer, x: Tensor, normalized: bool) -> Tensor:
     """`(LN(x) if normalized else x) + DSM(LN(x))`: `(b, l, d) -> (b, l, d)`."""
@@ -48,31 +50,28 @@ class _DenseBranch(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
-        eps, window, normalized = settings
-        (b, l, d), tokens = x.shape, x.contiguous()
-        windows = x.new_empty(b * l, window * d)
-        call("norm", _sizes(x, settings), tokens, gain.contiguous(), shift.contiguous(), windows)
-        residual = windows[:, -d:] if normalized else tokens.view(b * l, d)
-        y = torch.addmm(residual, windows, weight.T)
+        (b, l, d), window = x.shape, settings[1]
+        tokens = x.new_empty(b * (window - 1 + l) * d + SPARE)
+        y, given = torch.empty_like(x, memory_format=torch.contiguous_format), (x, gain, shift, weight, bias)
+        call("dense", _sizes(x, settings), *(None if each is None else each.contiguous() for each in given), tokens, y)
         ctx.settings = settings
-        ctx.save_for_backward(x, gain, shift, weight, bias, windows)
-        return (y if bias is None else y.add_(bias)).view(b, l, d)
+        ctx.save_for_backward(x, gain, shift, weight, bias, tokens)
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, windows = ctx.saved_tensors
+        *inputs, tokens = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():
             formula = functools.partial(_formula, ctx.settings)
             return None, *differentiable_gradients(formula, inputs, wanted, dy)
         x, gain, _, weight, _ = inputs
         dy = dy.contiguous()
-        flat = dy.view(-1, dy.shape[-1])
         dx, dnorm = torch.empty_like(dy), x.new_empty(len(x), 2, x.shape[-1])
-        sizes, dwindows = _sizes(x, ctx.settings), flat @ weight
-        call("norm_backward", sizes, x.contiguous(), gain.contiguous(), dwindows, dy, dx, dnorm)
-        dweight = flat.T @ windows if wanted[3] else None
-        return None, dx, *dnorm.sum(0), dweight, flat.sum(0) if wanted[4] else None
+        dweight = torch.empty_like(weight, memory_format=torch.contiguous_format) if wanted[3] else None
+        given = (each.contiguous() for each in (x, gain, weight))
+        call("dense_backward", _sizes(x, ctx.settings), *given, tokens, dy, dx, dnorm, dweight)
+        return None, dx, *dnorm.sum(0), dweight, dy.sum((0, 1)) if wanted[4] else None
 
 
 def _sizes(x: Tensor, settings: tuple[float, int, bool]) -> Sizes:

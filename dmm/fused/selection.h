@@ -23,25 +23,33 @@ constexpr int STATES = 4;  // followed at once, as registers allow
 constexpr int STATES = 2;
 #endif
 
-template <class T> struct Powers2 {  // 2^x for x <= 0, not below the smallest normal number; scan.cpp's exp2 for all x
+// 2^(x y), where that is no smaller than the least normal number. Steps are few and do not wait for one another, since so
+// many powers are computed that what counts is how many of them are under way at once; scan.cpp's exp2 takes any number.
+template <class T> struct Power {
+    static constexpr int SHIFT = Traits<T>::mantissa - log2(TABLE<T>), LAST = degree<T>() == 4 ? 3 : degree<T>();
     Int<T> table;
-    Powers2() {
+
+    Power() {
         static constexpr Powers<T> powers;
         std::memcpy(&table, powers.of, sizeof table);
         for (int i = 1; i < TABLE<T>; ++i) table[i] -= uint64_t(i) << SHIFT;  // which the bits of k bring along
     }
-    static constexpr int SHIFT = Traits<T>::mantissa - log2(TABLE<T>);
-    Vec<T> operator()(Vec<T> x) const {
-        const Vec<T> least = all<T>(1 - Traits<T>::top), shift = all<T>(1.5 * double(int64_t(1) << SHIFT));
-        x = least > x ? least : x;  // and not the other way round, which would make a number of NaN
-        const Vec<T> k = x + shift, r = x - (k - shift);
-        Vec<T> p = all<T>(taylor(degree<T>()));
-#pragma GCC unroll 16
-        for (int j = degree<T>() - 1; j > 0; --j) p = p * r + T(taylor(j));
+    static constexpr double coefficient(int j) {  // of 2^r; r^4, where it would be the last, is nearly 2 (sqrt(2) - 1) R^2 r^2
+        constexpr double R = 0.5 / TABLE<T>;
+        return taylor(j) + (LAST < degree<T>() && j == 2 ? 0.8284271247461903 * R * R * taylor(4) : 0);
+    }
+    Vec<T> operator()(Vec<T> x, Vec<T> y) const {
+        const Vec<T> shift = all<T>(1.5 * double(int64_t(1) << SHIFT));
+        const Vec<T> k = x * y + shift, r = x * y - (k - shift);
         const Vec<T> t = (Vec<T>)((Int<T>)pick<T>((Vec<T>)table, (Int<T>)k) + ((Int<T>)k << SHIFT));
-        return t + t * (r * p);
+        Vec<T> p = all<T>(coefficient(LAST));
+#pragma GCC unroll 16
+        for (int j = LAST - 1; j > 0; --j) p = p * r + T(coefficient(j));
+        return t + t * r * p;
     }
 };
+template <class T> inline Vec<T> lesser(Vec<T> x, Vec<T> y) { return x > y ? y : x; }  // x, if one is not a number
+template <class T> constexpr T DEEPEST = T(Traits<T>::top - 2);  // powers of 2 below minus this are cut off there
 
 // Convolution and SiLU, the channels of one register in one row.
 template <class T> struct Branch {
@@ -101,7 +109,8 @@ template <class T> struct Selection {
     int64_t l, e, n, r;
     const T *xz, *s, *p;
     std::vector<Vec<T>> a, dt, bias, skip;  // the weights, for each register of channels: (n), (r), 1, 1
-    const Powers2<T> power;
+    std::vector<Vec<T>> steepest;  // the least of a
+    const Power<T> power;
 
     Selection(int64_t l, int64_t e, int64_t n, int64_t r, const T* xz, const T* s, const T* p, const T* A, const T* dtw, const T* b, const T* D)
         : l(l), e(e), n(n), r(r), xz(xz), s(s), p(p) {
@@ -110,6 +119,8 @@ template <class T> struct Selection {
             columns(A + c * n, lanes, n, T(1 / LN2), a);
             columns(dtw + c * r, lanes, r, T(1), dt);
             bias.push_back(load(b + c, lanes)), skip.push_back(load(D + c, lanes));
+            steepest.push_back(Vec<T>{});
+            for (int64_t j = 0; j < n; ++j) steepest.back() = lesser<T>(a[c / W<T> * n + j], steepest.back());
         }
     }
     static void columns(const T* from, int64_t lanes, int64_t count, T scale, std::vector<Vec<T>>& to) {
@@ -147,10 +158,15 @@ template <class T> struct Tokens {
             const T* low = own.low(row, t);
             Vec<T> raw = own.bias[block];
             for (int64_t i = 0; i < own.r; ++i) raw += dt[i] * low[i];
-            const Vec<T> q = own.power((raw > T(0) ? -raw : raw) * T(1 / LN2)), ratio = q / (T(2) + q), square = ratio * ratio;
-            Vec<T> log{};
+            const Vec<T> q = own.power(lesser<T>(raw > T(0) ? raw : -raw, all<T>(DEEPEST<T> * LN2)), all<T>(-1 / LN2));
+            const Vec<T> ratio = q / (T(2) + q), square = ratio * ratio, fourth = square * square;
+            Vec<T> even{}, odd{};
 #pragma GCC unroll 20
-            for (int j = Traits<T>::series - 1; j >= 0; --j) log = log * square + T(2.0 / (2 * j + 1));
+            for (int j = Traits<T>::series - 1; j >= 0; --j) {
+                Vec<T>& half = j % 2 ? odd : even;
+                half = half * fourth + T(2.0 / (2 * j + 1));
+            }
+            const Vec<T> log = even + square * odd;
             d[t] = raw <= T(20) ? (raw > T(0) ? raw : all<T>(0)) + ratio * log : raw;
             if (BACK) slope[t] = raw <= T(20) ? (raw > T(0) ? all<T>(1) : q) / (T(1) + q) : all<T>(1);
             x[t] = load(own.s + at(t), lanes);
@@ -158,7 +174,7 @@ template <class T> struct Tokens {
             y[t] = own.skip[block] * x[t];
         }
     }
-    template <int J, bool KEEP> void follow(int64_t j) {
+    template <int J, bool KEEP, bool CUT> void follow(int64_t j) {
         const Vec<T>* a = own.a.data() + block * own.n + j;
         Vec<T> h[J] = {}, aj[J];
         for (int i = 0; i < J; ++i) aj[i] = a[i];
@@ -169,7 +185,7 @@ template <class T> struct Tokens {
             Vec<T> out = y[t];
 #pragma GCC unroll 8
             for (int i = 0; i < J; ++i) {
-                const Vec<T> decay = own.power(dt * aj[i]);
+                const Vec<T> decay = CUT ? own.power(lesser<T>(-dt * aj[i], all<T>(DEEPEST<T>)), all<T>(-1)) : own.power(dt, aj[i]);
                 h[i] = decay * h[i] + in * B[i];
                 out += h[i] * C[i];
                 if (KEEP) decays[t * J + i] = decay, states[(t + 1) * J + i] = h[i];
@@ -177,11 +193,22 @@ template <class T> struct Tokens {
             y[t] = out;
         }
     }
+    bool is_deep() const {  // whether some state decays by more than a power can tell
+        Vec<T> most{};
+        for (const Vec<T>& step : d) most = step > most ? step : most;
+        most *= own.steepest[block];
+        for (int i = 0; i < W<T>; ++i)
+            if (most[i] < -DEEPEST<T>) return true;
+        return false;
+    }
+    template <bool CUT> void all_states() {
+        int64_t j = 0;
+        for (; j + 2 * STATES <= own.n; j += 2 * STATES) follow<2 * STATES, false, CUT>(j);
+        for (; j < own.n; ++j) follow<1, false, CUT>(j);
+    }
     void forward(T* out) {
         inputs<false>();
-        int64_t j = 0;
-        for (; j + 2 * STATES <= own.n; j += 2 * STATES) follow<2 * STATES, false>(j);
-        for (; j < own.n; ++j) follow<1, false>(j);
+        is_deep() ? all_states<true>() : all_states<false>();
         for (int64_t t = 0; t < own.l; ++t) {
             const Vec<T> z = load(gate(t), lanes);
             store(out + at(t), y[t] * z * sigmoid<T>(z), lanes);
@@ -213,6 +240,11 @@ template <class T> struct Tokens {
         }
         for (int i = 0; i < J; ++i) store(dA + (j + i) * own.e + c, total[i], lanes);
     }
+    template <bool CUT> void all_back(T* dA) {
+        int64_t j = 0;
+        for (; j + STATES <= own.n; j += STATES) follow<STATES, true, CUT>(j), back<STATES>(j, dA);
+        for (; j < own.n; ++j) follow<1, true, CUT>(j), back<1>(j, dA);
+    }
     void backward(const T* dout, T* ds, T* dxz, T* dscan) {
         inputs<true>();
         for (int64_t t = 0; t < own.l; ++t) {
@@ -220,9 +252,7 @@ template <class T> struct Tokens {
             open[t] = sigmoid<T>(z), dv[t] = load(dout + at(t), lanes), dy[t] = dv[t] * z * open[t];
             ddrive[t] = dlog[t] = Vec<T>{};
         }
-        int64_t j = 0;
-        for (; j + STATES <= own.n; j += STATES) follow<STATES, true>(j), back<STATES>(j, dscan);
-        for (; j < own.n; ++j) follow<1, true>(j), back<1>(j, dscan);
+        is_deep() ? all_back<true>(dscan) : all_back<false>(dscan);
         Vec<T> dbias{}, dskip{};
         for (int64_t t = 0; t < own.l; ++t) {
             const Vec<T> z = load(gate(t), lanes);
