@@ -26,7 +26,7 @@ from dmm.mamba import MambaBlock
 from dmm.mixers import DenseSequenceMixer
 from dmm.scan.cpp_kernel import DTYPES
 
-__all__ = ["branch", "branches"]
+__all__ = ["Choice", "branch", "branches"]
 
 Choice = Literal["auto", "plain", "fused"]
 LONGEST = 1024
