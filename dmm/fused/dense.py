@@ -5,7 +5,8 @@ The residual `r` is `x` or `n`. Backward, with the gradient `dy`:
     dW = dy^T U,    db = sum dy,    dn_t = sum_j W_j^T dy_{t+j} (+ dy_t if r is n)
 
 where `W_j` are the columns of `W` that see a token `j` steps later, and LayerNorm's own gradient of `dn` (see `norm.h`), to
-which `dy` is added if `r` is `x`. The windows `U` are never written down: see `dense.h`.
+which `dy` is added if `r` is `x`. The windows `U` are never written down: one token lies behind the other, and a
+product reads each window where it lies (`product.h`).
 """
 
 from __future__ import annotations
@@ -18,11 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmm.fused.derivatives import differentiable_gradients
-from dmm.fused.kernel import Sizes, call
+from dmm.fused.kernel import SPARE, Sizes, call
 from dmm.mixers import DenseSequenceMixer
-
-SPARE = 64
-"""Numbers behind the last token, which the kernel may read and does not use."""
 
 def dense_branch(norm: nn.LayerNorm, mixer: DenseSequenceMixer, x: Tensor, normalized: bool) -> Tensor:
     """`(LN(x) if normalized else x) + DSM(LN(x))`: `(b, l, d) -> (b, l, d)`."""

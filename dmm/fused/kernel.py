@@ -13,6 +13,8 @@ from torch import Tensor
 from dmm.scan.cpp_kernel import DTYPES, Status, build
 
 SOURCE = Path(__file__).with_name("branches.cpp")
+SPARE = 64
+"""Numbers behind the last token, which the kernel may read and does not use."""
 _BUILDING = threading.Lock()
 
 

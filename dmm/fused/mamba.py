@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmm.fused.derivatives import differentiable_gradients
-from dmm.fused.kernel import Sizes, call
+from dmm.fused.kernel import SPARE, Sizes, call
 from dmm.mamba import MambaBlock
 from dmm.scan import selective_scan
 
@@ -80,18 +80,14 @@ class _MambaBranch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, settings: tuple[float, bool], x: Tensor, *weights: Tensor | None) -> Tensor:
         w, sizes = _Weights(*weights), _sizes(settings, x, *weights)  # type: ignore[arg-type]
-        rows, tokens = x.shape[0] * x.shape[1], x.contiguous()
-        n = x.new_empty(rows, x.shape[2])
-        call("norm", sizes, tokens, w.gain.contiguous(), w.shift.contiguous(), n)
-        xz = n @ w.in_proj.T  # (b l, 2e)
-        s, gated = (x.new_empty(rows, sizes.e) for _ in range(2))
-        call("branch", sizes, xz, *_contiguous(w.conv, w.conv_bias), s)
-        p = s @ w.x_proj.T  # (b l, r + 2n)
-        A = -torch.exp(w.A_log)
-        call("scan", sizes, xz, s, p, *_contiguous(A, w.dt_proj, w.dt_bias, w.D), gated)
+        rows, A = x.shape[0] * x.shape[1], -torch.exp(w.A_log)
+        widths = (sizes.d, 2 * sizes.e, sizes.e, sizes.r + 2 * sizes.n, sizes.e)
+        kept = [x.new_empty(rows * width + SPARE) for width in widths]  # n, [x', z], s, [low, B, C], g
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        call("mamba", sizes, x.contiguous(), *_contiguous(w.gain, w.shift, *_inner(w, A)), *kept, y)
         ctx.settings = settings
-        ctx.save_for_backward(x, *weights, n, xz, s, p, A, gated)
-        return torch.addmm(n if settings[1] else tokens.view_as(n), gated, w.out_proj.T).view_as(x)
+        ctx.save_for_backward(x, *weights, A, *kept)
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -105,42 +101,37 @@ class _MambaBranch(torch.autograd.Function):
 
 
 def _backward(
-    sizes: Sizes,
-    x: Tensor,
-    w: _Weights,
-    dy: Tensor,
-    n: Tensor,
-    xz: Tensor,
-    s: Tensor,
-    p: Tensor,
-    A: Tensor,
-    gated: Tensor,
+    sizes: Sizes, x: Tensor, w: _Weights, dy: Tensor, A: Tensor, *kept: Tensor
 ) -> tuple[Tensor | None, ...]:
-    flat = dy.view_as(n)
-    ds, dxz, dp = (torch.empty_like(each) for each in (s, xz, p))
-    dscan = x.new_empty(len(x), sizes.n + sizes.r + 2, sizes.e)
-    small = _contiguous(A, w.dt_proj, w.dt_bias, w.D)
-    call("scan_backward", sizes, xz, s, p, *small, flat @ w.out_proj, ds, dxz, dp, dscan)
-    ds.addmm_(dp, w.x_proj)
-    dconv = None if w.conv is None else x.new_empty(len(x), sizes.k + 1, sizes.e)
-    call("branch_backward", sizes, xz, *_contiguous(w.conv, w.conv_bias), ds, dxz, dconv)
+    """The gradients of x and of the weights, in their order; `kept` is what the forward pass wrote down."""
+    rows = x.shape[0] * x.shape[1]
+    dxz, dp = (x.new_empty(rows * width) for width in (2 * sizes.e, sizes.r + 2 * sizes.n))
     dx, dnorm = torch.empty_like(x), x.new_empty(len(x), 2, sizes.d)
-    call("norm_backward", sizes, x, w.gain.contiguous(), dxz @ w.in_proj, dy, dx, dnorm)
+    dconv = None if w.conv is None else x.new_empty(len(x), sizes.k + 1, sizes.e)
+    dscan = x.new_empty(len(x), sizes.n + sizes.r + 2, sizes.e)
+    din, dselect, dout = (x.new_empty(each.shape) for each in (w.in_proj, w.x_proj, w.out_proj))
+    weights = _contiguous(w.gain, *_inner(w, A))
+    call("mamba_backward", sizes, x, *weights, *kept, dy, dxz, dp, dx, dnorm, din, dconv, dselect, dscan, dout)
     dA, dt, (dbias, dD) = dscan.sum(0).split([sizes.n, sizes.r, 2])  # type: ignore[no-untyped-call]
     taps, dconv_bias = (None, None) if dconv is None else dconv.sum(0).split([sizes.k, 1])  # type: ignore[no-untyped-call]
     return (
         dx,
         *dnorm.sum(0),
-        dxz.T @ n,
+        din,
         None if taps is None else taps.T[:, None],
         None if dconv_bias is None else dconv_bias[0],
-        dp.T @ s,
+        dselect,
         dt.T,
         dbias,
         dA.T * A,
         dD,
-        flat.T @ gated,
+        dout,
     )
+
+
+def _inner(w: _Weights, A: Tensor) -> tuple[Tensor | None, ...]:
+    """The weights behind the norm, in the kernel's order."""
+    return w.in_proj, w.conv, w.conv_bias, w.x_proj, w.dt_proj, w.dt_bias, A, w.D, w.out_proj
 
 
 def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

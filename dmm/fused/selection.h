@@ -11,7 +11,7 @@
 //
 // Layouts: xz (b, l, 2e), of which x' is the first half and z the second; s, y (b, l, e); p = [low, B, C] (b, l, r + 2n);
 // A (e, n), negative; dt (e, r); bias, D (e); conv (e, k) and its bias (e), null without a convolution.
-// Gradients: dxz, ds, dp like these; dconv (b, k + 1, e); dscan (b, n + r + 2, e): of A, dt, bias and D.
+// Gradients: dxz, dp like these; ds and that of y (l, e), of one row; dconv (b, k + 1, e); dscan (b, n + r + 2, e): of A, dt, bias and D.
 
 #include "../scan/vector.h"
 
@@ -84,7 +84,7 @@ template <class T> struct Branch {
         Vec<T> total{};
         for (int64_t t = 0; t < l; ++t) {  // v becomes its gradient
             const Vec<T> open = sigmoid<T>(v[t]);
-            v[t] = load(ds + at(row, t, c), lanes) * open * (T(1) + v[t] * (T(1) - open));
+            v[t] = load(ds + t * e + c, lanes) * open * (T(1) + v[t] * (T(1) - open));
             total += v[t];
         }
         if (!conv) {
@@ -249,7 +249,7 @@ template <class T> struct Tokens {
         inputs<true>();
         for (int64_t t = 0; t < own.l; ++t) {
             const Vec<T> z = load(gate(t), lanes);
-            open[t] = sigmoid<T>(z), dv[t] = load(dout + at(t), lanes), dy[t] = dv[t] * z * open[t];
+            open[t] = sigmoid<T>(z), dv[t] = load(dout + t * own.e + c, lanes), dy[t] = dv[t] * z * open[t];
             ddrive[t] = dlog[t] = Vec<T>{};
         }
         is_deep() ? all_back<true>(dscan) : all_back<false>(dscan);
@@ -257,7 +257,7 @@ template <class T> struct Tokens {
         for (int64_t t = 0; t < own.l; ++t) {
             const Vec<T> z = load(gate(t), lanes);
             store(dxz + 2 * (row * own.l + t) * own.e + own.e + c, dv[t] * y[t] * open[t] * (T(1) + z * (T(1) - open[t])), lanes);
-            store(ds + at(t), ddrive[t] * d[t] + own.skip[block] * dy[t], lanes);
+            store(ds + t * own.e + c, ddrive[t] * d[t] + own.skip[block] * dy[t], lanes);
             slope[t] *= ddrive[t] * x[t] + dlog[t] * T(LN2);  // dL/d(low dt_proj + bias)
             dbias += slope[t], dskip += dy[t] * x[t];
         }

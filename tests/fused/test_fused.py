@@ -304,8 +304,8 @@ def test_training_on_a_cpu_is_fused_by_itself(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(f"dmm.fused.{module}.call", counted)
     config = DMMConfig(**SIZES)
     outcome(make(config), random_windows(config, 2), "auto")
-    assert calls.count("scan") == calls.count("scan_backward") == config.layers
-    assert calls.count("dense") == calls.count("dense_backward") == config.layers
+    kinds = ("dense", "dense_backward", "mamba", "mamba_backward")
+    assert [calls.count(kind) for kind in kinds] == [config.layers] * 4
 
 
 def test_stacked_seeds_take_the_modules() -> None:
