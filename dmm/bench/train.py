@@ -7,8 +7,8 @@ long as on any other. "Without its scan" has two readings, and both are measured
     no scan          y = u silu(z): the projections for delta, B and C are computed and then left unused
 
 On a CPU training computes the branches of a block as one function each (`dmm.fused`). The scans are compared in the same
-model written as modules, `dmm, modules`, since that is where one can be put in another's place. What the step takes is
-also put beside its matrix products alone.
+model written as modules, `dmm, modules`, since that is where one can be put in another's place. What the step takes
+is also put beside its matrix products alone.
 """
 
 from __future__ import annotations
@@ -229,8 +229,8 @@ def _generators(count: int, device: torch.device) -> list[torch.Generator]:
 class TrainingStep:
     """One update as `dmm.training` makes it, of one policy or of several that are stacked; on CUDA a replayed graph.
 
-    Where a scan is given, or Mamba blocks were told which to take, all of the model is computed as modules, so that steps
-    with several scans differ in nothing else.
+    Where a scan is given, or Mamba blocks were told which to take, all of the model is computed as modules, so that
+    steps with several scans differ in nothing else.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """The branches of a DMM block, each as one function with a gradient of its own, for training on a CPU.
 
 A branch is `r + mixer(LN(x))`. Written as modules it is some twenty operations whose results all travel through memory,
-and as many nodes for autograd; between its matrix products, which stay torch's own, one pass over memory is enough:
-`norm.h` and `selection.h` make it. Outputs and gradients are those of the modules to the rounding of float arithmetic.
+and as many nodes for autograd. Here one row of the batch goes through all of them, matrix products included, before the
+next (`branches.cpp`). Outputs and gradients are those of the modules to the rounding of float arithmetic.
 
 `branch` says which branches can be had so. All others, and all that is not training on a CPU, are the modules.
 """
@@ -115,7 +115,7 @@ def _fits(weight: Tensor | None, x: Tensor) -> bool:
 
 def _is_traced() -> bool:
     transformed = getattr(torch._C, "_are_functorch_transforms_active", bool)()
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed  # type: ignore[no-untyped-call, no-any-return]
+    return torch.compiler.is_compiling() or torch._C._is_tracing() or transformed  # type: ignore[no-any-return]
 
 
 def _is_watched(module: nn.Module) -> bool:

@@ -1,11 +1,12 @@
-r"""The branch of a Dense Sequence Mixer as one function, `y = r + U W^T + b` with `n = LN(x)`, `U_t = [n_{t-w+1}; ...; n_t]`.
+r"""The branch of a Dense Sequence Mixer as one function: `y = r + U W^T + b` with `n = LN(x)` and, for each token,
+`U_t = [n_{t-w+1}; ...; n_t]`.
 
 The residual `r` is `x` or `n`. Backward, with the gradient `dy`:
 
     dW = dy^T U,    db = sum dy,    dn_t = sum_j W_j^T dy_{t+j} (+ dy_t if r is n)
 
-where `W_j` are the columns of `W` that see a token `j` steps later, and LayerNorm's own gradient of `dn` (see `norm.h`), to
-which `dy` is added if `r` is `x`. The windows `U` are never written down: one token lies behind the other, and a
+where `W_j` are the columns of `W` that see a token `j` steps later, and LayerNorm's own gradient of `dn` (see `norm.h`),
+to which `dy` is added if `r` is `x`. The windows `U` are never written down: one token lies behind the other, and a
 product reads each window where it lies (`product.h`).
 """
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from dmm.fused.derivatives import differentiable_gradients
 from dmm.fused.kernel import SPARE, Sizes, call
 from dmm.mixers import DenseSequenceMixer
+
 
 def dense_branch(norm: nn.LayerNorm, mixer: DenseSequenceMixer, x: Tensor, normalized: bool) -> Tensor:
     """`(LN(x) if normalized else x) + DSM(LN(x))`: `(b, l, d) -> (b, l, d)`."""
@@ -48,8 +50,8 @@ class _DenseBranch(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
-        (b, l, d), window = x.shape, settings[1]
-        tokens = x.new_empty(b * (window - 1 + l) * d + SPARE)
+        (b, length, d), window = x.shape, settings[1]
+        tokens = x.new_empty(b * (window - 1 + length) * d + SPARE)
         y, given = torch.empty_like(x, memory_format=torch.contiguous_format), (x, gain, shift, weight, bias)
         call("dense", _sizes(x, settings), *(None if each is None else each.contiguous() for each in given), tokens, y)
         ctx.settings = settings
@@ -73,5 +75,5 @@ class _DenseBranch(torch.autograd.Function):
 
 
 def _sizes(x: Tensor, settings: tuple[float, int, bool]) -> Sizes:
-    (b, l, d), (eps, window, normalized) = x.shape, settings
-    return Sizes(b=b, l=l, d=d, w=window, normalized=normalized, eps=eps)
+    (b, length, d), (eps, window, normalized) = x.shape, settings
+    return Sizes(b=b, l=length, d=d, w=window, normalized=normalized, eps=eps)

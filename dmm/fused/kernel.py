@@ -21,7 +21,7 @@ _BUILDING = threading.Lock()
 class Sizes(ctypes.Structure):
     """`struct Sizes` of the source: those of the batch, and of the one branch or the other."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, ctypes.c_int64) for name in ("b", "l", "d", "w", "e", "n", "r", "k", "normalized")),
         ("eps", ctypes.c_double),
     ]

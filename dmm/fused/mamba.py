@@ -11,7 +11,7 @@ The residual `r` is `x` or `n`. Backward, from `dy`, product by product:
     dx' from ds                  through SiLU and convolution
     dn = [dx', dz] W_in          dW_in = [dx', dz]^T n
 
-and LayerNorm's gradient of `dn`. What is between the products goes over memory once.
+and LayerNorm's gradient of `dn`. All stages go through one row of the batch before the next (`branches.cpp`).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _formula(settings: tuple[float, bool], x: Tensor, *weights: Tensor | None) -
     s, z = F.linear(n, w.in_proj).chunk(2, dim=-1)
     if w.conv is not None:
         s = F.conv1d(F.pad(s.mT, (w.conv.shape[-1] - 1, 0)), w.conv, w.conv_bias, groups=len(w.conv)).mT
-    s, rank, (e, states) = F.silu(s), w.dt_proj.shape[1], w.A_log.shape
+    s, rank, states = F.silu(s), w.dt_proj.shape[1], w.A_log.shape[1]
     low, B, C = F.linear(s, w.x_proj).split([rank, states, states], dim=-1)  # type: ignore[no-untyped-call]
     options: dict[str, Any] = {"delta_bias": w.dt_bias, "delta_softplus": True, "backend": "sequential"}
     y = selective_scan(s, F.linear(low, w.dt_proj), -torch.exp(w.A_log), B, C, w.D, z, **options)
@@ -100,9 +100,7 @@ class _MambaBranch(torch.autograd.Function):
         return None, *_backward(sizes, x.contiguous(), _Weights(*weights), dy, *kept)
 
 
-def _backward(
-    sizes: Sizes, x: Tensor, w: _Weights, dy: Tensor, A: Tensor, *kept: Tensor
-) -> tuple[Tensor | None, ...]:
+def _backward(sizes: Sizes, x: Tensor, w: _Weights, dy: Tensor, A: Tensor, *kept: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients of x and of the weights, in their order; `kept` is what the forward pass wrote down."""
     rows = x.shape[0] * x.shape[1]
     dxz, dp = (x.new_empty(rows * width) for width in (2 * sizes.e, sizes.r + 2 * sizes.n))
@@ -139,6 +137,6 @@ def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def _sizes(settings: tuple[float, bool], x: Tensor, *weights: Tensor | None) -> Sizes:
-    w, (b, l, d), (eps, normalized) = _Weights(*weights), x.shape, settings  # type: ignore[arg-type]
+    w, (b, tokens, d), (eps, normalized) = _Weights(*weights), x.shape, settings  # type: ignore[arg-type]
     (e, n), r, k = w.A_log.shape, w.dt_proj.shape[1], 1 if w.conv is None else w.conv.shape[-1]
-    return Sizes(b=b, l=l, d=d, w=1, e=e, n=n, r=r, k=k, normalized=normalized, eps=eps)
+    return Sizes(b=b, l=tokens, d=d, w=1, e=e, n=n, r=r, k=k, normalized=normalized, eps=eps)

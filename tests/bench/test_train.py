@@ -96,7 +96,12 @@ def test_each_peer_had_the_gradients_of_the_package(result: dict[str, Any]) -> N
 
 def test_report_and_picture(result: dict[str, Any], tmp_path: Path) -> None:
     text = report(result)
-    assert "its matrix products alone" in text and "no recurrence" in text and "2 seeds, stacked" in text and "left out: not installed" in text
+    assert (
+        "its matrix products alone" in text
+        and "no recurrence" in text
+        and "2 seeds, stacked" in text
+        and "left out: not installed" in text
+    )
     draw(result, tmp_path / "train.png")
     assert (tmp_path / "train.png").stat().st_size > 5_000
 

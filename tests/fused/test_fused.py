@@ -70,7 +70,9 @@ def assert_same(config: Any, dtype: torch.dtype, b: int = 5) -> None:
     expected, found = outcome(policy, windows, "plain"), outcome(policy, windows, "fused")
     for name, value in expected.items():
         assert found[name].shape == value.shape
-        torch.testing.assert_close(found[name], value, rtol=0, atol=TOLERANCE[dtype] * float(value.abs().max()), msg=name)
+        torch.testing.assert_close(
+            found[name], value, rtol=0, atol=TOLERANCE[dtype] * float(value.abs().max()), msg=name
+        )
 
 
 SIZES = {"state_size": 5, "action_size": 2, "width": 16, "layers": 2, "context": 4}
