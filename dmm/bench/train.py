@@ -6,9 +6,9 @@ long as on any other. "Without its scan" has two readings, and both are measured
     no recurrence    y = (delta u (B . C) + D u) silu(z): each token by itself, all projections still used and trained
     no scan          y = u silu(z): the projections for delta, B and C are computed and then left unused
 
-On a CPU training computes the branches of a block as one function each (`dmm.fused`). The scans are compared in the same
-model written as modules, `dmm, modules`, since that is where one can be put in another's place. What the step takes
-is also put beside its matrix products alone.
+On a CPU training computes the branches of a block as one function each (`dmm.fused`). The scans are compared in the
+same model written as modules, `dmm, modules`, since that is where one can be put in another's place. What the step
+takes is also put beside its matrix products alone.
 """
 
 from __future__ import annotations
