@@ -151,27 +151,40 @@ template <class T> struct Tokens {
         row = row_, block = block_, c = block * W<T>, lanes = std::min<int64_t>(W<T>, own.e - c);
     }
 
-    // Step sizes and what they let in; BACK also wants the slope of softplus.
+    // Step sizes and what they let in; BACK also wants the slope of softplus. In short loops, so that many tokens are under
+    // way at once: log(1 + q) = 2 artanh(q / (2 + q)) with q = exp(-|x|), as in softplus of vector.h.
     template <bool BACK> void inputs() {
-        const Vec<T>* dt = own.dt.data() + block * own.r;
-        for (int64_t t = 0; t < own.l; ++t) {
-            const T* low = own.low(row, t);
-            Vec<T> raw = own.bias[block];
-            for (int64_t i = 0; i < own.r; ++i) raw += dt[i] * low[i];
-            const Vec<T> q = own.power(lesser<T>(raw > T(0) ? raw : -raw, all<T>(DEEPEST<T> * LN2)), all<T>(-1 / LN2));
-            const Vec<T> ratio = q / (T(2) + q), square = ratio * ratio, fourth = square * square;
+        const int64_t l = own.l, r = own.r, width = own.width();
+        const Vec<T> *dt = own.dt.data() + block * r, start = own.bias[block], skip = own.skip[block];
+        const Power<T> power = own.power;
+        const T *low = own.low(row, 0), *from = own.s + at(0);
+        Vec<T> *raw = drive.data(), *q = y.data();  // for the time being
+        for (int64_t t = 0; t < l; ++t) {
+            Vec<T> sum = start;
+            for (int64_t i = 0; i < r; ++i) sum += dt[i] * low[t * width + i];
+            raw[t] = sum;
+        }
+        for (int64_t t = 0; t < l; ++t) {
+            const Vec<T> size = raw[t] > T(0) ? raw[t] : -raw[t];
+            q[t] = power(lesser<T>(size, all<T>(DEEPEST<T> * LN2)), all<T>(-1 / LN2));
+            if (BACK) slope[t] = raw[t] <= T(20) ? (raw[t] > T(0) ? all<T>(1) : q[t]) / (T(1) + q[t]) : all<T>(1);
+            x[t] = q[t] / (T(2) + q[t]);
+        }
+        for (int64_t t = 0; t < l; ++t) {
+            const Vec<T> ratio = x[t], square = ratio * ratio, fourth = square * square;
             Vec<T> even{}, odd{};
 #pragma GCC unroll 20
             for (int j = Traits<T>::series - 1; j >= 0; --j) {
                 Vec<T>& half = j % 2 ? odd : even;
                 half = half * fourth + T(2.0 / (2 * j + 1));
             }
-            const Vec<T> log = even + square * odd;
-            d[t] = raw <= T(20) ? (raw > T(0) ? raw : all<T>(0)) + ratio * log : raw;
-            if (BACK) slope[t] = raw <= T(20) ? (raw > T(0) ? all<T>(1) : q) / (T(1) + q) : all<T>(1);
-            x[t] = load(own.s + at(t), lanes);
+            const Vec<T> positive = raw[t] > T(0) ? raw[t] : all<T>(0);
+            d[t] = raw[t] <= T(20) ? positive + ratio * (even + square * odd) : raw[t];
+        }
+        for (int64_t t = 0; t < l; ++t) {
+            x[t] = load(from + t * own.e, lanes);
             drive[t] = d[t] * x[t];
-            y[t] = own.skip[block] * x[t];
+            y[t] = skip * x[t];
         }
     }
     template <int J, bool KEEP, bool CUT> void follow(int64_t j) {
