@@ -6,8 +6,8 @@ The residual `r` is `x` or `n`. Backward, with the gradient `dy`:
     dW = dy^T U,    db = sum dy,    dn_t = sum_j W_j^T dy_{t+j} (+ dy_t if r is n)
 
 where `W_j` are the columns of `W` that see a token `j` steps later, and LayerNorm's own gradient of `dn` (see
-`norm.h`), to which `dy` is added if `r` is `x`. The windows `U` are never written down: one token lies behind the other,
-and a product reads each window where it lies (`product.h`).
+`norm.h`), to which `dy` is added if `r` is `x`. The windows `U` are never written down: one token lies behind the
+other, and a product reads each window where it lies (`product.h`).
 """
 
 from __future__ import annotations
