@@ -33,7 +33,7 @@ from dmm.files import user_path
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC")
 VARIANTS = (("-march=native", "-fopenmp"), ("-march=native",), ())
 """Further flags, the first that the compiler takes: some know no OpenMP (then one thread works), some no `native`."""
-COMPILE_SECONDS = 60.0
+COMPILE_SECONDS = 180.0
 """For one file, all variants together: what takes longer hangs."""
 VERSION_SECONDS = 10.0
 LIBRARY_LIMIT = 64 * 2**20

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from dmm.errors import InputError
+from dmm.fused import branch
 from dmm.mamba import AInit, MambaBlock, StepInit, init_linear
 from dmm.mixers import DenseSequenceMixer, DepthwiseConv, LocalMixer, ModalityMixer
 from dmm.policy import TokenPolicy, TokenPolicyConfig, check_choice, check_positive
@@ -116,8 +117,12 @@ class DMMBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for norm, mixer in ((self.local_norm, self.local_mixer), (self.global_norm, self.global_mixer)):
-            normed = norm(x)
-            x = (normed if self.residual == "normalized" else x) + mixer(normed)
+            fused = branch(norm, mixer, x, self.residual == "normalized")
+            if fused is not None:
+                x = fused()
+            else:
+                normed = norm(x)
+                x = (normed if self.residual == "normalized" else x) + mixer(normed)
         return x
 
     def init_state(self, batch: int) -> DMMState:

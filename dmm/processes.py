@@ -1,17 +1,18 @@
 """The same work on several inputs, each in a Python process of its own, with large arrays in common.
 
 The processes are fresh interpreters that are given a function of an importable module, as with the start method `spawn`
-of `multiprocessing`, which would also run the caller's script once more in each of them.
+of `multiprocessing`, which would also run the caller's script once more in each of them. What they work on reaches them
+through a pipe, as there; only arrays are files.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
 import queue
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -19,8 +20,10 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from io import BytesIO
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -69,81 +72,86 @@ def in_processes(
             `shared` among the temporary files.
     """
     events: queue.Queue[tuple[str, str, Any]] = queue.Queue()
-    waiting, running = list(jobs), dict[str, subprocess.Popen[str]]()
+    waiting, running = list(jobs), dict[str, subprocess.Popen[bytes]]()
     with tempfile.TemporaryDirectory(prefix="dmm-", ignore_cleanup_errors=True) as place:
         folder = Path(place)
-        _write(folder, function, shared, jobs)
+        message = _write(folder, function, shared)
         try:
             while waiting or running:
                 while waiting and len(running) < workers:
                     name = waiting.pop(0)
-                    running[name] = _begin(folder, list(jobs).index(name), name, events)
+                    running[name] = _begin(folder, message + _framed(jobs[name]), name, events)
                 _handle(*_next(events), running, report)
         finally:
             _end(list(running.values()))
 
 
-def _write(folder: Path, function: Callable[..., None], shared: Any, jobs: Mapping[str, tuple[Any, ...]]) -> None:
+def _write(folder: Path, function: Callable[..., None], shared: Any) -> bytes:
+    """Large arrays as files in the folder, and all else as a message to be sent to each process."""
     try:
-        (folder / "path.json").write_text(json.dumps([str(place) for place in sys.path]))
-        with (folder / "shared").open("wb") as file:
-            _Pickler(file, folder).dump((function, shared))
-        for number, job in enumerate(jobs.values()):
-            (folder / str(number)).write_bytes(pickle.dumps(job))
+        (folder / "path.json").write_text(json.dumps([str(place) for place in sys.path]), encoding="utf8")
+        return _framed((function, shared), folder)
     except OSError as error:
         reason = error.strerror or error
         raise RunError(f"processes: the data they share cannot be written to {folder.parent} ({reason})") from error
 
 
-class _Pickler(pickle.Pickler):
-    """Puts large arrays and tensors into files of their own."""
+def _framed(value: Any, folder: Path | None = None) -> bytes:
+    """A message that says how long it is."""
+    buffer = BytesIO()
+    _Pickler(buffer, folder).dump(value)
+    return struct.pack("<Q", buffer.tell()) + buffer.getvalue()
 
-    def __init__(self, file: Any, folder: Path):
+
+class _Pickler(ForkingPickler):
+    """What `multiprocessing` sends to its processes, but large arrays and tensors as files of their own."""
+
+    def __init__(self, file: Any, folder: Path | None):
         super().__init__(file)
         self.folder, self.files = folder, 0
 
-    def persistent_id(self, value: Any) -> tuple[str, str] | None:
-        if isinstance(value, torch.Generator):  # which older versions of torch cannot pickle; its state stays behind
-            return "generator", ""
-        if not isinstance(value, np.ndarray | Tensor) or value.nbytes < LARGE:
-            return None
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, torch.Generator):  # which older versions of torch cannot send; its state stays behind
+            return torch.Generator, ()
+        large = isinstance(value, np.ndarray) or type(value) is Tensor
+        if self.folder is None or not large or value.nbytes < LARGE:
+            return NotImplemented
         self.files += 1
-        name = f"{self.files}.npy"
-        np.save(self.folder / name, value.detach().numpy() if isinstance(value, Tensor) else value)
-        return ("tensor" if isinstance(value, Tensor) else "array"), name
+        file = self.folder / f"{self.files}.npy"
+        np.save(file, value.detach().numpy() if isinstance(value, Tensor) else value)
+        return _mapped, (str(file), isinstance(value, Tensor))
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: Any, folder: Path):
-        super().__init__(file)
-        self.folder = folder
-
-    def persistent_load(self, saved: tuple[str, str]) -> Any:
-        kind, name = saved
-        if kind == "generator":
-            return torch.Generator()
-        array = np.load(self.folder / name, mmap_mode="c")  # what is not written to stays common to all
-        return torch.from_numpy(array) if kind == "tensor" else array
+def _mapped(file: str, tensor: bool) -> Any:
+    array = np.load(file, mmap_mode="c")  # what is not written to stays common to all
+    return torch.from_numpy(array) if tensor else array
 
 
-def _begin(folder: Path, number: int, name: str, events: queue.Queue[tuple[str, str, Any]]) -> subprocess.Popen[str]:
+def _begin(
+    folder: Path, message: bytes, name: str, events: queue.Queue[tuple[str, str, Any]]
+) -> subprocess.Popen[bytes]:
     # isolated: of the caller's paths alone, not of what happens to lie in the current folder
-    command = [sys.executable, "-I", "-c", START, str(folder), str(number)]
     process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,  # never written to: its end is how the process learns that this one has ended
+        [sys.executable, "-I", "-c", START, str(folder)],
+        stdin=subprocess.PIPE,  # stays open: its end is how the process learns that this one has ended
         stdout=subprocess.PIPE,
-        text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
+    stdin, stdout = process.stdin, process.stdout
+    assert stdin is not None and stdout is not None
+
+    def tell() -> None:
+        with suppress(OSError, ValueError):  # it has ended, which `listen` will say
+            stdin.write(message)
+            stdin.flush()
 
     def listen() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
+        for line in stdout:
             events.put((name, *json.loads(line)))
         events.put((name, "ended", process.wait()))
 
-    threading.Thread(target=listen, daemon=True).start()
+    for talk in (tell, listen):
+        threading.Thread(target=talk, daemon=True).start()
     return process
 
 
@@ -154,7 +162,7 @@ def _next(events: queue.Queue[tuple[str, str, Any]]) -> tuple[str, str, Any]:
 
 
 def _handle(
-    name: str, kind: str, content: Any, running: dict[str, subprocess.Popen[str]], report: Callable[..., None]
+    name: str, kind: str, content: Any, running: dict[str, subprocess.Popen[bytes]], report: Callable[..., None]
 ) -> None:
     if kind == "report":
         report(*content)
@@ -174,7 +182,7 @@ def _how(code: int) -> str:
     return f"exit code {code}"
 
 
-def _end(processes: list[subprocess.Popen[str]]) -> None:
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
     for process in processes:
         process.terminate()
     for process in processes:
@@ -185,8 +193,9 @@ def _end(processes: list[subprocess.Popen[str]]) -> None:
             process.wait()
 
 
-def work(folder: str, number: str) -> None:
-    """What a process does: one job."""
+def work(folder: str) -> None:
+    """What a process does: one job, which it is told on its standard input."""
+    told = [_read_message(folder) for _ in range(2)]
     threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
     out = os.fdopen(os.dup(1), "w")
     with suppress(OSError):
@@ -196,9 +205,8 @@ def work(folder: str, number: str) -> None:
         print(json.dumps([kind, content]), file=out, flush=True)
 
     try:
-        with Path(folder, "shared").open("rb") as file:
-            function, shared = _Unpickler(file, Path(folder)).load()
-        function(shared, *pickle.loads(Path(folder, number).read_bytes()), lambda *said: send("report", said))
+        (function, shared), job = map(ForkingPickler.loads, told)
+        function(shared, *job, lambda *said: send("report", said))
     except (InputError, RunError) as error:
         send("InputError" if isinstance(error, InputError) else "RunError", str(error))
     except Exception as error:
@@ -206,9 +214,29 @@ def work(folder: str, number: str) -> None:
         send(*(("RunError", reason) if reason else ("bug", traceback.format_exc())))
 
 
+def _read_message(folder: str) -> bytes:
+    (size,) = struct.unpack("<Q", _read(8, folder))
+    return _read(size, folder)
+
+
+def _read(size: int, folder: str) -> bytes:
+    parts: list[bytes] = []
+    while size:
+        part = os.read(0, min(size, 2**20))
+        if not part:  # the parent has ended
+            _leave(folder)
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
 def _end_with_parent(folder: str) -> None:
     with suppress(OSError):
         while os.read(0, 1):
             pass
+    _leave(folder)
+
+
+def _leave(folder: str) -> NoReturn:
     shutil.rmtree(folder, ignore_errors=True)  # which the parent can no longer do
     os._exit(1)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from dmm.fused import branch
 from dmm.mamba import MambaBlock, MambaState, StepInit, init_linear
 from dmm.policy import TokenPolicy, TokenPolicyConfig, check_choice, check_positive
 
@@ -48,7 +49,8 @@ class MambaLayer(nn.Module):
             init_linear(layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.mixer(self.norm(x))  # type: ignore[no-any-return]
+        fused = branch(self.norm, self.mixer, x, normalized=False)
+        return fused() if fused is not None else x + self.mixer(self.norm(x))  # type: ignore[no-any-return]
 
     def init_state(self, batch: int) -> MambaState:
         """The state before the first token."""

@@ -5,6 +5,10 @@ long as on any other. "Without its scan" has two readings, and both are measured
 
     no recurrence    y = (delta u (B . C) + D u) silu(z): each token by itself, all projections still used and trained
     no scan          y = u silu(z): the projections for delta, B and C are computed and then left unused
+
+On a CPU training computes the branches of a block as one function each (`dmm.fused`). The scans are compared in the
+same model written as modules, `dmm, modules`, since that is where one can be put in another's place. What the step
+takes is also put beside its matrix products alone.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import importlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +30,11 @@ from torch import Tensor
 from dmm import mamba
 from dmm.bench import check_at_least_one, finisher, interleaved, machine, threads_set
 from dmm.bench.peers import Scan, compiled_loop, d3rlpy_dt, disagreement, find, find_scans, transformers_dt, versions
-from dmm.bench.scan import PATIENCE, backends_on, head_lines, heading, make_inputs, milliseconds
+from dmm.bench.products import matrix_products
+from dmm.bench.scan import PATIENCE, automatic, backends_on, head_lines, heading, make_inputs, milliseconds
 from dmm.data.trajectories import Trajectories
 from dmm.data.windows import Windows, WindowSampler
+from dmm.fused import Choice, branches
 from dmm.memory import keep_freed_memory
 from dmm.policy import Policy
 from dmm.progress import progress_bar
@@ -76,6 +82,8 @@ def bench_train(
         several = bench.seeds(seeds)
         bar.update()
         candidates = {**scans, **models, **several, "sampling": bench.sampling}
+        if place.type == "cpu":
+            candidates["products"] = bench.products()
         calls = 20 if place.type == "cuda" else 3
         times = interleaved(candidates, repeats=repeats, calls=calls, warm=1, finish=finisher(place))
         bar.update()
@@ -88,6 +96,7 @@ def bench_train(
         "models": [{"model": name, **times[name], "ratio": _over(times, name, "dmm")} for name in ("dmm", *models)],
         "left_out": left_out | absent,
         "sampling": {**times["sampling"], "share": _over(times, "sampling", "dmm")},
+        "products": _products_row(times) if place.type == "cpu" else None,
         "seeds": _seeds_rows(times, several, seeds),
         "threads_scaling": scaling,
         "projected_seconds": {name: UPDATES * times[name]["median"] for name in ("dmm", *several)}
@@ -122,11 +131,17 @@ def _over(times: dict[str, dict[str, float]], name: str, other: str) -> float:
 
 def _scan_row(name: str, times: dict[str, dict[str, float]], difference: float | None) -> dict[str, Any]:
     ratios = {
-        "ratio": _over(times, name, "dmm"),
+        "ratio": _over(times, name, "dmm, modules"),
         "over_no_recurrence": _over(times, name, "no recurrence"),
         "over_no_scan": _over(times, name, "no scan"),
     }
     return {"scan": name, **times[name], **ratios, "difference": difference}
+
+
+def _products_row(times: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """The matrix products alone, and how many times as long the step takes, as training makes it and as modules."""
+    over = {"step": _over(times, "dmm", "products"), "modules": _over(times, "dmm, modules", "products")}
+    return {**times["products"], "over": over}
 
 
 def _seeds_rows(times: dict[str, dict[str, float]], names: dict[str, Step], seeds: int) -> dict[str, Any]:
@@ -178,12 +193,13 @@ def no_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
 
 @contextmanager
 def scan_replaced(scan: Scan | None) -> Iterator[None]:
-    """Mamba blocks scan with this function inside the block; None leaves them as they are."""
+    """Mamba blocks, as modules, scan with this function inside the block; None leaves all as it is."""
     names = vars(mamba)
     before = names["selective_scan"]
     names["selective_scan"] = scan or before
     try:
-        yield
+        with nullcontext() if scan is None else branches("plain"):
+            yield
     finally:
         names["selective_scan"] = before
 
@@ -213,7 +229,11 @@ def _generators(count: int, device: torch.device) -> list[torch.Generator]:
 
 
 class TrainingStep:
-    """One update as `dmm.training` makes it, of one policy or of several that are stacked; on CUDA a replayed graph."""
+    """One update as `dmm.training` makes it, of one policy or of several that are stacked; on CUDA a replayed graph.
+
+    Where a scan is given, or Mamba blocks were told which to take, all of the model is computed as modules, so that
+    steps with several scans differ in nothing else.
+    """
 
     def __init__(
         self,
@@ -224,19 +244,21 @@ class TrainingStep:
         config: TrainConfig = DEFAULTS,
     ):
         self.config, self.scan = config, scan
+        told = any(getattr(module, "backend", "auto") != "auto" for module in policies[0].modules())
+        self.branches: Choice = "plain" if told or scan is not None else "auto"
         flats, dropout = [FlatWeights(policy) for policy in policies], _generators(len(policies), device)
         self.policy = (stack(policies, dropout) if len(policies) > 1 else policies[0]).train()
         self.draws = [torch.Generator().manual_seed(seed) for seed in range(len(policies))]
         self.sampler = WindowSampler(data, policies[0].context, generator=self.draws[0], device=device)
         self.device, self.drawn = device, self._draw()
-        with scan_replaced(scan):
+        with scan_replaced(scan), branches(self.branches):
             update = Update(flats, self.policy, self._losses, self.sampler, self.config, dropout)
             self.update = fastest(
                 update, torch.zeros(len(policies), config.batch_size, dtype=torch.int64, device=device)
             )
 
     def __call__(self) -> None:
-        with scan_replaced(self.scan):
+        with scan_replaced(self.scan), branches(self.branches):
             self.update(next(self.drawn))
 
     def sample(self) -> Windows:
@@ -274,6 +296,10 @@ class _Bench:
     def sampling(self) -> object:
         return self.plain.sample()
 
+    def products(self) -> Step:
+        """The matrix products of the step alone."""
+        return matrix_products(self.policy("dmm").train(), self.plain.sample().merged())
+
     def scans(self) -> tuple[dict[str, Step], dict[str, str]]:
         """The step with each scan, and why others are left out."""
         peers, left_out = find_scans()
@@ -283,7 +309,8 @@ class _Bench:
             left_out["torch.compile"] = compiled.reason
         else:
             replaced["torch.compile"] = compiled.scan
-        made: dict[str, tuple[Step | None, str]] = {"dmm": (self.plain, "")}
+        modules = self.step(choose_backend(self.policy("dmm"), automatic(self.device)))
+        made: dict[str, tuple[Step | None, str]] = {"dmm": (self.plain, ""), "dmm, modules": (modules, "")}
         for name in backends_on(self.device):
             policy = choose_backend(self.policy("dmm"), name)
             made[f"dmm, {name}"] = find(functools.partial(self.step, policy))
@@ -412,7 +439,12 @@ def report(result: dict[str, Any]) -> str:
         )
     lines += [f"{row['model']:34}{milliseconds(row):>10}{row['ratio']:8.2f}" for row in result["models"][1:]]
     lines += [f"{name:34}left out: {reason}" for name, reason in result["left_out"].items()]
-    seeds, sampling = result["seeds"], result["sampling"]
+    seeds, sampling, products = result["seeds"], result["sampling"], result["products"]
+    if products is not None:
+        lines.append(
+            f"{'its matrix products alone':34}{milliseconds(products):>10}   "
+            "the step takes {step:.2f} times as long, as modules {modules:.2f}".format(**products["over"])
+        )
     for name, row in seeds["rows"].items():
         lines.append(f"{name:34}{milliseconds(row):>10}{row['over_one_seed']:8.2f}")
     lines.append(

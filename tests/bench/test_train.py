@@ -62,7 +62,7 @@ def test_every_scan_and_model_is_timed(result: dict[str, Any]) -> None:
     assert json.loads(json.dumps(result)) == result
     own = [f"dmm, {name}" for name in backends_on(CPU)]
     peers = ["selective_scan_ref", "mambapy", "transformers", "torch.compile"]
-    assert [row["scan"] for row in result["scans"]] == ["dmm", *own, *peers, "no recurrence", "no scan"]
+    assert [row["scan"] for row in result["scans"]] == ["dmm", "dmm, modules", *own, *peers, "no recurrence", "no scan"]
     models = ["dmm", "stock mamba", "dt", "dt, paper's size", "transformers' dt, paper's size"]
     assert [row["model"] for row in result["models"]] == models
     assert result["left_out"] == {"d3rlpy's dt, paper's size": "not installed"}
@@ -71,12 +71,14 @@ def test_every_scan_and_model_is_timed(result: dict[str, Any]) -> None:
 
 def test_ratios_are_those_of_the_times(result: dict[str, Any]) -> None:
     rows = {row["scan"]: row for row in result["scans"]}
-    plain = rows["dmm"]["median"]
+    plain, modules = rows["dmm"]["median"], rows["dmm, modules"]["median"]
     for row in rows.values():
-        assert row["ratio"] == pytest.approx(row["median"] / plain)
+        assert row["ratio"] == pytest.approx(row["median"] / modules)
         assert row["over_no_recurrence"] == pytest.approx(row["median"] / rows["no recurrence"]["median"])
         assert row["over_no_scan"] == pytest.approx(row["median"] / rows["no scan"]["median"])
     assert result["sampling"]["share"] == pytest.approx(result["sampling"]["median"] / plain)
+    alone = result["products"]["median"]
+    assert result["products"]["over"] == pytest.approx({"step": plain / alone, "modules": modules / alone})
     seeds = result["seeds"]["rows"]
     assert list(seeds) == ["2 seeds, stacked", "2 seeds, separate"]
     together, apart = (row["median"] for row in seeds.values())
@@ -94,7 +96,12 @@ def test_each_peer_had_the_gradients_of_the_package(result: dict[str, Any]) -> N
 
 def test_report_and_picture(result: dict[str, Any], tmp_path: Path) -> None:
     text = report(result)
-    assert "no recurrence" in text and "2 seeds, stacked" in text and "left out: not installed" in text
+    assert (
+        "its matrix products alone" in text
+        and "no recurrence" in text
+        and "2 seeds, stacked" in text
+        and "left out: not installed" in text
+    )
     draw(result, tmp_path / "train.png")
     assert (tmp_path / "train.png").stat().st_size > 5_000
 

@@ -53,12 +53,14 @@ def fabricated() -> dict[str, Any]:
         },
         "train": {
             "scans": [
-                {"scan": "dmm", "ratio": 1.0, "over_no_recurrence": 1.3, "over_no_scan": 1.4},
+                {"scan": "dmm", "ratio": 0.6, "over_no_recurrence": 0.8, "over_no_scan": 0.9},
+                {"scan": "dmm, modules", "ratio": 1.0, "over_no_recurrence": 1.3, "over_no_scan": 1.4},
                 {"scan": "mambapy", "ratio": 3.5},
                 {"scan": "selective_scan_ref", "ratio": 2.5},
             ],
             "threads_scaling": [{"threads": 1, "rate_over_one": 1.0}, {"threads": 2, "rate_over_one": 1.7}],
             "sampling": {"share": 0.01},
+            "products": {"over": {"step": 1.8, "modules": 3.1}},
             "projected_seconds": {"dmm": 30.0, "5 seeds, stacked": 70.0, "5 seeds, separate": 150.0},
         },
         "act": {
@@ -73,6 +75,7 @@ def by_figure(goals: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 EXPECTED: dict[str, tuple[float | None, bool | None]] = {
+    "training step over its matrix products": (1.8, True),
     "training step over the same without recurrence": (1.3, True),
     "training step over the same without any scan": (1.4, False),
     "training step, speed over mambapy's scan in the model": (3.5, True),
@@ -120,7 +123,7 @@ def test_every_goal_on_a_gpu_by_hand() -> None:
 
 def test_peers_that_were_not_measured_leave_a_goal_open() -> None:
     reports = fabricated()
-    reports["train"]["scans"] = reports["train"]["scans"][:1]
+    reports["train"]["scans"] = reports["train"]["scans"][:2]
     del reports["scan"]["memory"]["mb"]["mambapy"]
     reports["scan"]["lengths"][1]["rows"] = scan_rows(cpp=1)
     found = by_figure(judge(reports, "cpu"))

@@ -1,0 +1,49 @@
+"""What of the fused branches is C++: `branches.cpp`, compiled and kept as `dmm.cpp` says."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dmm import cpp
+from dmm.cpp import Status
+from dmm.scan.cpp_kernel import DTYPES
+
+SOURCE = Path(__file__).with_name("branches.cpp")
+SPARE = 64
+"""Numbers behind the last token, which the kernel may read and does not use."""
+_BUILDING = threading.Lock()
+
+
+class Sizes(ctypes.Structure):
+    """`struct Sizes` of the source: those of the batch, and of the one branch or the other."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("b", "l", "d", "w", "e", "n", "r", "k", "normalized")),
+        ("eps", ctypes.c_double),
+    ]
+
+
+def status() -> Status:
+    """The compiled kernel, or why there is none, as found out once."""
+    with _BUILDING:
+        return _build_once()
+
+
+@functools.cache
+def _build_once() -> Status:
+    return cpp.build(SOURCE)
+
+
+def call(name: str, sizes: Sizes, *tensors: Tensor | None) -> None:
+    """The function of this name in the source, on contiguous tensors of one dtype; None is a null pointer."""
+    library, first = status().library, tensors[0]
+    assert library is not None and first is not None, "the kernel's presence is checked when the branch is chosen"
+    function = getattr(library, f"dmm_{name}_{DTYPES[first.dtype]}")
+    pointers = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
+    function(ctypes.byref(sizes), ctypes.c_int64(torch.get_num_threads()), *pointers)
