@@ -283,7 +283,7 @@ class TestRefused:
         ],
     )
     def test_numbers_out_of_range(self, datasets_path: Path, argument: str, value: object) -> None:
-        with pytest.raises(InputError, match=f"{argument}: got {value!r}; allowed: a whole number"):
+        with pytest.raises(InputError, match=f"{argument}: got {value!r}, allowed is a whole number"):
             quick(**{argument: value})  # type: ignore[arg-type]
         assert not (datasets_path / "dmm").exists()
 

@@ -93,7 +93,10 @@ def test_medium_and_expert_are_as_good_as_their_names_say(ladder: Ladder) -> Non
         (ladder.expert, EXPERT[ladder.name], 200),
     ):
         returns, _ = rollouts(path_of(rung), ladder.env_id, 12, seed=500)
-        assert low <= normalized_score(returns.mean(), ladder.env_id) <= high, rung
+        scores = normalized_score(returns, ladder.env_id)
+        # on another processor the last bits differ and the same episodes take another course
+        doubt = 2 * scores.std(ddof=1) / len(scores) ** 0.5
+        assert low - doubt <= scores.mean() <= high + doubt, (rung, scores)
 
 
 @EVERY_LADDER
