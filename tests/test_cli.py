@@ -207,10 +207,10 @@ def test_nan_rewards(refused, make_dataset):
 
 
 def test_actions_out_of_range(refused, make_dataset):
-    box, wide = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64), gym.spaces.Box(-5, 5, (2,), np.float32)
+    box, narrow = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64), gym.spaces.Box(-1, 1, (2,), np.float32)
     states, actions, rewards = episode(5)
-    make_dataset("tiny/wide-v0", [(states, 4 * actions, rewards)], box, wide)
-    assert "actions" in refused("train", "tiny/wide-v0")
+    make_dataset("tiny/wide-v0", [(states, 4 + actions, rewards)], box, narrow)
+    assert "actions" in refused("train", "tiny/wide-v0", "--steps", "1")
 
 
 def test_entries_of_a_dictionary_are_named(dmm, refused, make_dataset, tmp_path):

@@ -43,10 +43,52 @@ def test_what_earlier_versions_did_not_say_gets_its_default(tmp_path: Path) -> N
         "reference": [0.0, 9.0],
         "environment": None,
         "discrete_actions": False,
+        "action_bounds": None,
+        "observation_offset": None,
+        "step_limit": None,
         "transitions": 0,
         "mean_return": 0.0,
         "max_return": 0.0,
     }
+
+
+def test_bounds_offsets_limits_and_beginnings_are_read(tmp_path: Path) -> None:
+    more = {"action_bounds": [[-2, 0], [2, 0.5]], "observation_offset": [0, 1.7e9, 0, 0], "step_limit": 20}
+    origin = {
+        "run": "r",
+        "model": "dmm",
+        "seed": 1,
+        "step": 5,
+        "dataset": {},
+        "discrete_actions": False,
+        "weights": "0",
+    }
+    info = read(tmp_path, dataset=DATASET | more, first_steps=10, **{"from": origin}).info
+    assert {name: info["dataset"][name] for name in more} == more
+    assert info["first_steps"] == 10 and info["from"] == origin
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("action_bounds", [1]),
+        ("action_bounds", [[-1, "x"], [1, 1]]),
+        ("action_bounds", 3),
+        ("observation_offset", {"a": 1}),
+        ("observation_offset", [float("inf")]),
+        ("step_limit", 0),
+        ("step_limit", "many"),
+    ],
+)
+def test_bounds_offsets_and_limits_of_other_types(tmp_path: Path, name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=rf"run\.json: dataset\.{name}"):
+        read(tmp_path, dataset=DATASET | {name: value})
+
+
+@pytest.mark.parametrize("value", [3, [], {"run": 1}, {"run": "r", "model": "dmm"}])
+def test_beginnings_of_other_types(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(InputError, match=r"run\.json: from"):
+        read(tmp_path, **{"from": value})
 
 
 def test_what_this_version_does_not_know_is_kept(tmp_path: Path) -> None:

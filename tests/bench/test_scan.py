@@ -127,7 +127,7 @@ def test_bad_input(arguments: dict[str, Any], message: str) -> None:
 
 def test_the_named_backend_is_the_one_that_auto_takes() -> None:
     u = torch.zeros(1, 1, 1)
-    assert automatic(CPU) == scans._choose("auto", u, torch.zeros(1, 1), None, False)
+    assert automatic(CPU) == scans._choose("auto", {"u": u, "A": torch.zeros(1, 1)}, None, False)
     assert not {"triton", "mamba-ssm"} & set(backends_on(CPU)) and "cpp" not in backends_on(CUDA)
     assert module.why(CPU).startswith(automatic(CPU))
 

@@ -59,7 +59,8 @@ def _run(path: Path, changes: dict[str, str]) -> nbformat.NotebookNode:
         (cell,) = [cell for cell in notebook.cells if cell.source.startswith(f"def {name}(")]
         cell.source = code
     nbformat.write(notebook, path)
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}).execute()
+    with put_back_after():  # the client answers Ctrl-C itself from now on
+        NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}).execute()
     return notebook
 
 
