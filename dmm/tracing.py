@@ -12,9 +12,9 @@ def watched(*tensors: Tensor | None) -> bool:
 
     So it does while it exports, compiles or traces, within `vmap` and the other transforms of `torch.func`, in forward
     mode (`torch.autograd.forward_ad`), and with tensors and modes of its own that take every operation themselves, such
-    as fake tensors. A kernel that is called by its address would be left out then, without a word, and a gradient of our
-    own serves none of this: the same must be computed in plain operations. A mode that only looks on, to count what runs,
-    changes nothing; a kernel is no operation to it.
+    as fake tensors. A kernel that is called by its address would be left out then, without a word, and a gradient of
+    our own serves none of this: the same must be computed in plain operations. A mode that only looks on, to count what
+    runs, changes nothing; a kernel is no operation to it.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return True
