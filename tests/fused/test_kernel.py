@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
+from dmm import cpp
 from dmm.fused import kernel
-from dmm.scan import cpp_kernel
 
-compiler = cpp_kernel._compiler()
-pytestmark = pytest.mark.skipif(compiler is None, reason="no C++ compiler here")
+pytestmark = pytest.mark.skipif(cpp.compiler() is None, reason="no C++ compiler here")
 
 
 def test_it_builds_wherever_there_is_a_compiler() -> None:
     assert kernel.status().library is not None, kernel.status().reason
 
 
-def test_a_change_in_an_included_file_is_another_library(tmp_path: Path) -> None:
-    assert compiler is not None
-    source, header = tmp_path / "one.cpp", tmp_path / "deep" / "two.h"
-    header.parent.mkdir()
-    source.write_text('#include <vector>\n#include "deep/two.h"\n')
-    header.write_text("constexpr int x = 1;\n")
-    first = cpp_kernel._fingerprint(compiler, source)
-    assert cpp_kernel._fingerprint(compiler, source) == first
-    header.write_text("constexpr int x = 2;\n")
-    assert cpp_kernel._fingerprint(compiler, source) != first
-
-
 def test_all_that_the_source_includes_is_there() -> None:
-    text = cpp_kernel._text(kernel.SOURCE)
+    text = "\0".join(cpp._texts(kernel.SOURCE, {}).values())
     assert all(f"struct {name}" in text for name in ("Norm", "Matrix", "Outer", "Branch", "Selection", "Traits"))
 
 
