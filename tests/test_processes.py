@@ -70,6 +70,8 @@ def test_a_failure_is_that_of_the_call(how: str, kind: type[Exception], message:
 
 
 PARENT = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever this process inherits
 import sys
 from dmm.processes import in_processes
 from tests.test_processes import wait
