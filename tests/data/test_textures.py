@@ -73,8 +73,8 @@ def test_nothing_but_the_pictures_changes(name: str, steps: int) -> None:
 def test_what_is_rendered_keeps_its_pictures(stored: bool) -> None:
     spec: Any = "Hopper-v5"
     if stored:
-        spec = EnvSpec.from_json(gym.make("Hopper-v5", render_mode="rgb_array").spec.to_json())  # type: ignore[union-attr]
-    env = build_env(spec, **({} if stored else {"render_mode": "rgb_array"}))
+        spec = EnvSpec.from_json(gym.make("Hopper-v5").spec.to_json())  # type: ignore[union-attr]
+    env = build_env(spec, render_mode="rgb_array")
     assert env.render_mode == "rgb_array" and model_of(env).ntexdata > 100_000
     env.close()
 
