@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, CDPSession, Page
 
 LOAD_LIMIT = 2.0  # seconds
+FIXED_WORK = 0.8  # seconds of `_seconds_of_fixed_work` on a machine that the limit is meant for
 HTML = Path(__file__).resolve().parents[2] / "_build" / "html"
 
 
@@ -42,7 +43,8 @@ def test_page_loads_in_two_seconds(browser: Browser, site: str, page_path: str) 
     """The load event with an empty cache, the best of three.
 
     Other tests keep the machine busy meanwhile. Where the clock says more than two seconds, the processor time of the
-    page's main thread up to then must say less: what it would take alone.
+    page's main thread up to then must say less: what it would take alone. On a machine that is slow just then, as a
+    piece of work that stays the same shows, it is what it would take on one that is not.
     """
     times = []
     for _ in range(3):
@@ -50,14 +52,40 @@ def test_page_loads_in_two_seconds(browser: Browser, site: str, page_path: str) 
         metrics = page.context.new_cdp_session(page)
         metrics.send("Performance.enable")
         page.goto(site + page_path, wait_until="load")
-        spent = {entry["name"]: entry["value"] for entry in metrics.send("Performance.getMetrics")["metrics"]}
+        spent = _main_thread_seconds(metrics)
         page.wait_for_function("performance.getEntriesByType('navigation')[0].loadEventEnd > 0")
         clock = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd") / 1000
         page.context.close()
-        times.append((round(clock, 2), round(spent["ThreadTime"], 2)))
-        if min(times[-1]) < LOAD_LIMIT:
+        slowness = 1.0 if min(clock, spent) < LOAD_LIMIT else max(1.0, _seconds_of_fixed_work(browser) / FIXED_WORK)
+        times.append((round(clock, 2), round(spent, 2), round(slowness, 2)))
+        if min(clock, spent) < LOAD_LIMIT * slowness:
             return
-    pytest.fail(f"{page_path}: seconds by the clock and of the processor {times}; at most {LOAD_LIMIT} are allowed")
+    pytest.fail(f"{page_path}: seconds by the clock, of the processor, slowness {times}; at most {LOAD_LIMIT} allowed")
+
+
+def _main_thread_seconds(metrics: CDPSession) -> float:
+    return {entry["name"]: entry["value"] for entry in metrics.send("Performance.getMetrics")["metrics"]}["ThreadTime"]
+
+
+def _seconds_of_fixed_work(browser: Browser) -> float:
+    """Of the main thread, to lay out twenty thousand paragraphs."""
+    page, _, _ = _watched(browser)
+    metrics = page.context.new_cdp_session(page)
+    metrics.send("Performance.enable")
+    before = _main_thread_seconds(metrics)
+    page.evaluate(
+        """() => {
+            for (let i = 0; i < 20000; i++) {
+                const part = document.createElement("p");
+                part.textContent = "word ".repeat(20) + i;
+                document.body.append(part);
+            }
+            return document.body.offsetHeight;
+        }"""
+    )
+    spent = _main_thread_seconds(metrics) - before
+    page.context.close()
+    return spent
 
 
 def test_figures_of_a_page_have_names_of_their_own(page_path: str) -> None:
