@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmm.errors import InputError, RunError, outside_reason
 
@@ -113,18 +113,23 @@ class _Pickler(ForkingPickler):
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, torch.Generator):  # which older versions of torch cannot send; its state stays behind
             return torch.Generator, ()
-        large = isinstance(value, np.ndarray) or type(value) is Tensor
-        if self.folder is None or not large or value.nbytes < LARGE:
+        if isinstance(value, Tensor):  # as an array: torch's own way needs a process that `multiprocessing` has begun
+            return _tensor, (value.detach().numpy(), isinstance(value, nn.Parameter), value.requires_grad)
+        if self.folder is None or not isinstance(value, np.ndarray) or value.nbytes < LARGE:
             return NotImplemented
         self.files += 1
         file = self.folder / f"{self.files}.npy"
-        np.save(file, value.detach().numpy() if isinstance(value, Tensor) else value)
-        return _mapped, (str(file), isinstance(value, Tensor))
+        np.save(file, value)
+        return _mapped, (str(file),)
 
 
-def _mapped(file: str, tensor: bool) -> Any:
-    array = np.load(file, mmap_mode="c")  # what is not written to stays common to all
-    return torch.from_numpy(array) if tensor else array
+def _tensor(array: np.ndarray, parameter: bool, requires_grad: bool) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return nn.Parameter(tensor, requires_grad) if parameter else tensor.requires_grad_(requires_grad)
+
+
+def _mapped(file: str) -> Any:
+    return np.load(file, mmap_mode="c")  # what is not written to stays common to all
 
 
 def _begin(
