@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from dmm.errors import InputError, whole_number
+from dmm.errors import InputError, require_choice, whole_number
 from dmm.mamba import MambaBlock
-from dmm.policy import Policy, TokenPolicy, check_choice
+from dmm.policy import Policy, TokenPolicy
 
 Acting = Literal["window", "recurrent", "staggered"]
 ACTING: tuple[str, ...] = get_args(Acting)
@@ -61,7 +61,7 @@ def make_actor(policy: Policy, acting: str = "window", states: int = STATES) -> 
     Raises:
         InputError: another way, a policy without a recurrence, or a number of states that does not divide the context.
     """
-    check_choice("acting", acting, Acting)
+    require_choice("acting", acting, Acting)
     if acting == "window":
         return copy.deepcopy(policy).eval() if policy.training else policy
     _require_recurrence(policy, acting)

@@ -172,7 +172,7 @@ def evaluate(
     actor, reference, scores = make_actor(run.policy, acting, states), _reference(data), []
     with _environments(lambda: make_env(run.info, trust_environment=trust_environment), episodes, environments) as envs:
         limit = step_limit(envs[0], data) if max_steps is None else whole_number("max_steps", max_steps, 1)
-        for target in wanted:  # in the same environments: mazes take longer to make than to play
+        for target in wanted:  # in the same environments
             label = progress and f"evaluate, target {target:g}"
             settings: dict[str, Any] = {"episodes": episodes, "target": target, "seed": seed, "progress": label}
             done = play(actor, envs, max_steps=limit, keep_observations=False, **settings)

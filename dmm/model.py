@@ -14,11 +14,11 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from dmm.errors import InputError
+from dmm.errors import InputError, require_choice
 from dmm.fused import branch
 from dmm.mamba import AInit, MambaBlock, StepInit, init_linear
 from dmm.mixers import DenseSequenceMixer, DepthwiseConv, LocalMixer, ModalityMixer
-from dmm.policy import TokenPolicy, TokenPolicyConfig, check_choice, check_positive
+from dmm.policy import TokenPolicy, TokenPolicyConfig, check_positive
 
 Residual = Literal["normalized", "raw"]
 Domain = Literal["mujoco", "antmaze", "kitchen"]
@@ -57,10 +57,10 @@ class DMMConfig(TokenPolicyConfig):
             raise InputError(
                 f"window: got {self.window}, allowed is 1 to {tokens}, the tokens of context {self.context}"
             )
-        check_choice("residual", self.residual, Residual)
-        check_choice("local_mixer", self.local_mixer, LocalMixing)
-        check_choice("step_init", self.step_init, StepInit)
-        check_choice("a_init", self.a_init, AInit)
+        require_choice("residual", self.residual, Residual)
+        require_choice("local_mixer", self.local_mixer, LocalMixing)
+        require_choice("step_init", self.step_init, StepInit)
+        require_choice("a_init", self.a_init, AInit)
 
     @classmethod
     def paper(cls, state_size: int, action_size: int, **changes: Any) -> DMMConfig:
@@ -74,7 +74,7 @@ class DMMConfig(TokenPolicyConfig):
 
         AntMaze and Kitchen: 128 channels, one DSM for all layers that is never trained, returns-to-go not scaled.
         """
-        check_choice("domain", domain, Domain)
+        require_choice("domain", domain, Domain)
         code: dict[str, Any] = {"share_norms": True, "step_init": "wiped", "padding": "released"}
         if domain != "mujoco":
             code |= {"width": 128, "share_dsm": True, "train_dsm": False, "rtg_scale": 1.0}

@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from torch.nn.functional import one_hot
 
 from dmm.data.windows import Windows
 from dmm.dropout import Dropout
-from dmm.errors import InputError, finite_number, true_or_false, whole_number
+from dmm.errors import InputError, finite_number, require_choice, true_or_false, whole_number
 from dmm.mamba import init_linear
 
 Padding = Literal["zeros", "released"]
@@ -140,7 +140,7 @@ class TokenPolicyConfig:
             raise InputError(f"dropout: got {self.dropout:g}, allowed is 0 <= dropout < 1")
         if not 0 < self.rtg_scale < float("inf"):
             raise InputError(f"rtg_scale: got {self.rtg_scale:g}, allowed is a positive number")
-        check_choice("padding", self.padding, Padding)
+        require_choice("padding", self.padding, Padding)
 
 
 PLAIN: dict[str, Callable[[str, Any], Any]] = {
@@ -167,12 +167,6 @@ def check_positive(config: object, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
             raise InputError(f"{name}: got {getattr(config, name)}, allowed is at least 1")
-
-
-def check_choice(name: str, value: object, literal: object) -> None:
-    """Raise InputError unless `value` is one of the strings of a `Literal`."""
-    if value not in get_args(literal):
-        raise InputError(f"{name}: got {value!r}, allowed are {', '.join(map(str, get_args(literal)))}")
 
 
 class TokenPolicy(Policy):

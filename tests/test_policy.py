@@ -9,9 +9,9 @@ from torch import Tensor
 from dmm.baselines.dt import DecisionTransformer, DTConfig
 from dmm.baselines.mamba import MambaConfig, MambaPolicy
 from dmm.data.windows import Windows
-from dmm.errors import InputError
+from dmm.errors import InputError, require_choice
 from dmm.model import DecisionMetaMamba, DMMConfig
-from dmm.policy import Policy, TokenPolicyConfig, check_choice, config_fields
+from dmm.policy import Policy, TokenPolicyConfig, config_fields
 
 FRAME: dict[str, Any] = {"state_size": 3, "action_size": 2, "context": 4, "width": 8, "layers": 2}
 SIZES: dict[str, Any] = FRAME | {"ssm_state": 3}
@@ -220,11 +220,11 @@ class TestHelpers:
         with pytest.raises(NotImplementedError):
             Policy(1, 1, 1)(Policy(1, 1, 1).init_state(1, 0.0))
 
-    def test_check_choice_lists_what_is_allowed(self) -> None:
+    def test_require_choice_lists_what_is_allowed(self) -> None:
         with pytest.raises(InputError, match=r"^padding: got 'x', allowed are zeros, released$"):
             TokenPolicyConfig(state_size=1, action_size=1, padding="x")  # type: ignore[arg-type]
         with pytest.raises(InputError, match=r"^n: got 3, allowed are 1, 2$"):
-            check_choice("n", 3, Literal[1, 2])
+            require_choice("n", 3, Literal[1, 2])
 
     def test_config_fields_lists_names_and_types(self) -> None:
         fields = config_fields(MambaConfig)

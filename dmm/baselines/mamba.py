@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from dmm.errors import require_choice
 from dmm.fused import branch
 from dmm.mamba import MambaBlock, MambaState, StepInit, init_linear
-from dmm.policy import TokenPolicy, TokenPolicyConfig, check_choice, check_positive
+from dmm.policy import TokenPolicy, TokenPolicyConfig, check_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class MambaConfig(TokenPolicyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "expand", "ssm_state", "conv_width")
-        check_choice("step_init", self.step_init, StepInit)
+        require_choice("step_init", self.step_init, StepInit)
 
 
 class MambaLayer(nn.Module):
