@@ -1,7 +1,8 @@
 """Decision MetaMamba: selective state spaces and dense sequence mixing for offline reinforcement learning.
 
-From the ground up: `dmm.ssm` and `dmm.scan` (state space models), `dmm.mamba` and `dmm.mixers` (blocks), `dmm.model`
-(the policy), `dmm.data` (trajectories, windows, data sets made on this machine), `dmm.training` and `dmm.evaluation`.
+From the ground up: `dmm.ssm` and `dmm.scan` (state space models), `dmm.layers` (mixers and blocks), `dmm.data`
+(trajectories, windows, data sets made on this machine), `dmm.policy` (the interface), `dmm.models` (a file for each),
+`dmm.training`, `dmm.acting` and `dmm.evaluation`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
     from dmm.data.windows import Windows, WindowSampler
     from dmm.errors import InputError, RunError
     from dmm.evaluation import evaluate
-    from dmm.mamba import MambaBlock
-    from dmm.mixers import DenseSequenceMixer, DepthwiseConv
-    from dmm.model import DecisionMetaMamba, DMMConfig
+    from dmm.layers.local import DenseSequenceMixer, DepthwiseConv
+    from dmm.layers.mamba import MambaBlock
+    from dmm.models.dmm import DecisionMetaMamba, DMMConfig
     from dmm.policy import Policy
     from dmm.scan import scan_backends, selective_scan, selective_step
     from dmm.training import TrainConfig, load_run, train, train_seeds
@@ -31,9 +32,9 @@ _HOMES = {
     "dmm.data.windows": ("WindowSampler", "Windows"),
     "dmm.errors": ("InputError", "RunError"),
     "dmm.evaluation": ("evaluate",),
-    "dmm.mamba": ("MambaBlock",),
-    "dmm.mixers": ("DenseSequenceMixer", "DepthwiseConv"),
-    "dmm.model": ("DMMConfig", "DecisionMetaMamba"),
+    "dmm.layers.mamba": ("MambaBlock",),
+    "dmm.layers.local": ("DenseSequenceMixer", "DepthwiseConv"),
+    "dmm.models.dmm": ("DMMConfig", "DecisionMetaMamba"),
     "dmm.policy": ("Policy",),
     "dmm.scan": ("scan_backends", "selective_scan", "selective_step"),
     "dmm.training": ("TrainConfig", "load_run", "train", "train_seeds"),

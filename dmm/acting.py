@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from dmm.errors import InputError, require_choice, whole_number
-from dmm.mamba import MambaBlock
-from dmm.policy import Policy, TokenPolicy
+from dmm.layers.mamba import MambaBlock
+from dmm.models.frame import TokenPolicy
+from dmm.policy import Policy
 
 Acting = Literal["window", "recurrent", "staggered"]
 ACTING: tuple[str, ...] = get_args(Acting)

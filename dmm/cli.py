@@ -103,7 +103,7 @@ def collect(
 @app.command()
 def models(as_json: AsJson = False) -> None:
     """List the models that `train` takes."""
-    from dmm.registry import MODELS
+    from dmm.models.registry import MODELS
 
     rows = {name: model.description for name, model in MODELS.items()}
     text = "\n".join(f"{name:14}{description}" for name, description in rows.items())
@@ -252,7 +252,7 @@ def inspect(
 ) -> None:
     """Activations, norms, gradients and gates of a trained run, as pictures and numbers."""
     from dmm.files import user_path
-    from dmm.inspection_report import inspect as look
+    from dmm.inspection.report import inspect as look
     from dmm.training import load_run
 
     _set_threads(threads)

@@ -22,8 +22,8 @@ from torch import Tensor
 from dmm.acting import STATES, Actor, make_actor
 from dmm.data.faults import FAULTS, STEP_LIMIT, CheckedEnv, reason, time_limit
 from dmm.data.observations import build_flat_env, stored_env
+from dmm.data.scores import family, no_scores, normalize, usable_reference
 from dmm.errors import InputError, RunError, finite_number, whole_number
-from dmm.normalize import family, no_scores, normalize, usable_reference
 from dmm.progress import progress_bar
 from dmm.training import Run, load_run
 

@@ -1,35 +1,23 @@
-"""The interface that every sequence model of the package serves, and the frame that most of them share.
+"""The interface that every model of the package serves.
 
 `Policy` is what training, evaluation, tables and widgets know: `forward(windows)` predicts the actions of whole
 windows, `init_state(n, target)`, `act(state, observation, reward)` and `select(state, rows)` run `n` episodes at once.
 Observations, rewards and returns-to-go are raw on the outside; a policy normalises them itself, with moments that
 travel in its weights.
 
-`TokenPolicy` is the frame of Decision Transformer and its successors: one linear embedding per modality, tokens
-interleaved as return-to-go, state, action, a stack of blocks, and a head that reads the action off the state token.
-Axes: `b` batch, `k` time steps, `l = 3k` tokens, `d` channels, `s` state size, `a` action size.
+Axes: `b` batch, `k` time steps, `s` state size, `a` action size.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from dmm.data.windows import Windows
-from dmm.dropout import Dropout
-from dmm.errors import InputError, finite_number, require_choice, true_or_false, whole_number
-from dmm.mamba import init_linear
-
-Padding = Literal["zeros", "released"]
-RELEASED_ACTION_PADDING = -10.0
-"""What the released code (and Decision Transformer's) writes into the actions of padded steps while training."""
+from dmm.errors import whole_number
 
 
 class Policy(nn.Module):
@@ -120,110 +108,7 @@ def _shift(past: Tensor, new: Tensor) -> Tensor:
     return torch.cat([past[:, 1:], new[:, None].to(past)], dim=1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenPolicyConfig:
-    """What every model of the shared frame needs to know."""
-
-    state_size: int  # s
-    action_size: int  # a, continuous and within [-1, 1]
-    context: int = 8  # k time steps, 3k tokens
-    width: int = 64  # d channels
-    layers: int = 3
-    dropout: float = 0.1  # after the embedding
-    rtg_scale: float = 1000.0  # returns-to-go are divided by this
-    padding: Padding = "zeros"  # what stands in padded steps: zeros, or what the released code puts there (see `embed`)
-
-    def __post_init__(self) -> None:
-        plain_fields(self)
-        check_positive(self, "state_size", "action_size", "context", "width", "layers")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout: got {self.dropout:g}, allowed is 0 <= dropout < 1")
-        if not 0 < self.rtg_scale < float("inf"):
-            raise InputError(f"rtg_scale: got {self.rtg_scale:g}, allowed is a positive number")
-        require_choice("padding", self.padding, Padding)
-
-
-PLAIN: dict[str, Callable[[str, Any], Any]] = {
-    "int": partial(whole_number, least=None),
-    "float": finite_number,
-    "bool": true_or_false,
-}
-"""What turns a value into the plain type that a field's annotation names."""
-
-
-def plain_fields(config: Any) -> None:
-    """Turn the numbers and truth values of a config dataclass, which may be numpy's, into Python's own.
-
-    Raises:
-        InputError: a value that is none of its field's type.
-    """
-    for field in dataclasses.fields(config):
-        if plain := PLAIN.get(str(field.type)):
-            object.__setattr__(config, field.name, plain(field.name, getattr(config, field.name)))  # it is frozen
-
-
-def check_positive(config: object, *names: str) -> None:
-    """Raise InputError unless these fields are at least 1."""
-    for name in names:
-        if getattr(config, name) < 1:
-            raise InputError(f"{name}: got {getattr(config, name)}, allowed is at least 1")
-
-
-class TokenPolicy(Policy):
-    """Embeddings, interleaving, blocks, norm and head: `Windows (b, k, ...) -> actions (b, k, a)`.
-
-    Sub-classes fill `self.blocks`, modules that map tokens `(b, 3k, d)` to `(b, 3k, d)` causally. There is neither a
-    position embedding nor an attention mask: causal blocks see the order, and padding comes first.
-
-    Source: the released DMM code, which takes this frame from Decision Convformer and Decision Transformer. Its
-    embedding is followed by LayerNorm and dropout; its head is a linear map of the state token through tanh.
-    """
-
-    def __init__(self, config: TokenPolicyConfig):
-        super().__init__(config.state_size, config.action_size, config.context)
-        self.config, d = config, config.width
-        self.embed_rtg = nn.Linear(1, d)
-        self.embed_state = nn.Linear(config.state_size, d)
-        self.embed_action = nn.Linear(config.action_size, d)
-        self.embed_norm = nn.LayerNorm(d)
-        self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList()
-        self.norm = nn.LayerNorm(d)
-        self.head = nn.Linear(d, config.action_size)
-        for layer in (self.embed_rtg, self.embed_state, self.embed_action, self.head):
-            init_linear(layer)
-
-    def embed(self, windows: Windows) -> Tensor:
-        """Tokens `(b, 3k, d)`: return-to-go, state and action of each time step in turn, before LayerNorm.
-
-        With `padding = "released"` and while training, padded steps hold the z-score of an all-zero state and actions
-        of -10, as in the released code; otherwise, and whenever the model is evaluated, they are zeros.
-        """
-        real = windows.mask[..., None]
-        rtg = windows.returns_to_go / self.config.rtg_scale * real
-        states, actions = (windows.states - self.state_mean) / self.state_std, windows.actions
-        if not (self.training and self.config.padding == "released"):
-            states, actions = states * real, actions * real
-        else:
-            actions = torch.where(real, actions, RELEASED_ACTION_PADDING)
-        tokens = torch.stack([self.embed_rtg(rtg), self.embed_state(states), self.embed_action(actions)], dim=2)
-        return tokens.flatten(1, 2)  # (b, k, 3, d) -> (b, 3k, d)
-
-    def forward(self, windows: Windows) -> Tensor:
-        return self.decode(self.embed(windows), windows)
-
-    def decode(self, tokens: Tensor, windows: Windows) -> Tensor:
-        """What follows the embedding: tokens `(b, 3k, d)` of these windows -> actions `(b, k, a)`."""
-        x = self.mix(self.dropout(self.embed_norm(tokens)), windows)
-        return torch.tanh(self.head(self.norm(x)[:, 1::3]))  # the state tokens (b, k, d) -> (b, k, a)
-
-    def mix(self, x: Tensor, windows: Windows) -> Tensor:
-        """The blocks: `(b, 3k, d) -> (b, 3k, d)`."""
-        for block in self.blocks:
-            x = block(x)
-        return x
-
-
-def config_fields(config: type) -> dict[str, str]:
-    """Names and types of the fields of a config dataclass, for error messages and `--set`."""
-    return {field.name: str(field.type) for field in dataclasses.fields(config)}
+def action_loss(predicted: Tensor, windows: Windows) -> Tensor:
+    """Mean squared error over the actions of real steps: `(..., b, k, a)` -> `(...)` (paper, appendix A)."""
+    error = (predicted - windows.actions).square().sum(dim=-1) * windows.mask  # (..., b, k)
+    return error.sum(dim=(-2, -1)) / (windows.mask.sum(dim=(-2, -1)) * predicted.shape[-1])

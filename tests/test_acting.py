@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from dmm.acting import ACTING, Actor, RecurrentActor, StaggeredActor, make_actor
-from dmm.baselines.dt import DecisionTransformer, DTConfig
-from dmm.baselines.mamba import MambaConfig, MambaPolicy
 from dmm.data.windows import Windows
 from dmm.errors import InputError
-from dmm.model import DecisionMetaMamba, DMMConfig
-from dmm.policy import Policy, TokenPolicy
+from dmm.models.dmm import DecisionMetaMamba, DMMConfig
+from dmm.models.dt import DecisionTransformer, DTConfig
+from dmm.models.frame import TokenPolicy
+from dmm.models.mamba import MambaConfig, MambaPolicy
+from dmm.policy import Policy
 
 SIZES: dict[str, Any] = {"state_size": 3, "action_size": 2, "width": 8, "layers": 2, "ssm_state": 3, "rtg_scale": 5.0}
 MODELS = {

@@ -32,7 +32,7 @@ from dmm.evaluation import (
     rollout,
     score,
 )
-from dmm.model import DecisionMetaMamba, DMMConfig
+from dmm.models.dmm import DecisionMetaMamba, DMMConfig
 from dmm.training import Run, load_run, train
 from tests.conftest import MakeTrajectories
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from dmm.data.trajectories import Trajectories
 from dmm.data.windows import Windows
 from dmm.errors import InputError
-from dmm.mamba import MambaBlock
+from dmm.layers.mamba import MambaBlock
+from dmm.models.registry import MODELS
 from dmm.policy import Policy
-from dmm.registry import MODELS
 from dmm.scan import scan_backends
 from dmm.training import load_run, train
 

@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmm.baselines.dt import DecisionTransformer, DTConfig
-from dmm.baselines.mamba import MambaConfig, MambaPolicy
+from dmm.configs import config_fields
 from dmm.data.windows import Windows
 from dmm.errors import InputError, require_choice
-from dmm.model import DecisionMetaMamba, DMMConfig
-from dmm.policy import Policy, TokenPolicyConfig, config_fields
+from dmm.models.dmm import DecisionMetaMamba, DMMConfig
+from dmm.models.dt import DecisionTransformer, DTConfig
+from dmm.models.frame import TokenPolicyConfig
+from dmm.models.mamba import MambaConfig, MambaPolicy
+from dmm.policy import Policy
 
 FRAME: dict[str, Any] = {"state_size": 3, "action_size": 2, "context": 4, "width": 8, "layers": 2}
 SIZES: dict[str, Any] = FRAME | {"ssm_state": 3}

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from dmm.acting import Actor, make_actor
-from dmm.baselines.dt import DecisionTransformer, DTConfig
 from dmm.bench import check_at_least_one, finisher, quartiles, threads_set
 from dmm.bench.peers import d3rlpy_dt, find, versions
 from dmm.bench.scan import head_lines, heading
 from dmm.errors import InputError
 from dmm.evaluation import make_env, rollout
-from dmm.model import DecisionMetaMamba, DMMConfig
+from dmm.models.dmm import DecisionMetaMamba, DMMConfig
+from dmm.models.dt import DecisionTransformer, DTConfig
 from dmm.policy import Policy
 from dmm.progress import progress_bar
 from dmm.training import Run

@@ -11,8 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmm.data.windows import Windows
 from dmm.fused import branches
-from dmm.policy import Policy
-from dmm.training import action_loss
+from dmm.policy import Policy, action_loss
 
 
 class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]

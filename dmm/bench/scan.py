@@ -31,7 +31,7 @@ from dmm.bench.peers import (
     transformers_mixer,
     versions,
 )
-from dmm.mamba import MambaBlock
+from dmm.layers.mamba import MambaBlock
 from dmm.progress import progress_bar
 from dmm.scan import preferred_backends, scan_backends, selective_scan
 from dmm.scan.fused import missing_triton

@@ -27,7 +27,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmm import mamba
 from dmm.bench import check_at_least_one, finisher, interleaved, machine, threads_set
 from dmm.bench.peers import Scan, compiled_loop, d3rlpy_dt, disagreement, find, find_scans, transformers_dt, versions
 from dmm.bench.products import matrix_products
@@ -35,13 +34,14 @@ from dmm.bench.scan import PATIENCE, automatic, backends_on, head_lines, heading
 from dmm.data.trajectories import Trajectories
 from dmm.data.windows import Windows, WindowSampler
 from dmm.fused import Choice, branches
-from dmm.memory import keep_freed_memory
-from dmm.policy import Policy
+from dmm.layers import mamba
+from dmm.models.registry import find_model
+from dmm.policy import Policy, action_loss
 from dmm.progress import progress_bar
-from dmm.registry import find_model
-from dmm.stacking import stack
-from dmm.training import TrainConfig, action_loss, choose_device, train_seeds
-from dmm.update import FlatWeights, Update, fastest
+from dmm.training import TrainConfig, choose_device, train_seeds
+from dmm.training.memory import keep_freed_memory
+from dmm.training.stacking import stack
+from dmm.training.update import FlatWeights, Update, fastest
 
 STATE_SIZE, ACTION_SIZE = 11, 3
 DT_PAPER = {"context": 20, "width": 128, "layers": 3, "heads": 1}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dmm.checks import as_array, call, close, match, passed, require
-from dmm.mamba import STEP_RANGE, MambaBlock
+from dmm.layers.mamba import STEP_RANGE, MambaBlock
 
 Array = NDArray[np.float64]
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dmm.baselines.mamba import MambaConfig, MambaPolicy
 from dmm.checks import as_array, call, match, passed, require
 from dmm.data.windows import Windows
 from dmm.inspection import gradient_norms
+from dmm.models.mamba import MambaConfig, MambaPolicy
 
 Array = NDArray[np.float64]
 

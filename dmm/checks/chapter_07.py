@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dmm.checks import as_array, call, close, passed, require
-from dmm.mamba import MambaBlock
-from dmm.mixers import DenseSequenceMixer
+from dmm.layers.local import DenseSequenceMixer
+from dmm.layers.mamba import MambaBlock
 
 
 def check_block(answer: Callable[..., Any]) -> None:

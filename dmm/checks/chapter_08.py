@@ -10,7 +10,7 @@ import torch
 
 from dmm.checks import as_array, call, close, passed, require
 from dmm.data.windows import Windows
-from dmm.training import action_loss
+from dmm.policy import action_loss
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Any]
 

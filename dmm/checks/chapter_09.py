@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmm.checks import as_array, call, close, passed, require
-from dmm.model import DecisionMetaMamba, DMMConfig
+from dmm.models.dmm import DecisionMetaMamba, DMMConfig
 
 Array = NDArray[np.float64]
 

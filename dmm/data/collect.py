@@ -26,8 +26,8 @@ from dmm.data.minari_files import dataset_folder, make_namespace
 from dmm.data.observations import build_env, require_storable
 from dmm.data.recipes import RECIPES, Recipe, find_recipe
 from dmm.data.rollout import RecordedEpisode, record
+from dmm.data.scores import normalize
 from dmm.errors import InputError, RunError, whole_number
-from dmm.normalize import normalize
 from dmm.progress import progress_bar
 
 SMALL = 20_000

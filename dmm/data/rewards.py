@@ -9,8 +9,8 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from dmm.data.precision import real_array
+from dmm.data.scores import family
 from dmm.errors import InputError
-from dmm.normalize import family
 
 StoredRewards = Literal["per-step", "cumulative"]
 

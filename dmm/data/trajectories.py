@@ -44,9 +44,9 @@ from dmm.data.rewards import (
     per_step_rewards,
     stored_rewards,
 )
+from dmm.data.scores import no_scores, reference_returns, usable_reference
 from dmm.data.specifications import parse_env_spec
 from dmm.errors import InputError
-from dmm.normalize import no_scores, reference_returns, usable_reference
 
 __all__ = [
     "FlatObservation",

@@ -134,7 +134,7 @@ def train_and_act(job: Job) -> dict[str, Any]:
 
 def compare(done: Rollout, window: Rollout, reference: tuple[float, float]) -> dict[str, Any]:
     """Score and counts of a way's episodes, and of their differences to the window's episodes of the same seeds."""
-    from dmm.normalize import normalize
+    from dmm.data.scores import normalize
 
     score, other = normalize(done.returns, reference), normalize(window.returns, reference)
     better, worse = done.returns > window.returns + 1e-3, done.returns < window.returns - 1e-3
@@ -235,7 +235,7 @@ def measure_latency() -> dict[str, Any]:
     """
     import torch
 
-    from dmm.model import DecisionMetaMamba, DMMConfig
+    from dmm.models.dmm import DecisionMetaMamba, DMMConfig
     from dmm.scan import scan_backends
 
     torch.set_num_threads(1)

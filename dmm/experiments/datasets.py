@@ -22,9 +22,9 @@ from dmm.data.collect import CollectSummary, collect
 from dmm.data.environments import package_versions
 from dmm.data.minari_files import dataset_folder
 from dmm.data.recipes import RECIPES, Recipe
+from dmm.data.scores import normalize
 from dmm.data.trajectories import Trajectories, load_trajectories
 from dmm.experiments import RESULTS, path_argument, write_result
-from dmm.normalize import normalize
 
 BINS = 30
 CELLS = 24

@@ -158,7 +158,7 @@ def keep_model(run: Run, name: str) -> None:
     """Commit a run under `MODELS / name`: its description, and its weights in half precision."""
     from safetensors.torch import save
 
-    from dmm.checkpoints import policy_tensors, write_atomically
+    from dmm.training.checkpoints import policy_tensors, write_atomically
 
     folder = MODELS / name
     folder.mkdir(parents=True, exist_ok=True)

@@ -22,8 +22,8 @@ from dmm.errors import InputError
 from dmm.fused import kernel
 from dmm.fused.dense import dense_branch
 from dmm.fused.mamba import mamba_branch
-from dmm.mamba import MambaBlock
-from dmm.mixers import DenseSequenceMixer
+from dmm.layers.local import DenseSequenceMixer
+from dmm.layers.mamba import MambaBlock
 from dmm.scan.cpp_kernel import DTYPES
 from dmm.tracing import watched
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dmm.fused.derivatives import differentiable_gradients
 from dmm.fused.kernel import SPARE, Sizes, call
-from dmm.mixers import DenseSequenceMixer
+from dmm.layers.local import DenseSequenceMixer
 
 
 def dense_branch(norm: nn.LayerNorm, mixer: DenseSequenceMixer, x: Tensor, normalized: bool) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from dmm.fused.derivatives import differentiable_gradients
 from dmm.fused.kernel import SPARE, Sizes, call
-from dmm.mamba import MambaBlock
+from dmm.layers.mamba import MambaBlock
 from dmm.scan import selective_scan
 
 

@@ -19,7 +19,7 @@ from dmm.bench import act as module
 from dmm.bench.act import HOPPER, WAYS, TimedEnv, bench_act, draw, hopper_policy, latencies, remembering, report
 from dmm.cli import app
 from dmm.errors import InputError
-from dmm.model import DecisionMetaMamba, DMMConfig
+from dmm.models.dmm import DecisionMetaMamba, DMMConfig
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 from dmm.bench.products import matrix_products
 from dmm.bench.train import random_trajectories
 from dmm.data.windows import WindowSampler
-from dmm.model import DecisionMetaMamba, DMMConfig
+from dmm.models.dmm import DecisionMetaMamba, DMMConfig
 
 
 class Sizes(torch.utils._python_dispatch.TorchDispatchMode):

@@ -12,7 +12,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dmm import mamba
 from dmm.bench import train as module
 from dmm.bench.peers import Compiled, disagreement, find_scans, plain_loop
 from dmm.bench.scan import backends_on, make_inputs
@@ -31,7 +30,8 @@ from dmm.bench.train import (
 from dmm.cli import app
 from dmm.data.windows import WindowSampler
 from dmm.errors import InputError
-from dmm.model import DecisionMetaMamba, DMMConfig
+from dmm.layers import mamba
+from dmm.models.dmm import DecisionMetaMamba, DMMConfig
 from dmm.policy import Policy
 from dmm.scan import selective_scan
 from dmm.training import TrainConfig, train

@@ -100,7 +100,7 @@ def _serve(pipe: Any, base: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    import dmm.inspection_report  # noqa: F401 (all imports lie before the limit of memory)
+    import dmm.inspection.report  # noqa: F401 (all imports lie before the limit of memory)
     from dmm.data.observations import register_environments
 
     register_environments()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from dmm.checks import CheckFailed, chapter_04
-from dmm.mamba import MambaBlock
+from dmm.layers.mamba import MambaBlock
 from tests.mamba_ssm_reference import arrays
 from tests.peers import official_block
 

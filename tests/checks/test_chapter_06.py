@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from dmm.checks import CheckFailed, chapter_06
-from dmm.mixers import DenseSequenceMixer, ModalityMixer
+from dmm.layers.local import DenseSequenceMixer, ModalityMixer
 
 
 def windows(x, w, left=None, right=0):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dmm.checks import CheckFailed, chapter_07
-from dmm.model import DecisionMetaMamba, DMMConfig
+from dmm.models.dmm import DecisionMetaMamba, DMMConfig
 
 
 def block(X, norm_1, dsm, norm_2, mamba):

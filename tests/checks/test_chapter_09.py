@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dmm.checks import CheckFailed, chapter_09
-from dmm.model import DecisionMetaMamba, DMMConfig
+from dmm.models.dmm import DecisionMetaMamba, DMMConfig
 
 
 def report(returns):

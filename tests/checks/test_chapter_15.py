@@ -237,7 +237,7 @@ def test_right_answers_pass_with_one_line(check, answer, dtype, capsys):
 
 def test_the_package_acts_by_the_same_formula():
     from dmm.acting import StaggeredActor
-    from dmm.model import DecisionMetaMamba, DMMConfig
+    from dmm.models.dmm import DecisionMetaMamba, DMMConfig
 
     actor = StaggeredActor(DecisionMetaMamba(DMMConfig(state_size=3, action_size=2, context=8, width=8)).eval(), 4)
     memory, pad, began = actor.init_state(1, 0.0), 7, [0] * 4

@@ -21,9 +21,9 @@ from dmm.data import collect as module
 from dmm.data.collect import CollectSummary, collect, installed
 from dmm.data.environments import environment_record
 from dmm.data.recipes import RECIPES
+from dmm.data.scores import normalized_score
 from dmm.data.trajectories import load_trajectories
 from dmm.errors import InputError, RunError
-from dmm.normalize import normalized_score
 
 MAZE, HOPPER = "dmm/pointmaze/umaze-v0", "dmm/hopper/medium-v0"
 

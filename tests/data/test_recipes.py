@@ -12,7 +12,7 @@ from minari.dataset.minari_dataset import parse_dataset_id
 from dmm.data.observations import FlatObservation, build_env
 from dmm.data.recipes import RECIPES, Behaviour, Learner, Recipe
 from dmm.data.rollout import Recorder
-from dmm.normalize import normalized_score
+from dmm.data.scores import normalized_score
 
 
 def factories(recipe: Recipe) -> list[Callable[[], Behaviour]]:

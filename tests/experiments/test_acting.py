@@ -14,7 +14,7 @@ import torch
 
 from dmm.evaluation import Rollout
 from dmm.experiments import MODELS, acting, grid, load_result
-from dmm.model import DecisionMetaMamba, DMMConfig
+from dmm.models.dmm import DecisionMetaMamba, DMMConfig
 from dmm.training import load_run
 from tests.experiments.conftest import MAZE, TINY
 

@@ -16,7 +16,7 @@ import torch
 from dmm.evaluation import evaluate
 from dmm.experiments import gating, grid, hopper, kept_run, pointmaze, switches, windows
 from dmm.experiments.grid import Job
-from dmm.registry import MODELS
+from dmm.models.registry import MODELS
 
 RunCommand = Callable[..., dict[str, Any]]
 

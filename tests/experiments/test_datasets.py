@@ -10,9 +10,9 @@ import pytest
 
 from dmm.data.collect import collect
 from dmm.data.recipes import RECIPES
+from dmm.data.scores import normalize
 from dmm.data.trajectories import load_trajectories
 from dmm.experiments import datasets
-from dmm.normalize import normalize
 
 MAZE = RECIPES["dmm/pointmaze/umaze-v0"]
 

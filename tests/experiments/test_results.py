@@ -18,8 +18,8 @@ from dmm.data import preview
 from dmm.data.recipes import RECIPES
 from dmm.experiments import MODELS, gating, hopper, kept_run, load_result, pointmaze, switches, windows
 from dmm.experiments.grid import Job, summarize, summarize_pooled
-from dmm.registry import MODELS as NAMES
-from dmm.registry import split_changes
+from dmm.models.registry import MODELS as NAMES
+from dmm.models.registry import split_changes
 from dmm.training import TrainConfig
 
 SIZES = {"dmm/pointmaze/umaze-v0": (6, 2), "dmm/hopper/medium-v0": (11, 3)}

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dmm import DecisionMetaMamba, DMMConfig, cpp
-from dmm.baselines.mamba import MambaConfig, MambaPolicy
 from dmm.data.windows import Windows
 from dmm.errors import InputError
 from dmm.fused import LONGEST, branch, branches, kernel
-from dmm.mamba import MambaBlock
-from dmm.mixers import DenseSequenceMixer
-from dmm.policy import TokenPolicy
-from dmm.stacking import stack
-from dmm.training import action_loss
+from dmm.layers.local import DenseSequenceMixer
+from dmm.layers.mamba import MambaBlock
+from dmm.models.frame import TokenPolicy
+from dmm.models.mamba import MambaConfig, MambaPolicy
+from dmm.policy import action_loss
+from dmm.training.stacking import stack
 
 needs_kernel = pytest.mark.skipif(cpp.compiler() is None, reason="no C++ compiler here")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6}

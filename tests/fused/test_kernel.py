@@ -24,7 +24,7 @@ def test_all_that_the_source_includes_is_there() -> None:
 def test_powers_that_are_too_small_to_tell_are_as_good_as_none(dtype: torch.dtype) -> None:
     """Steps and decays so large that nothing is left of the state, and steps so small that all of it is."""
     from dmm.fused import branch
-    from dmm.mamba import MambaBlock
+    from dmm.layers.mamba import MambaBlock
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -29,8 +29,8 @@ import numpy as np
 
 from dmm.data.observations import build_env
 from dmm.data.policies import Arrays, load_policy
+from dmm.data.scores import normalized_score
 from dmm.errors import InputError
-from dmm.normalize import normalized_score
 
 ENVIRONMENTS = {
     "hopper": "Hopper-v5",

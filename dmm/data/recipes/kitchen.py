@@ -28,7 +28,7 @@ from collections.abc import Callable
 
 from dmm.data.policies.kitchen import MOVES, KitchenExpert
 from dmm.data.recipes.recipe import Behaviour, Recipe
-from dmm.normalize import reference_returns
+from dmm.data.scores import reference_returns
 
 COMPLETE_TASKS = ("microwave", "kettle", "light switch", "slide cabinet")
 MIXED_TASKS = ("microwave", "kettle", "bottom burner", "light switch")

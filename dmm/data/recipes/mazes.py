@@ -7,7 +7,7 @@ import functools
 from dmm.data.policies.ant import AntWalker
 from dmm.data.policies.waypoints import MazeWalker
 from dmm.data.recipes.recipe import Recipe
-from dmm.normalize import reference_returns
+from dmm.data.scores import reference_returns
 
 RECIPES = (
     Recipe(

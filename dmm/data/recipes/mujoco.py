@@ -12,7 +12,7 @@ import numpy as np
 
 from dmm.data.policies import POLICY_FOLDER, StochasticPolicy, load_policy
 from dmm.data.recipes.recipe import Recipe
-from dmm.normalize import reference_returns
+from dmm.data.scores import reference_returns
 
 
 class RecordedPolicy:

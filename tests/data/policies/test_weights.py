@@ -16,7 +16,7 @@ from dmm.data.policies.train import rollouts
 from dmm.data.recipes import RECIPES
 from dmm.data.recipes.mujoco import LADDERS, Ladder, Rung
 from dmm.data.rollout import Recorder
-from dmm.normalize import normalized_score
+from dmm.data.scores import normalized_score
 
 FILES = sorted(POLICY_FOLDER.glob("*/step-*.npz"))
 MEDIUM = {"hopper": (30, 60), "walker2d": (30, 60), "halfcheetah": (30, 50)}

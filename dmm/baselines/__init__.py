@@ -1,1 +1,0 @@
-"""The models that Decision MetaMamba is compared with, one file each, all behind `dmm.policy.Policy`."""

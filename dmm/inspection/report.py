@@ -1,0 +1,176 @@
+"""The pictures and numbers of `dmm inspect`: what a trained policy does with its tokens, as files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, get_args
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from dmm.data.minari_files import local_ids
+from dmm.data.preview import preview
+from dmm.data.recipes import RECIPES
+from dmm.data.rewards import StoredRewards
+from dmm.data.trajectories import Trajectories, load_trajectories
+from dmm.errors import InputError, RunError, whole_number
+from dmm.files import strict_json, user_path
+from dmm.inspection import (
+    MODALITIES,
+    Objective,
+    activations,
+    full_windows,
+    gate_shares,
+    gradient_norms,
+    token_norms,
+)
+from dmm.models.frame import TokenPolicy
+from dmm.plots import COLORS, use_style
+from dmm.training import Run
+from dmm.training.checkpoints import write_atomically
+
+PREVIEW_EPISODES = 100
+Numbers = dict[str, dict[str, list[float]]]
+
+
+def inspect(
+    run: Run, out: str | Path, *, windows: int = 128, seed: int = 0, data: str | Trajectories | None = None
+) -> dict[str, Any]:
+    """Measure a run on windows of its data; write `inspection.json` and four pictures to `out`.
+
+    Args:
+        run: of a token policy, as all models of the registry are.
+        out: a folder, made if it is not there; files of the same names are replaced.
+        windows: how many, without padding.
+        seed: which.
+        data: others to look at. If not given, the data set that the run was trained on; where it is not on this machine
+            and a recipe makes it, its first episodes.
+
+    Returns:
+        The content of `inspection.json`: `norms` by stage, `gradients` by objective and `gates` by layer, each a list
+        over the `3k` tokens, `data`, what was looked at, and `files`, the names of what was written.
+
+    Raises:
+        InputError: another kind of policy, `windows` below 1, data that are neither on this machine nor a recipe's or
+            have states or actions of other sizes, or a data set that has been replaced since the run was trained on it.
+        RunError: the folder cannot be written.
+    """
+    if not isinstance(run.policy, TokenPolicy):
+        raise InputError(f"run: got a {type(run.policy).__name__}, allowed are the models that `dmm models` lists")
+    out, windows = user_path("out", out), whole_number("windows", windows, 1)
+    trajectories, what = _own_data(run) if data is None else _other_data(run, data)
+    batch = full_windows(trajectories, run.policy.context, windows, seed=seed)
+    stages = activations(run.policy, batch)
+    numbers: Numbers = {
+        "norms": {name: token_norms(x).tolist() for name, x in stages.items()},
+        "gradients": {name: gradient_norms(run.policy, batch, name).tolist() for name in get_args(Objective)},
+        "gates": {name: share.tolist() for name, share in gate_shares(run.policy, batch).items()},
+    }
+    figures = {
+        "activations.png": draw_activations({name: x[0] for name, x in stages.items() if name.startswith("layer")}),
+        "norms.png": draw_tokens(numbers["norms"], "mean L1 norm"),
+        "gradients.png": draw_tokens(numbers["gradients"], "mean gradient norm"),
+    }
+    if numbers["gates"]:
+        figures["gates.png"] = draw_tokens(numbers["gates"], "share that the gate lets through")
+    result = {
+        "dataset": run.info["dataset"]["id"],
+        "model": run.info["model"],
+        "step": run.step,
+        "windows": windows,
+        "data": what,
+        "tokens": [f"{MODALITIES[i % 3]} {i // 3}" for i in range(3 * run.policy.context)],
+        **numbers,
+        "files": ["inspection.json", *figures],
+    }
+    _write(out, result, figures)
+    return result
+
+
+def draw_activations(stages: dict[str, Tensor]) -> Figure:
+    """One heat map per stage, tokens down and channels across: `(l, d)` each.
+
+    All share one scale, which the largest one in a hundred activations exceed.
+    """
+    use_style()
+    columns = min(3, len(stages))
+    rows = -(-len(stages) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 2.2 * rows), squeeze=False)
+    limit = float(np.quantile(np.concatenate([x.abs().flatten().numpy() for x in stages.values()]), 0.99))
+    for ax in axes.flat[len(stages) :]:
+        ax.set_visible(False)
+    for ax, (name, x) in zip(axes.flat, stages.items(), strict=False):
+        image = ax.imshow(x.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+        ax.set(xlabel="channel", ylabel="token")
+        ax.grid(False)
+        ax.text(0, 1.03, name, transform=ax.transAxes)
+    fig.colorbar(image, ax=axes, label="activation", extend="both")
+    return fig
+
+
+def draw_tokens(lines: dict[str, list[float]], label: str) -> Figure:
+    """One row of bars per entry, a bar per token in the colour of its modality."""
+    use_style()
+    fig, axes = plt.subplots(len(lines), 1, figsize=(7.2, 0.9 + 1.2 * len(lines)), sharex=True, squeeze=False)
+    for ax, (name, values) in zip(axes[:, 0], lines.items(), strict=True):
+        ax.bar(np.arange(len(values)), values, color=[COLORS[MODALITIES[i % 3]] for i in range(len(values))])
+        ax.text(0, 1.04, name, transform=ax.transAxes)
+    axes[-1, 0].set_xlabel("token, oldest first: " + ", ".join(MODALITIES) + " of each time step")
+    fig.supylabel(label, fontsize=10)
+    return fig
+
+
+def _own_data(run: Run) -> tuple[Trajectories, str]:
+    """What the run was trained on, and what that is in words."""
+    name, fingerprint = run.info["dataset"]["id"], run.info["dataset"]["fingerprint"]
+    if name not in local_ids() and name in RECIPES:
+        return preview(name, PREVIEW_EPISODES), f"the first {PREVIEW_EPISODES} episodes of its recipe, made anew"
+    trajectories = next(
+        (t for t in _readings(name, run.info["dataset"]["observation_keys"]) if t.fingerprint() == fingerprint), None
+    )
+    if trajectories is not None:
+        return trajectories, "its data set"
+    raise InputError(
+        f"data: {name!r} has been replaced since {run.path} was trained on it (its fingerprint was {fingerprint}); "
+        f"--data {name} looks at what is there now"
+    )
+
+
+def _readings(name: str, keys: list[str]) -> Iterator[Trajectories]:
+    """A data set as it is read by default, then with its rewards taken as one kind and another, and the run's keys.
+
+    A run does not say with which reading it was trained.
+    """
+    yield load_trajectories(name)
+    for chosen in (None, keys or None):
+        for rewards in (None, *get_args(StoredRewards)):
+            with suppress(InputError):
+                yield load_trajectories(name, rewards=rewards, observation_keys=chosen)
+
+
+def _other_data(run: Run, data: str | Trajectories) -> tuple[Trajectories, str]:
+    trajectories = data if isinstance(data, Trajectories) else load_trajectories(data)
+    there = (trajectories.state_size, trajectories.action_size)
+    wanted = (run.policy.state_size, run.policy.action_size)
+    if there != wanted:
+        raise InputError(
+            f"data: {trajectories.dataset_id!r} has states and actions of sizes {there}, allowed are {wanted}"
+        )
+    return trajectories, f"{trajectories.dataset_id} ({trajectories.fingerprint()})"
+
+
+def _write(out: Path, result: dict[str, Any], figures: dict[str, Figure]) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / "inspection.json", (strict_json(result, indent=1) + "\n").encode())
+        for name, fig in figures.items():
+            fig.savefig(out / name)
+    except OSError as error:
+        raise RunError(f"out: {out} cannot be written ({error.strerror})") from error
+    finally:
+        for fig in figures.values():
+            plt.close(fig)

@@ -1,0 +1,1 @@
+"""One file per model; `dmm.models.registry` collects them by name."""

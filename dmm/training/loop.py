@@ -1,0 +1,101 @@
+"""The loop: runs that stand at the same step, updated together, with their logs and checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmm.data.windows import Windows
+from dmm.policy import Policy, action_loss
+from dmm.training.memory import keep_freed_memory
+from dmm.training.plan import Plan
+from dmm.training.run import SeedRun, dropout_generator
+from dmm.training.update import Update, fastest
+
+
+class Loop:
+    """Runs that stand at the same step, and what moves them on.
+
+    Args:
+        runs: of one or several seeds.
+        policy: that of the one run, or the stack of all.
+        plan: what they have in common.
+    """
+
+    def __init__(self, runs: Sequence[SeedRun], policy: Policy, plan: Plan):
+        self.runs, self.policy, self.config, self.step = runs, policy.train(), plan.config, runs[0].step
+        self.sampler, self.logged = plan.sampler, self.step
+        dropout = [run.generators[dropout_generator(plan.device)] for run in runs]
+        flats = [run.flat for run in runs]
+        self.update = Update(flats, policy, self._losses, self.sampler, runs[0].recipe, dropout)
+
+    def run(self, until: int, bar: Any) -> None:
+        """Update up to this step, logging and saving on the way."""
+        keep_freed_memory()
+        began, make = time.perf_counter(), None
+        while self.step < until:
+            block = self._draw(until)
+            make = make or fastest(self.update, block[0])
+            for first in block:
+                make(first)
+                bar.update()
+            self.step += len(block)
+            for run in self.runs:
+                run.step = self.step
+            if self._due(self.config.log_every):
+                now = time.perf_counter()
+                self._log(now - began)
+                began = now
+                bar.set_postfix(loss=f"{np.mean([run.rows[-1][1] for run in self.runs]):.4f}")
+            self._write()
+
+    def _draw(self, until: int) -> Tensor:
+        """Where windows begin, `(updates, S, b)`, for all updates up to the next one that something is written after.
+
+        Each seed's are the numbers of its own generator on the CPU, the same on every device, and move there at once.
+        """
+        config = self.config
+        every = [config.log_every, config.keep_every or until]
+        updates = min(until, *(self.step - self.step % n + n for n in every)) - self.step
+        drawn = [self.sampler.draw(updates, config.batch_size, run.generators["sampler"]) for run in self.runs]
+        return torch.stack(drawn, dim=1).to(self.update.step.device)
+
+    def _losses(self, windows: Windows) -> Tensor:
+        """The loss of each seed: windows `(S, b, k, ...)` -> `(S,)`."""
+        predicted = self.policy(windows.merged())  # (S * b, k, a)
+        return action_loss(predicted.unflatten(0, (len(self.runs), -1)), windows)
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.steps
+
+    def _log(self, seconds: float) -> None:
+        count, self.logged = self.step - self.logged, self.step
+        losses = (self.update.total / count).tolist()
+        self.update.total.zero_()
+        for run, loss in zip(self.runs, losses, strict=True):
+            if not np.isfinite(loss):
+                run.diverged(f"loss{run.name}: {loss} between steps {self.step - count + 1} and {self.step}")
+            run.seconds += seconds
+            run.log(loss)
+
+    def _write(self) -> None:
+        keep = self.config.keep_every and self.step % self.config.keep_every == 0
+        save = self._due(self.config.checkpoint_every)
+        if keep or save:
+            self._require_finite_weights()
+        for run in self.runs:
+            if keep:
+                run.keep()
+            if save:
+                run.save()
+
+    def _require_finite_weights(self) -> None:
+        finite = self.update.rows["weights"].isfinite().all(dim=1).tolist()
+        for run, sound in zip(self.runs, finite, strict=True):
+            if not sound:
+                run.diverged(f"weights{run.name}: not finite after step {self.step}")
