@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dmm.layers.local import DenseSequenceMixer, DepthwiseConv
     from dmm.layers.mamba import MambaBlock
     from dmm.models.dmm import DecisionMetaMamba, DMMConfig
+    from dmm.models.official import from_official
     from dmm.policy import Policy
     from dmm.scan import scan_backends, selective_scan, selective_step
     from dmm.training import TrainConfig, load_run, train, train_seeds
@@ -35,6 +36,7 @@ _HOMES = {
     "dmm.layers.mamba": ("MambaBlock",),
     "dmm.layers.local": ("DenseSequenceMixer", "DepthwiseConv"),
     "dmm.models.dmm": ("DMMConfig", "DecisionMetaMamba"),
+    "dmm.models.official": ("from_official",),
     "dmm.policy": ("Policy",),
     "dmm.scan": ("scan_backends", "selective_scan", "selective_step"),
     "dmm.training": ("TrainConfig", "load_run", "train", "train_seeds"),
@@ -56,6 +58,7 @@ __all__ = [
     "Windows",
     "collect",
     "evaluate",
+    "from_official",
     "load_run",
     "load_trajectories",
     "scan_backends",

@@ -28,7 +28,7 @@ from torch.nn.functional import one_hot
 from dmm.errors import InputError, require_choice, whole_number
 from dmm.layers.mamba import MambaBlock
 from dmm.models.frame import TokenPolicy
-from dmm.policy import Policy
+from dmm.policy import Policy, Target, Wanted
 
 Acting = Literal["window", "recurrent", "staggered"]
 ACTING: tuple[str, ...] = get_args(Acting)
@@ -39,7 +39,7 @@ STATES = 4
 class Actor(Protocol):
     """What plays episodes, `n` at once; `dmm.policy.Policy` is one."""
 
-    def init_state(self, n: int, target: Any) -> Any:
+    def init_state(self, n: int, target: Target) -> Any:
         """The memory of `n` episodes of which `target` is asked, before their first observation."""
 
     def act(self, state: Any, observation: Tensor, reward: Tensor | None = None) -> tuple[Tensor, Any]:
@@ -120,11 +120,12 @@ class RecurrentActor:
         self.head = (self.policy.head.weight, self.policy.head.bias)
         self.start = self.beginning()
 
-    def init_state(self, n: int, target: Tensor | float) -> Memory:
-        """The memory of `n` episodes behind their padding, `target` (a number or `(n,)`) being the return asked for."""
+    def init_state(self, n: int, target: Target) -> Memory:
+        """The memory of `n` episodes behind their padding."""
         rows = torch.zeros(n, dtype=torch.int64, device=self.policy.state_mean.device)
         memory = self.select(self.start, rows)
-        return memory._replace(target=memory.target + torch.as_tensor(target).to(memory.target).expand(n)[:, None])
+        wanted = torch.as_tensor(Wanted.of(target).returns).to(memory.target)
+        return memory._replace(target=memory.target + wanted.expand(n)[:, None])
 
     @torch.inference_mode()
     def act(self, state: Memory, observation: Tensor, reward: Tensor | None = None) -> tuple[Tensor, Memory]:

@@ -24,6 +24,7 @@ from dmm.data.faults import FAULTS, STEP_LIMIT, CheckedEnv, reason, time_limit
 from dmm.data.observations import build_flat_env, stored_env
 from dmm.data.scores import family, no_scores, normalize, usable_reference
 from dmm.errors import InputError, RunError, finite_number, whole_number
+from dmm.policy import Outcome, Target, Wanted
 from dmm.progress import progress_bar
 from dmm.training import Run, load_run
 
@@ -48,7 +49,7 @@ class RandomActor:
         self.action_size = action_size
         self.generator = torch.Generator().manual_seed(seed)
 
-    def init_state(self, n: int, target: float) -> tuple[int, Tensor]:
+    def init_state(self, n: int, target: Target) -> tuple[int, Tensor]:
         """How many episodes there were at first, and the places of those that go on."""
         return n, torch.arange(n)
 
@@ -353,12 +354,14 @@ def play(
     target = finite_number("target", target)
     limit = sys.maxsize if max_steps is None else whole_number("max_steps", max_steps, 1)
     label, parts = progress if isinstance(progress, str) else "evaluate", []
+    generator = torch.Generator().manual_seed(seed)  # of policies that draw when they act, so that this repeats
     checked = [CheckedEnv(env) for env in envs]
     with progress_bar(total=episodes, disable=not progress, unit="episode", desc=label) as bar:
         for first in range(0, episodes, len(envs)):
             batch = checked[: episodes - first]
             observation = np.stack([env.reset(first + i, seed + first + i) for i, env in enumerate(batch)])
-            parts.append(_run_batch(actor, batch, observation, target, limit, keep_observations, bar))
+            how: Any = {"target": target, "generator": generator, "limit": limit, "keep": keep_observations, "bar": bar}
+            parts.append(_run_batch(actor, batch, observation, **how))
     returns = np.concatenate([part.returns for part in parts])
     if not np.isfinite(returns).all():
         raise RunError(f"environment: the rewards of episode {np.argmin(np.isfinite(returns))} add up to infinity")
@@ -367,12 +370,19 @@ def play(
 
 
 def _run_batch(
-    actor: Actor, envs: list[CheckedEnv], observation: np.ndarray, target: float, limit: int, keep: bool, bar: Any
+    actor: Actor,
+    envs: list[CheckedEnv],
+    observation: np.ndarray,
+    target: float,
+    generator: torch.Generator,
+    limit: int,
+    keep: bool,
+    bar: Any,
 ) -> Rollout:
     """Episodes that have just begun with these observations `(n, s)`, to their end or for `limit` steps."""
     going_on, returns, lengths = np.arange(len(envs)), np.zeros(len(envs)), np.zeros(len(envs), dtype=np.int64)
     visited = [(going_on, observation)]
-    state, reward = actor.init_state(len(envs), target), None
+    state, reward = actor.init_state(len(envs), asked(envs, target, generator)), None
     while len(going_on) and lengths.max() < limit:
         playing = [envs[i] for i in going_on]
         _require_finite(playing, observation)
@@ -392,6 +402,89 @@ def _run_batch(
         reward = torch.from_numpy(earned)
     bar.update(len(going_on))
     return Rollout(returns, lengths, _by_episode(visited) if keep else [])
+
+
+def asked(envs: Sequence[CheckedEnv], returns: float, generator: torch.Generator) -> Wanted:
+    """What is asked of episodes that have just begun: the return, and each environment's goal where all have one."""
+    goals = [env.goal for env in envs]
+    known = [goal for goal in goals if goal is not None]
+    together = torch.from_numpy(np.stack(known)).float() if len(known) == len(goals) else None
+    return Wanted(returns, together, generator)
+
+
+def play_tasks(
+    actor: Actor,
+    tasks: Sequence[gym.Env],
+    *,
+    episodes: int,
+    target: float = 0.0,
+    seed: int = 0,
+    max_steps: int | None = None,
+    progress: bool | str = False,
+) -> np.ndarray:
+    """Several episodes of each task, one after another, with one memory for all episodes of a task.
+
+    Between two episodes of a task the actor's `next_episode` says what it keeps; each task begins its next episode at
+    once, whatever the others do.
+
+    Args:
+        actor: what plays; it must have `next_episode`.
+        tasks: one environment for each task.
+        episodes: of each task; episode `i` of task `j` starts from seed `seed + j * episodes + i`.
+        target: the return asked for in every episode.
+        seed: of the first episode of the first task, and of what the actor draws.
+        max_steps: end every episode after so many steps; never, if not given.
+        progress: show a bar on stderr, under this label.
+
+    Returns:
+        The undiscounted returns, `(tasks, episodes)` float64.
+
+    Raises:
+        InputError: a number out of range, or an actor without a memory of tasks.
+        RunError: an environment failed, or gave or was given NaN or infinity; the message says when.
+    """
+    episodes, seed = whole_number("episodes", episodes, 1), whole_number("seed", seed, 0, 2**31 - 1)
+    limit = sys.maxsize if max_steps is None else whole_number("max_steps", max_steps, 1)
+    if not hasattr(actor, "next_episode"):
+        raise InputError(
+            f"actor: got a {type(actor).__name__}, allowed are actors with a memory of tasks (next_episode)"
+        )
+    generator, label = torch.Generator().manual_seed(seed), progress if isinstance(progress, str) else "tasks"
+    envs, returns = [CheckedEnv(env) for env in tasks], np.zeros((len(tasks), episodes))
+    number, length, going_on = np.zeros(len(tasks), dtype=np.int64), np.zeros(len(tasks), dtype=np.int64), list(envs)
+    places = np.arange(len(tasks))  # of the tasks that go on
+    observation = np.stack([env.reset(0, seed + j * episodes) for j, env in enumerate(envs)])
+    state, reward = actor.init_state(len(envs), asked(envs, target, generator)), None
+    with progress_bar(total=returns.size, disable=not progress, unit="episode", desc=label) as bar:
+        while len(places):
+            going_on = [envs[j] for j in places]
+            _require_finite(going_on, observation)
+            action, state = actor.act(state, torch.from_numpy(observation), reward)
+            observation, earned, over = _step(going_on, np.array(action.cpu()))
+            returns[places, number[places]] += earned
+            length[places] += 1
+            terminated = over.copy()
+            over |= length[places] >= limit
+            if over.any():
+                bar.update(int(over.sum()))
+                rows = np.flatnonzero(over)
+                number[places[rows]] += 1
+                length[places[rows]] = 0
+                more = rows[number[places[rows]] < episodes]
+                for row in more:
+                    j = places[row]
+                    observation[row] = envs[j].reset(int(number[j]), int(seed + j * episodes + number[j]))
+                if len(more):
+                    outcome = Outcome(torch.from_numpy(earned[more]), torch.from_numpy(terminated[more]))
+                    begun = asked([going_on[row] for row in more], target, generator)
+                    state = actor.next_episode(state, torch.from_numpy(more), begun, outcome)
+                    earned[more] = 0.0
+                stay = np.flatnonzero(number[places] < episodes)
+                if len(stay) < len(places):
+                    places, observation, earned = places[stay], observation[stay], earned[stay]
+                    state = actor.select(state, torch.from_numpy(stay))
+            reward = torch.from_numpy(earned)
+    return returns
 
 
 def _require_finite(envs: list[CheckedEnv], observations: np.ndarray) -> None:

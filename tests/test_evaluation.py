@@ -90,7 +90,7 @@ class Fixed:
     def __init__(self, action: float = 0.5):
         self.action, self.started, self.calls, self.selected = action, [], [], []
 
-    def init_state(self, n: int, target: float) -> int:
+    def init_state(self, n: int, target: Any) -> int:
         self.started.append((n, target))
         return 0
 
@@ -152,7 +152,8 @@ class TestRollout:
     def test_actor_gets_target_observations_and_rewards(self) -> None:
         actor = Fixed()
         rollout(actor, Counting, episodes=2, target=9.0, seed=2)  # seed 2: three steps, seed 3: four
-        assert actor.started == [(2, 9.0)]
+        [(episodes, asked)] = actor.started
+        assert (episodes, asked.returns, asked.goals) == (2, 9.0, None) and asked.generator.initial_seed() == 2
         states, observations, rewards = zip(*actor.calls, strict=True)
         assert states == (0, 1, 2, 3)
         assert observations[0].tolist() == [[2, 0, 2], [3, 0, 3]] and observations[2].tolist() == [[2, 2, 0], [3, 2, 1]]

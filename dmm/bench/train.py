@@ -32,7 +32,7 @@ from dmm.bench.peers import Scan, compiled_loop, d3rlpy_dt, disagreement, find, 
 from dmm.bench.products import matrix_products
 from dmm.bench.scan import PATIENCE, automatic, backends_on, head_lines, heading, make_inputs, milliseconds
 from dmm.data.trajectories import Trajectories
-from dmm.data.windows import Windows, WindowSampler
+from dmm.data.windows import WINDOWS, Sampler, Windows, WindowSampler
 from dmm.fused import Choice, branches
 from dmm.layers import mamba
 from dmm.models.registry import find_model
@@ -215,7 +215,7 @@ def choose_backend(policy: Policy, backend: str) -> Policy:
 def gradients(policy: Policy, windows: Windows) -> list[Tensor]:
     """The loss of these windows without dropout, and its gradient for every weight."""
     policy.eval()
-    loss = action_loss(policy(windows), windows)
+    loss = torch.stack([*policy.loss(windows).values()]).sum()
     found = torch.autograd.grad(loss, list(policy.parameters()), allow_unused=True, materialize_grads=True)
     policy.train()
     return [loss.detach(), *found]
@@ -242,6 +242,7 @@ class TrainingStep:
         device: torch.device,
         scan: Scan | None = None,
         config: TrainConfig = DEFAULTS,
+        sampler: Callable[[Trajectories, Any, torch.device], Sampler] = WINDOWS,
     ):
         self.config, self.scan = config, scan
         told = any(getattr(module, "backend", "auto") != "auto" for module in policies[0].modules())
@@ -249,10 +250,10 @@ class TrainingStep:
         flats, dropout = [FlatWeights(policy) for policy in policies], _generators(len(policies), device)
         self.policy = (stack(policies, dropout) if len(policies) > 1 else policies[0]).train()
         self.draws = [torch.Generator().manual_seed(seed) for seed in range(len(policies))]
-        self.sampler = WindowSampler(data, policies[0].context, generator=self.draws[0], device=device)
+        self.sampler = sampler(data, policies[0].config, device)
         self.device, self.drawn = device, self._draw()
         with scan_replaced(scan), branches(self.branches):
-            update = Update(flats, self.policy, self._losses, self.sampler, self.config, dropout)
+            update = Update(flats, self.policy, self.policy.loss, self.sampler, self.config, dropout, policies[0].terms)
             self.update = fastest(
                 update, torch.zeros(len(policies), config.batch_size, dtype=torch.int64, device=device)
             )
@@ -261,18 +262,14 @@ class TrainingStep:
         with scan_replaced(self.scan), branches(self.branches):
             self.update(next(self.drawn))
 
-    def sample(self) -> Windows:
-        """The part of a step that puts its windows together."""
+    def sample(self) -> Any:
+        """The part of a step that puts its batch together."""
         return self.sampler.gather(next(self.drawn))
 
     def _draw(self) -> Iterator[Tensor]:
         while True:
             drawn = [self.sampler.draw(self.config.log_every, self.config.batch_size, each) for each in self.draws]
             yield from torch.stack(drawn, dim=1).to(self.device)  # (S, b) each
-
-    def _losses(self, windows: Windows) -> Tensor:
-        predicted = self.policy(windows.merged()).unflatten(0, (len(self.draws), -1))
-        return action_loss(predicted, windows)
 
 
 class _Bench:

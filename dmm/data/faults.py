@@ -93,6 +93,12 @@ class CheckedEnv:
         over = self._flag("terminated", terminated) | self._flag("truncated", truncated)
         return self._checked(observation), self._reward(reward), over
 
+    @property
+    def goal(self) -> np.ndarray | None:
+        """The goal of this episode, `(g,)`, where the environment has one that is a vector (`desired_goal`)."""
+        goal = getattr(self.env, "goal", None) if isinstance(self.env, gym.ObservationWrapper) else None
+        return goal.copy() if isinstance(goal, np.ndarray) and goal.ndim == 1 else None
+
     def require_finite(self, observation: np.ndarray) -> None:
         """Passes when an observation of this environment's last step holds neither NaN nor infinity.
 

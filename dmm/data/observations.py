@@ -197,6 +197,7 @@ class FlatObservation(gym.ObservationWrapper):
 
     def __init__(self, env: gym.Env, keys: tuple[str, ...] | None = None, offset: Any = None):
         super().__init__(env)
+        self.goal: Any = None  # the `desired_goal` of the last observation, where the environment has one
         self.keys = choose_keys(env.observation_space, keys or None)
         self.offset = None if offset is None else np.asarray(offset, dtype=np.float64)
         low, high = (_flat_bounds(env.observation_space, side, self.keys) for side in ("low", "high"))
@@ -206,6 +207,8 @@ class FlatObservation(gym.ObservationWrapper):
             self.observation_space = gym.spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
 
     def observation(self, observation: Any) -> np.ndarray:
+        if isinstance(observation, dict) and "desired_goal" in observation:
+            self.goal = observation["desired_goal"]
         return flatten_observation(observation, self.keys, self.env.observation_space, self.offset)
 
 

@@ -86,6 +86,7 @@ class Trajectories:
     histories: np.ndarray | None = None  # (E,) int64: which learner's history each episode belongs to, in order
     action_bounds: Bounds | None = None  # what -1 and 1 stand for, each (a,) float64; None for -1 and 1 themselves
     observation_offset: np.ndarray | None = None  # (s,) whole numbers in float64; None where nothing is taken off
+    last_observations: np.ndarray | None = None  # (E, s) float32, the one behind each episode's last action, if known
 
     def __post_init__(self) -> None:
         for name in ("dataset_id", "env_id"):
@@ -97,6 +98,8 @@ class Trajectories:
         if self.histories is not None:
             self._set("histories", _whole_numbers("histories", self.histories))
         rows = {name: real_array(name, getattr(self, name)) for name in ("observations", "actions", "rewards")}
+        if self.last_observations is not None:
+            rows["last_observations"] = real_array("last_observations", self.last_observations)
         for name in ("observations", "actions"):
             if rows[name].ndim != 2 or not rows[name].shape[1]:
                 raise InputError(f"{name}: got shape {rows[name].shape}, allowed is (N, size)")
@@ -107,6 +110,8 @@ class Trajectories:
         if self.observation_offset is None:
             rows["observations"], offset = self._with_all_changes(rows["observations"])
             self._set("observation_offset", offset)
+            if offset is not None and "last_observations" in rows:
+                rows["last_observations"] = subtract(rows["last_observations"], offset)
         for name, array in rows.items():
             self._set(name, array.astype(np.float32, copy=False))
         self._require_sizes()
@@ -114,7 +119,9 @@ class Trajectories:
     def _require_finite(self, rows: dict[str, np.ndarray]) -> None:
         for name, array in rows.items():
             if wrong := not_finite(array):
-                episode = int(np.searchsorted(np.cumsum(self.lengths), wrong[0], side="right"))
+                row = int(wrong[0])
+                each = name == "last_observations"  # one row for each episode
+                episode = row if each else int(np.searchsorted(np.cumsum(self.lengths), row, side="right"))
                 raise InputError(f"{name}: {wrong[1]} in episode {episode} of {self.dataset_id!r}")
 
     def _with_all_changes(self, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -145,6 +152,10 @@ class Trajectories:
             raise InputError("lengths: every episode must have at least one transition")
         if not np.array_equal(self.starts, ends - self.lengths):
             raise InputError("starts: episodes must lie one after another, starts = cumsum(lengths) - lengths")
+        last = rows.get("last_observations")
+        if last is not None and last.shape != (len(self.lengths), rows["observations"].shape[1]):
+            wanted = (len(self.lengths), rows["observations"].shape[1])
+            raise InputError(f"last_observations: got shape {last.shape}, allowed is {wanted}")
         for name in ("terminated", "histories"):
             array = getattr(self, name)
             if array is not None and len(array) != len(self.lengths):
@@ -183,6 +194,32 @@ class Trajectories:
     def returns_to_go(self) -> np.ndarray:
         """`R_t = r_t + R_{t+1}` within each episode: `(N,)` float32."""
         return returns_to_go(self.rewards, self.starts, self.lengths)
+
+    def one_step_before(self, rows: np.ndarray) -> np.ndarray:
+        """What the step before had, `(N, size)` -> `(N, size)`; zeros at an episode's first step."""
+        before = np.zeros_like(rows)
+        before[1:] = rows[:-1]
+        before[self.starts] = 0
+        return before
+
+    def next_observations(self) -> np.ndarray:
+        """The observation behind each action: `(N, s)`.
+
+        Raises:
+            InputError: what followed the episodes' last actions is not known.
+        """
+        if self.last_observations is None:
+            raise InputError(f"last_observations: {self.dataset_id!r} has none, and next states are asked for")
+        rows = np.empty_like(self.observations)
+        rows[:-1] = self.observations[1:]
+        rows[self.starts + self.lengths - 1] = self.last_observations
+        return rows
+
+    def ended(self) -> np.ndarray:
+        """Whether the environment ended the episode with this step: `(N,)` bool."""
+        marks = np.zeros(self.transitions, dtype=bool)
+        marks[self.starts + self.lengths - 1] = self.terminated
+        return marks
 
     def return_scale(self) -> float:
         """What returns-to-go are divided by unless `rtg_scale` says otherwise; see `dmm.data.return_scale`."""
@@ -360,6 +397,7 @@ class _States:
 
     def _start(self) -> None:
         self.rows: list[np.ndarray] = []
+        self.last: list[np.ndarray] = []
         self.changes = [ChangesLost() for _ in self.keys or (None,)]
 
     def parts(self, episode: Episode) -> list[np.ndarray]:
@@ -375,6 +413,8 @@ class _States:
         for changes, part in zip(self.changes, before, strict=True):
             changes.add(part)
         self.rows.append(np.concatenate(before, axis=1, dtype=np.float32, casting="unsafe"))
+        after = [part[-1:] for part in parts]
+        self.last.append(np.concatenate(after, axis=1, dtype=np.float32, casting="unsafe"))
 
     def finish(self, again: Iterator[Episode]) -> dict[str, Any]:
         """The rows; where float32 would lose changes, read `again` and without what they have in common."""
@@ -384,7 +424,8 @@ class _States:
             for episode in again:
                 self.add(without_offset(self.parts(episode), offset))
             warn_of_lost_changes(self.changes, [f"observations[{key!r}]" for key in self.keys] or ["observations"])
-        return {"observations": np.concatenate(self.rows), "observation_offset": offset}
+        last = {"last_observations": np.concatenate(self.last)}
+        return {"observations": np.concatenate(self.rows), "observation_offset": offset, **last}
 
 
 def _require_whole(episode: Episode, steps: int, actions: int, observations: set[int], dataset_id: str) -> None:

@@ -9,7 +9,7 @@ Both readings, and each other point where paper and code differ, are fields of `
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -20,10 +20,10 @@ from dmm.fused import branch
 from dmm.layers.initial import init_linear
 from dmm.layers.local import DenseSequenceMixer, DepthwiseConv, LocalMixer, ModalityMixer
 from dmm.layers.mamba import AInit, MambaBlock, StepInit
+from dmm.models.entry import Domain, Facts, Model, domain
 from dmm.models.frame import TokenPolicy, TokenPolicyConfig
 
 Residual = Literal["normalized", "raw"]
-Domain = Literal["mujoco", "antmaze", "kitchen"]
 LocalMixing = Literal["dense", "depthwise", "multimodal"]
 LOCAL_MIXERS: dict[str, Callable[..., LocalMixer]] = {
     "dense": DenseSequenceMixer,
@@ -192,3 +192,47 @@ def _mamba(config: DMMConfig) -> MambaBlock:
     for layer in (block.in_proj, block.x_proj, block.out_proj):
         init_linear(layer)
     return block
+
+
+def _paper_defaults(facts: Facts) -> dict[str, Any]:
+    return asdict(DMMConfig.paper(facts.state_size, facts.action_size))
+
+
+def _released_defaults(facts: Facts) -> dict[str, Any]:
+    return asdict(DMMConfig.released(facts.state_size, facts.action_size, domain=domain(facts.env_id)))
+
+
+def _released_sizes(facts: Facts) -> dict[str, Any]:
+    """What the released code's domain decides; the structure stays that of the entry."""
+    return {} if domain(facts.env_id) == "mujoco" else {"width": 128, "rtg_scale": 1.0}
+
+
+SOURCE = "Kim et al. 2025, arXiv 2502.02960; too-z/decision-metamamba@90ad44d"
+MODEL = Model(
+    name="dmm",
+    policy=DecisionMetaMamba,
+    config=DMMConfig,
+    description="Decision MetaMamba, this package's defaults",
+    source=SOURCE,
+    published=_released_sizes,
+)
+PAPER = Model(
+    name="dmm-paper",
+    policy=DecisionMetaMamba,
+    config=DMMConfig,
+    description="Decision MetaMamba as the paper's text has it",
+    source=SOURCE,
+    defaults=_paper_defaults,
+    published=_released_sizes,
+    fit_rtg_scale=False,
+)
+RELEASED = Model(
+    name="dmm-released",
+    policy=DecisionMetaMamba,
+    config=DMMConfig,
+    description="Decision MetaMamba as the authors' code runs it",
+    source=SOURCE,
+    defaults=_released_defaults,
+    published=_released_defaults,
+    fit_rtg_scale=False,
+)

@@ -21,6 +21,7 @@ from dmm.errors import InputError
 from dmm.layers.attention import CausalAttention, attention_mask
 from dmm.layers.dropout import Dropout
 from dmm.layers.initial import init_linear
+from dmm.models.entry import Model
 from dmm.models.frame import TokenPolicy, TokenPolicyConfig
 
 
@@ -83,3 +84,12 @@ class DecisionTransformer(TokenPolicy):
         for layer in self.blocks:
             x = layer(x, allowed)
         return x
+
+
+MODEL = Model(
+    name="dt",
+    policy=DecisionTransformer,
+    config=DTConfig,
+    description="Decision Transformer, in the sizes of the frame",
+    source="Chen et al. 2021, arXiv 2106.01345; kzl/decision-transformer@e2d82e6",
+)

@@ -17,6 +17,7 @@ from dmm.errors import require_choice
 from dmm.fused import branch
 from dmm.layers.initial import init_linear
 from dmm.layers.mamba import MambaBlock, MambaState, StepInit
+from dmm.models.entry import Model
 from dmm.models.frame import TokenPolicy, TokenPolicyConfig
 
 
@@ -77,3 +78,12 @@ class MambaPolicy(TokenPolicy):
     def __init__(self, config: MambaConfig):
         super().__init__(config)
         self.blocks.extend(MambaLayer(config) for _ in range(config.layers))
+
+
+MODEL = Model(
+    name="mamba",
+    policy=MambaPolicy,
+    config=MambaConfig,
+    description="stock Mamba blocks in the same frame",
+    source="Gu & Dao 2024, arXiv 2312.00752; mamba_ssm.Mamba in the frame of dmm",
+)

@@ -1,65 +1,19 @@
-"""The models that `dmm train` takes, by name."""
+"""The models that `dmm train` takes, by name: what the models' files say of themselves at their end."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from dmm.data.scores import family
-from dmm.errors import InputError, finite_number, true_or_false, whole_number
-from dmm.models.dmm import DecisionMetaMamba, DMMConfig, Domain
-from dmm.models.dt import DecisionTransformer, DTConfig
-from dmm.models.mamba import MambaConfig, MambaPolicy
-from dmm.policy import Policy
+from dmm.errors import InputError, finite_number, require_choice, true_or_false, whole_number
+from dmm.models import dmm, dt, mamba
+from dmm.models.entry import Facts, Model
 
+__all__ = ["MODELS", "Facts", "Model", "find_model", "read_changes", "split_changes"]
 
-@dataclass(frozen=True)
-class Model:
-    """How a name becomes a policy.
-
-    `make_config(state_size, action_size, env_id, **changes)` returns the config dataclass that `policy` is built from.
-    """
-
-    policy: Callable[[Any], Policy]
-    config: type
-    make_config: Callable[..., Any]
-    description: str
-    fit_rtg_scale: bool = True  # whether training may set `rtg_scale` by the size of the data's returns
-
-
-def _dmm(state_size: int, action_size: int, env_id: str, **changes: Any) -> DMMConfig:
-    return DMMConfig(state_size=state_size, action_size=action_size, **changes)
-
-
-def _paper(state_size: int, action_size: int, env_id: str, **changes: Any) -> DMMConfig:
-    return DMMConfig.paper(state_size, action_size, **changes)
-
-
-def _released(state_size: int, action_size: int, env_id: str, **changes: Any) -> DMMConfig:
-    maze = family(env_id) == "antmaze" or env_id.startswith(("AntMaze_", "PointMaze_"))
-    domain: Domain = "antmaze" if maze else "kitchen" if family(env_id) == "kitchen" else "mujoco"
-    return DMMConfig.released(state_size, action_size, domain=domain, **changes)
-
-
-def _mamba(state_size: int, action_size: int, env_id: str, **changes: Any) -> MambaConfig:
-    return MambaConfig(state_size=state_size, action_size=action_size, **changes)
-
-
-def _dt(state_size: int, action_size: int, env_id: str, **changes: Any) -> DTConfig:
-    return DTConfig(state_size=state_size, action_size=action_size, **changes)
-
-
-MODELS: dict[str, Model] = {
-    "dmm": Model(DecisionMetaMamba, DMMConfig, _dmm, "Decision MetaMamba, this package's defaults"),
-    "dmm-paper": Model(DecisionMetaMamba, DMMConfig, _paper, "Decision MetaMamba as the paper's text has it", False),
-    "dmm-released": Model(
-        DecisionMetaMamba, DMMConfig, _released, "Decision MetaMamba as the authors' code runs it", False
-    ),
-    "mamba": Model(MambaPolicy, MambaConfig, _mamba, "stock Mamba blocks in the same frame"),
-    "dt": Model(DecisionTransformer, DTConfig, _dt, "Decision Transformer, in the sizes of the frame"),
-}
+Sizes = Literal["frame", "published"]
+MODELS: dict[str, Model] = {model.name: model for model in (dmm.MODEL, dmm.PAPER, dmm.RELEASED, mamba.MODEL, dt.MODEL)}
 
 
 def find_model(name: str) -> Model:
@@ -69,8 +23,37 @@ def find_model(name: str) -> Model:
         InputError: no such model.
     """
     if name not in MODELS:
-        raise InputError(f"model: got {name!r}, allowed are {', '.join(MODELS)}")
+        shown = ", ".join(known for known, model in MODELS.items() if not model.hidden)
+        raise InputError(f"model: got {name!r}, allowed are {shown}")
     return MODELS[name]
+
+
+def read_changes(
+    changes: Mapping[str, Any], model: Model, training: type, facts: Facts
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`split_changes` for data of which these facts are known, with what `sizes` stands for.
+
+    `sizes=frame`, which need not be said, takes the sizes that all models share, so that they can be compared;
+    `sizes=published` the authors' own, for the data's domain, with their recipe. Other changes come on top of either.
+
+    Raises:
+        InputError: as `split_changes`, or sizes that are neither.
+    """
+    plain = dict(changes)
+    sizes = plain.pop("sizes", "frame")
+    require_choice("sizes", sizes, Sizes)
+    if sizes == "frame":
+        return split_changes(plain, model, training)
+    if model.published is None:
+        raise InputError(f"sizes: got 'published' for {model.name}, which has no sizes but its own; allowed is frame")
+    known = {field.name for field in dataclasses.fields(training)}
+    given = ("state_size", "action_size")  # by the data
+    base = {name: value for name, value in model.published(facts).items() if name not in given}
+    config, recipe = split_changes(plain, model, training)
+    return (
+        {name: value for name, value in base.items() if name not in known} | config,
+        {name: value for name, value in base.items() if name in known} | recipe,
+    )
 
 
 def split_changes(changes: Mapping[str, Any], model: Model, training: type) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -85,10 +68,10 @@ def split_changes(changes: Mapping[str, Any], model: Model, training: type) -> t
     owners = {
         field.name: (config, field) for config in (model.config, training) for field in dataclasses.fields(config)
     }
-    allowed = sorted(set(owners) - fixed)
+    allowed = sorted({*owners, "sizes"} - fixed)
     sorted_changes: dict[type, dict[str, Any]] = {model.config: {}, training: {}}
     for name, value in changes.items():
-        if name not in allowed:
+        if name not in allowed or name not in owners:
             raise InputError(f"set: no field {name!r}, allowed are {', '.join(allowed)}")
         owner, field = owners[name]
         sorted_changes[owner][name] = _parse(name, value, type(field.default))

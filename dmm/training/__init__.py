@@ -25,6 +25,7 @@ import torch
 
 from dmm.data.trajectories import Trajectories
 from dmm.errors import InputError, whole_number
+from dmm.models.registry import find_model
 from dmm.policy import Policy
 from dmm.processes import in_processes
 from dmm.progress import progress_bar
@@ -174,9 +175,27 @@ def _train_alone(
         run = plan.run(seed, path, default_generators)
         claim([run], resume)
         if run.step < run.config.steps:
+            if plan.entry.before:
+                plan = _behind_earlier_stages(plan, run, bar)
             with bar([run]) as shown:
                 Loop([run], run.policy, plan).run(run.config.steps, shown)
     return run
+
+
+def _behind_earlier_stages(
+    plan: Plan, run: SeedRun, bar: Callable[[Sequence[SeedRun]], AbstractContextManager[Any]]
+) -> Plan:
+    """Train what is trained before, each an ordinary run in the run's folder that goes on where it was stopped.
+
+    The policy takes over what they learned before its own first update; later it has that in its weights.
+    """
+    trained: list[Policy] = []
+    for stage in plan.entry.before:
+        earlier = plan.stage(stage).after(trained)
+        trained.append(_train_alone(earlier, run.config.seed, run.path / stage.model, True, bar).finished().policy)
+    if run.saved is None:
+        run.policy.adopt(trained)
+    return plan.after(trained)
 
 
 def _train_together(runs: Sequence[SeedRun], plan: Plan, progress: bool) -> None:
@@ -243,6 +262,8 @@ def _stack(runs: Sequence[SeedRun], device: torch.device) -> Policy:
 
 def _why_not_together(runs: Sequence[SeedRun], device: torch.device) -> str | None:
     """What keeps these runs from being one program, if anything does."""
+    if find_model(runs[0].info["model"]).before:
+        return "each has a first stage of its own"
     if device.type not in ("cpu", "cuda"):
         return f"no generators of their own on {device.type}"
     try:

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmm.data.windows import Windows
-from dmm.policy import Policy, action_loss
+from dmm.policy import Policy
 from dmm.training.memory import keep_freed_memory
 from dmm.training.plan import Plan
 from dmm.training.run import SeedRun, dropout_generator
@@ -32,7 +31,7 @@ class Loop:
         self.sampler, self.logged = plan.sampler, self.step
         dropout = [run.generators[dropout_generator(plan.device)] for run in runs]
         flats = [run.flat for run in runs]
-        self.update = Update(flats, policy, self._losses, self.sampler, runs[0].recipe, dropout)
+        self.update = Update(flats, policy, policy.loss, self.sampler, runs[0].recipe, dropout, policy.terms)
 
     def run(self, until: int, bar: Any) -> None:
         """Update up to this step, logging and saving on the way."""
@@ -65,23 +64,19 @@ class Loop:
         drawn = [self.sampler.draw(updates, config.batch_size, run.generators["sampler"]) for run in self.runs]
         return torch.stack(drawn, dim=1).to(self.update.step.device)
 
-    def _losses(self, windows: Windows) -> Tensor:
-        """The loss of each seed: windows `(S, b, k, ...)` -> `(S,)`."""
-        predicted = self.policy(windows.merged())  # (S * b, k, a)
-        return action_loss(predicted.unflatten(0, (len(self.runs), -1)), windows)
-
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
 
     def _log(self, seconds: float) -> None:
         count, self.logged = self.step - self.logged, self.step
-        losses = (self.update.total / count).tolist()
+        terms = (self.update.total / count).T.tolist()  # of each run
         self.update.total.zero_()
-        for run, loss in zip(self.runs, losses, strict=True):
+        for run, parts in zip(self.runs, terms, strict=True):
+            loss = sum(parts)
             if not np.isfinite(loss):
                 run.diverged(f"loss{run.name}: {loss} between steps {self.step - count + 1} and {self.step}")
             run.seconds += seconds
-            run.log(loss)
+            run.log(loss, parts if len(parts) > 1 else ())
 
     def _write(self) -> None:
         keep = self.config.keep_every and self.step % self.config.keep_every == 0

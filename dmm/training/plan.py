@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from dmm.data.trajectories import Trajectories, load_trajectories, require_trainable
-from dmm.data.windows import WindowSampler
+from dmm.data.windows import Sampler
 from dmm.errors import LARGEST_SEED, InputError, whole_number
 from dmm.files import user_path
-from dmm.models.registry import Model, find_model, split_changes
+from dmm.models.entry import Facts, Model, Stage
+from dmm.models.registry import find_model, read_changes
 from dmm.policy import Policy
 from dmm.training.checkpoints import policy_tensors
 from dmm.training.config import TrainConfig
@@ -70,6 +71,7 @@ class Plan:
     device: torch.device
     origin: Origin | None
     several: bool  # seeds, so that messages must say of which they are
+    stages: tuple[Policy, ...] = ()  # trained before, each with its seed's own weights
 
     def run(self, seed: int, path: Path, generators: Callable[[torch.device], dict[str, torch.Generator]]) -> SeedRun:
         """A run before its first update; seeds torch's default generators, which go on from there."""
@@ -101,20 +103,45 @@ class Plan:
         return self.trajectories.discrete_actions
 
     @cached_property
-    def sampler(self) -> WindowSampler:
-        """Of the windows of all seeds, each of which has a generator of its own."""
-        context = self.model_config.context
-        return WindowSampler(self.trajectories, context, generator=torch.Generator(), device=self.device)
+    def sampler(self) -> Sampler:
+        """Of the batches of all seeds, each of which has a generator of its own."""
+        return self.entry.sampler(self.prepared, self.model_config, self.device)
+
+    @cached_property
+    def prepared(self) -> Trajectories:
+        """The data as the model wants them."""
+        prepare = self.entry.prepare
+        return self.trajectories if prepare is None else prepare(self.trajectories, self.model_config, self.stages)
+
+    def stage(self, stage: Stage) -> Plan:
+        """What is trained before this model, on the same data."""
+        entry, facts = find_model(stage.model), Facts.of(self.trajectories)
+        changes = dict(stage.changes(self.model_config))
+        steps = changes.pop("steps", self.config.steps)
+        model_changes, train_changes = read_changes(changes, entry, TrainConfig, facts)
+        config = TrainConfig(steps=steps, seed=self.config.seed, **train_changes)
+        made = {"entry": entry, "model_config": entry.config_for(facts, model_changes), "config": config}
+        return dataclasses.replace(self, model=stage.model, origin=None, stages=(), **made)
+
+    def after(self, stages: Sequence[Policy]) -> Plan:
+        """The plan of one seed, behind its earlier stages."""
+        return dataclasses.replace(self, stages=tuple(stages))
 
     def fits_other_processes(self) -> bool:
-        """Whether a fresh interpreter finds the model; one that was defined in a script or notebook it does not."""
-        parts = (self.entry.policy, self.entry.config, self.entry.make_config)
+        """Whether a fresh interpreter finds the model; one that was defined in a script or notebook it does not.
+
+        A model behind earlier stages is trained where its data are.
+        """
+        if self.entry.before:
+            return False
+        own = (value for value in vars(self.entry).values() if callable(value))
+        parts = (part if hasattr(part, "__qualname__") else type(part) for part in own)
         return all(part.__module__.partition(".")[0] == "dmm" and "<" not in part.__qualname__ for part in parts)
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process: what is worked out from the trajectories, not themselves."""
         worked_out = {name: getattr(self, name) for name in ("info", "moments", "discrete_actions", "sampler")}
-        return self.__dict__ | worked_out | {"trajectories": None}
+        return self.__dict__ | worked_out | {"trajectories": None, "prepared": None}
 
 
 def make_plan(
@@ -137,16 +164,18 @@ def make_plan(
     paths = _paths(out, several, t.dataset_id, model, seeds)
     there = [read_record(path, TrainConfig).info for path in paths if resume and holds_run(path)]
     origin = _find_origin(start_from, there)
-    model_changes, train_changes = split_changes(changes or {}, entry, TrainConfig)
+    facts = Facts.of(t)
+    model_changes, train_changes = read_changes(changes or {}, entry, TrainConfig, facts)
     if origin is not None:
         _require_fit(origin, t, model)
         config = entry.config(**(origin.config | model_changes))
     else:
-        if entry.fit_rtg_scale:
+        if entry.fit_rtg_scale and hasattr(entry.config, "rtg_scale"):
             model_changes.setdefault("rtg_scale", default_rtg_scale(t))
-        config = entry.make_config(t.state_size, t.action_size, t.env_id, **model_changes)
+        config = entry.config_for(facts, model_changes)
+    usual = train_changes.pop("steps", TrainConfig.steps)
     if steps is None:
-        steps = max((info["training"]["steps"] for info in there), default=TrainConfig.steps)
+        steps = max((info["training"]["steps"] for info in there), default=usual)
     training = TrainConfig(steps=steps, **train_changes)
     require_trainable(t, getattr(config, "rtg_scale", 1.0))
     require_readable(config, training)

@@ -18,6 +18,8 @@ from dmm.models.registry import find_model
 from dmm.policy import Policy
 
 LOG_COLUMNS = ("step", "loss", "learning_rate", "seconds")
+MOST_COLUMNS = 32
+"""Of a log: a loss has a handful of terms."""
 LOG_LIMIT = 32 * 2**20
 """Bytes of a log; 100,000 updates take 60,000."""
 SIZE_LIMITS = {
@@ -160,20 +162,22 @@ def _reference(fields: Fields) -> list[float] | None:
 
 
 def read_log(file: Path) -> dict[str, np.ndarray]:
-    """The columns of a run's `log.csv` by name, `(rows,)` float64 each: step, loss, learning_rate, seconds.
+    """The columns of a run's `log.csv` by name, `(rows,)` float64 each: step, loss, learning_rate, seconds, and the
+    terms of a loss that has several.
 
     Raises:
         InputError: it is missing, no ordinary file, too large, without rows, or holds something else.
     """
     try:
         rows = list(csv.reader(io.StringIO(read_file(file, LOG_LIMIT).decode())))
-        if tuple(rows[0]) != LOG_COLUMNS:
-            raise ValueError(f"its columns are not {', '.join(LOG_COLUMNS)}")
+        names = rows[0]
+        if tuple(names[: len(LOG_COLUMNS)]) != LOG_COLUMNS or len(set(names)) < len(names) or len(names) > MOST_COLUMNS:
+            raise ValueError(f"its columns are not {', '.join(LOG_COLUMNS)} and the terms of the loss")
         table = np.array([[float(value) for value in row] for row in rows[1:]])
-        if table.ndim != 2 or table.shape[1] != len(LOG_COLUMNS) or not np.isfinite(table).all():
-            raise ValueError("its rows are not four finite numbers each")
+        if table.ndim != 2 or table.shape[1] != len(names) or not np.isfinite(table).all():
+            raise ValueError(f"its rows are not {len(names)} finite numbers each")
         if not (np.diff(table[:, 0], prepend=0) > 0).all():
             raise ValueError("its steps do not rise")
     except (OSError, ValueError, IndexError, csv.Error) as error:
         raise InputError(f"run: {file} is missing or damaged ({error})") from error
-    return dict(zip(LOG_COLUMNS, table.T, strict=True))
+    return dict(zip(names, table.T, strict=True))

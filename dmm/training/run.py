@@ -235,10 +235,10 @@ class SeedRun:
             self.info.setdefault("first_steps", planned)
         return bool(steps != planned)
 
-    def log(self, loss: float) -> None:
-        """Add a row for the updates since the last one, of which `loss` is the mean."""
+    def log(self, loss: float, terms: Sequence[float] = ()) -> None:
+        """Add a row for the updates since the last one, of which `loss`, and each of its several terms, is the mean."""
         rate = learning_rate(self.recipe, self.step - 1)  # of the update just made
-        self.rows.append((self.step, loss, rate, round(self.seconds, 3)))
+        self.rows.append((self.step, loss, rate, round(self.seconds, 3), *terms))
 
     def diverged(self, what: str) -> NoReturn:
         kept = "nothing was saved yet" if self.saved is None else f"the checkpoint of step {self.saved} is kept"
@@ -252,7 +252,8 @@ class SeedRun:
 
     def save(self) -> None:
         """Write log and checkpoint, each in one atomic move."""
-        lines = [",".join(LOG_COLUMNS), *(",".join(f"{value:.9g}" for value in row) for row in self.rows)]
+        terms = self.policy.terms if len(self.policy.terms) > 1 else ()
+        lines = [",".join((*LOG_COLUMNS, *terms)), *(",".join(f"{value:.9g}" for value in row) for row in self.rows)]
         states = {name: generator.get_state() for name, generator in self.generators.items()}
         checkpoint = self.path / "checkpoint.safetensors"
         with _failing_as_run(self.path):

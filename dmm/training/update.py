@@ -1,6 +1,6 @@
 """One update of one policy, or of several that are stacked, as a program of tensors that never waits for the device.
 
-    windows = gather(first);  loss = mean squared error;  g = gradient;  g = g min(1, clip / |g|);  AdamW(g)
+    batch = gather(index);  loss = the sum of the policy's terms;  g = gradient;  g = g min(1, clip / |g|);  AdamW(g)
 
 The trained weights of each seed are one row of a matrix `(S, p)`, and the policy's parameters are views of it. So
 clipping and AdamW are a few operations on that matrix, whatever the number of layers, and on CUDA the whole update is
@@ -10,22 +10,22 @@ recorded once as a graph and replayed, which spares the processor some hundreds 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from dmm.data.windows import Windows, WindowSampler
+from dmm.data.windows import Sampler
 
 ALIGNMENT = 32
 """Each weight begins at a multiple of this many numbers (128 bytes), as matrix kernels and memory like it."""
 WARM_UP = 3
 """Updates that are made, and undone, before one is recorded: libraries set themselves up in the first."""
 
-Losses = Callable[[Windows], Tensor]
-"""Windows `(S, b, k, ...)` to one loss for each seed, `(S,)`."""
+Losses = Callable[[Any], Mapping[str, Tensor]]
+"""A batch `(S, b, ...)` to the loss's terms, by name, one number for each seed: `(S,)`."""
 
 
 class Recipe(Protocol):
@@ -41,6 +41,12 @@ class Recipe(Protocol):
     def weight_decay(self) -> float: ...
     @property
     def clip(self) -> float: ...
+    @property
+    def beta2(self) -> float: ...
+    @property
+    def epsilon(self) -> float: ...
+    @property
+    def decay(self) -> str: ...
 
 
 class FlatWeights:
@@ -94,7 +100,7 @@ def learning_rate(config: Recipe, step: int) -> float:
 
 
 class Update:
-    """`update(first)` makes one update on the windows that begin at `first (S, b)` and adds the losses to `total (S,)`.
+    """`update(index)` makes one update on what was drawn, `(S, b, ...)`, and adds the loss's terms to `total (T, S)`.
 
     Args:
         flats: the weights of each seed; they move into the rows of the matrices that AdamW works on.
@@ -104,6 +110,7 @@ class Update:
         sampler: on the policies' device.
         config: see `Recipe`.
         generators: what the policies' dropout draws from.
+        terms: the names of the loss's terms, in the order of `total`.
     """
 
     def __init__(
@@ -111,10 +118,12 @@ class Update:
         flats: Sequence[FlatWeights],
         policy: nn.Module,
         losses: Losses,
-        sampler: WindowSampler,
+        sampler: Sampler,
         config: Recipe,
         generators: Sequence[torch.Generator],
+        terms: Sequence[str] = ("action",),
     ):
+        self.terms = tuple(terms)
         self.losses, self.sampler, self.config, self.generators = losses, sampler, config, generators
         self.slots, self.step = flats[0].slots, flats[0].step
         self.rows = {name: torch.stack([flat.vectors[name] for flat in flats]) for name in flats[0].vectors}  # (S, p)
@@ -123,16 +132,20 @@ class Update:
         self.trained = [weight for weight in policy.parameters() if weight.requires_grad]
         for weight, slot in zip(self.trained, self.slots, strict=True):
             weight.data = self.rows["weights"][:, slot].view(weight.shape)
-        self.total = torch.zeros(len(flats), device=self.step.device)
+        self.total = torch.zeros(len(self.terms), len(flats), device=self.step.device)
+        self.decayed = self._decayed_part(flats[0])
         self.rate = torch.full_like(self.step, config.learning_rate)
         self.weights = nn.Parameter(self.rows["weights"])
         self.optimizer = self._make_optimizer()
 
-    def __call__(self, first: Tensor) -> None:
-        losses = self.losses(self.sampler.gather(first))
+    def __call__(self, index: Tensor) -> None:
+        found = self.losses(self.sampler.gather(index))
+        losses = torch.stack([found[name] for name in self.terms])  # (T, S)
         gradients = torch.autograd.grad(losses.sum(), self.trained, allow_unused=True, materialize_grads=True)
         self.weights.grad = self._clipped(gradients)
         self._set_rate()
+        if self.decayed is not None:
+            self.weights.data.mul_(1 - self.rate * self.config.weight_decay * self.decayed)
         self.optimizer.step()
         self.total += losses.detach()
 
@@ -141,22 +154,39 @@ class Update:
         return [*self.rows.values(), self.step, self.total]
 
     def _make_optimizer(self) -> torch.optim.AdamW:
-        on_cuda = self.step.is_cuda
+        config = self.config
         optimizer = torch.optim.AdamW(
-            [self.weights], lr=self.rate, weight_decay=self.config.weight_decay, fused=True, capturable=on_cuda
+            [self.weights],
+            lr=self.rate,
+            betas=(0.9, config.beta2),
+            eps=config.epsilon,
+            weight_decay=config.weight_decay if self.decayed is None else 0.0,
+            fused=True,
+            capturable=self.step.is_cuda,
         )
         moments = {name: matrix for name, matrix in self.rows.items() if name != "weights"}
         optimizer.state[self.weights] = {"step": self.step} | moments
         return optimizer
 
+    def _decayed_part(self, flat: FlatWeights) -> Tensor | None:
+        """1 for the weights that decay, `(p,)`; None where all do."""
+        if self.config.decay == "all":
+            return None
+        part = torch.zeros_like(self.rows["weights"][0])
+        for weight, slot in zip(flat.parameters.values(), self.slots, strict=True):
+            part[slot] = float(weight.ndim > 1)
+        return part
+
     def _clipped(self, gradients: Sequence[Tensor]) -> Tensor:
-        """`(S, p)`, each row of norm `clip` at most, as `torch.nn.utils.clip_grad_norm_` does it."""
-        seeds, parts = len(self.total), []
+        """`(S, p)`, each row of norm `clip` at most, as `torch.nn.utils.clip_grad_norm_` does it; 0 leaves them."""
+        seeds, parts = self.total.shape[1], []
         for gradient, slot in zip(gradients, self.slots, strict=True):
             parts.append(gradient.reshape(seeds, -1))
             if gap := -slot.stop % ALIGNMENT:
                 parts.append(gradient.new_zeros(seeds, gap))
         flat = torch.cat(parts, dim=1)
+        if not self.config.clip:
+            return flat
         norms = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
         return flat.mul_((self.config.clip / (norms + 1e-6)).clamp_(max=1.0))
 

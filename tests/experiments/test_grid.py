@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from scipy import stats
 
+from dmm import policy
 from dmm.errors import InputError
 from dmm.evaluation import evaluate
 from dmm.experiments import RESULTS, grid, kept_run
@@ -31,7 +32,6 @@ from dmm.experiments.grid import (
     train_and_score,
     train_job,
 )
-from dmm.training import loop
 
 MakeJob = Callable[..., Job]
 
@@ -44,7 +44,7 @@ class TestJobs:
     def test_a_killed_one_goes_on_where_it_stopped(self, maze_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
         # checkpoints after 2 and 4 updates; the process dies in the fourth
         every = {"log_every": 1, "checkpoint_every": 2}
-        undisturbed, loss, calls = weights(train_job(maze_job("whole", **every)).policy), loop.action_loss, []
+        undisturbed, loss, calls = weights(train_job(maze_job("whole", **every)).policy), policy.action_loss, []
 
         def die(*args: Any) -> Any:
             calls.append(None)
@@ -52,7 +52,7 @@ class TestJobs:
                 raise KeyboardInterrupt
             return loss(*args)
 
-        monkeypatch.setattr(loop, "action_loss", die)
+        monkeypatch.setattr(policy, "action_loss", die)
         with pytest.raises(KeyboardInterrupt):
             train_job(maze_job("killed", **every))
         run = train_job(maze_job("killed", **every))

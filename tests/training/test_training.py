@@ -38,7 +38,6 @@ from dmm.training import (
     default_rtg_scale,
     kept_name,
     load_run,
-    loop,
     plan,
     train,
     train_seeds,
@@ -92,7 +91,7 @@ def replaced_loss(replacement: Callable[[Tensor, Windows, int], Tensor]) -> Iter
         return replacement(predicted, windows, updates[-1])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "action_loss", loss)
+        patch.setattr("dmm.policy.action_loss", loss)
         yield updates
 
 
@@ -526,14 +525,13 @@ import os, signal, sys
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from dmm import training
-from dmm.training import loop, plan
+from dmm import policy
 from dmm.training import run as run_folder
 from tests.conftest import tiny_trajectories
 from tests.training.test_training import quick
 
 where, out = sys.argv[1], Path(sys.argv[2])
-loss, replace, count = loop.action_loss, os.replace, {"updates": 0, "checkpoints": 0}
+loss, replace, count = policy.action_loss, os.replace, {"updates": 0, "checkpoints": 0}
 
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -550,7 +548,7 @@ def counted_replace(source, target):
         kill()
     replace(source, target)
 
-loop.action_loss, os.replace = counted_loss, counted_replace
+policy.action_loss, os.replace = counted_loss, counted_replace
 quick(tiny_trajectories(), out)
 """
 
@@ -1133,7 +1131,10 @@ class TestArguments:
         ("field", "value"),
         [
             *((name, value) for name in ("steps", "batch_size", "log_every", "checkpoint_every") for value in (0, -1)),
-            *((name, value) for name in ("learning_rate", "clip") for value in (0.0, -1.0, float("nan"))),
+            *((name, value) for name in ("learning_rate", "epsilon") for value in (0.0, -1.0, float("nan"))),
+            *(("clip", value) for value in (-1.0, float("nan"))),
+            *(("beta2", value) for value in (-0.1, 1.0)),
+            ("decay", "biases"),
             ("learning_rate", float("inf")),
             ("warmup", -0.1),
             ("warmup", 1.1),

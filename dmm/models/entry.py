@@ -1,0 +1,125 @@
+"""How a name becomes a policy: what a model's file says of it at its end, for `dmm.models.registry` to collect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from dmm.data.scores import family
+from dmm.data.trajectories import Trajectories
+from dmm.data.windows import WINDOWS, Sampler
+from dmm.policy import Policy
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Domain = Literal["mujoco", "antmaze", "kitchen"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the data decide about a model's config."""
+
+    state_size: int
+    action_size: int
+    env_id: str = ""
+    longest: int = 1000  # steps of the longest episode
+
+    @classmethod
+    def of(cls, trajectories: Trajectories) -> Self:
+        """Those of these data."""
+        t = trajectories
+        return cls(
+            state_size=t.state_size, action_size=t.action_size, env_id=t.env_id, longest=int(t.lengths.max(initial=1))
+        )
+
+
+def domain(env_id: str) -> Domain:
+    """Which of D4RL's domains an environment is like: mazes, the kitchen, and MuJoCo's locomotion for all others."""
+    if family(env_id) == "antmaze" or env_id.startswith(("AntMaze_", "PointMaze_")):
+        return "antmaze"
+    return "kitchen" if family(env_id) == "kitchen" else "mujoco"
+
+
+Translated = Callable[[Tensor], Tensor]
+Source = str | tuple[str, Translated]
+"""The authors' key of a weight; where theirs is stored otherwise, with what turns it into ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Official:
+    """How the authors' weights become ours.
+
+    `config` turns their sizes into our config; `sources` names, for a policy of ours, the source of each of its
+    weights; `unused` says which of their keys no output depends on, so that they may be there or not.
+    """
+
+    config: Callable[[Mapping[str, Any]], Any]
+    sources: Callable[[Any], Mapping[str, Source]]
+    unused: Callable[[str], bool] = lambda key: False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A model that is trained before another, on the same data.
+
+    `changes` turns the other's config into fields of this one's config and of `TrainConfig`, `steps` among them.
+    """
+
+    model: str
+    changes: Callable[[Any], Mapping[str, Any]]
+
+
+def no_more(facts: Facts) -> dict[str, Any]:
+    """The config's own defaults."""
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """An entry of the registry.
+
+    Args:
+        name: what `dmm train --model` takes.
+        policy: a config's policy.
+        config: the class of configs, a frozen dataclass in which every field but the sizes has a default.
+        description: one line.
+        source: paper and code that the model is equal to, or how it departs.
+        defaults: fields of the config that the data decide.
+        published: fields of the config and of `TrainConfig` with the authors' values for these data: what
+            `sizes=published` stands for.
+        fit_rtg_scale: whether training may set `rtg_scale` by the size of the data's returns.
+        sampler: how batches are drawn.
+        before: what is trained first, each an ordinary run in the run's folder. The policies are given to `prepare`,
+            and to the policy's `adopt`, by which what they learned travels in its weights.
+        prepare: the data to train on, from those at hand and the policies of `before`.
+        official: how the authors' weights are read.
+        hidden: a first stage of another model, which lists do not show.
+    """
+
+    name: str
+    policy: Callable[[Any], Policy]
+    config: type
+    description: str
+    source: str = ""
+    defaults: Callable[[Facts], Mapping[str, Any]] = no_more
+    published: Callable[[Facts], Mapping[str, Any]] | None = None
+    fit_rtg_scale: bool = True
+    sampler: Callable[[Trajectories, Any, torch.device | str], Sampler] = WINDOWS
+    before: tuple[Stage, ...] = ()
+    prepare: Callable[[Trajectories, Any, Sequence[Policy]], Trajectories] | None = None
+    official: Official | None = None
+    hidden: bool = False
+
+    def make_config(self, state_size: int, action_size: int, env_id: str = "", **changes: Any) -> Any:
+        """The config for data of these sizes, but for `changes`; see `Facts`."""
+        return self.config_for(Facts(state_size=state_size, action_size=action_size, env_id=env_id), changes)
+
+    def config_for(self, facts: Facts, changes: Mapping[str, Any]) -> Any:
+        """The config for data of which this is known, but for `changes`."""
+        sizes = {"state_size": facts.state_size, "action_size": facts.action_size}
+        return self.config(**{**sizes, **self.defaults(facts), **changes})
