@@ -102,12 +102,16 @@ def collect(
 
 @app.command()
 def models(as_json: AsJson = False) -> None:
-    """List the models that `train` takes."""
-    from dmm.models.registry import MODELS
+    """List the models that `train` takes: weights, reach, and with --json sizes, loss and source of each.
 
-    rows = {name: model.description for name, model in MODELS.items()}
-    text = "\n".join(f"{name:14}{description}" for name, description in rows.items())
-    _print(as_json, {"models": [{"name": n, "description": d} for n, d in rows.items()]}, text)
+    Weights are those for Hopper's data at the sizes that all models share, and at the authors' own (--set
+    sizes=published). Reach is how many steps the last action of a window depends on, its own included.
+    """
+    from dmm.inspection.cards import cards, line
+
+    rows = list(cards())
+    head = f"{'model':16}{'weights / published':>24}  {'reach':12}what it is"
+    _print(as_json, {"models": rows}, "\n".join([head, *map(line, rows)]))
 
 
 @app.command()
@@ -188,6 +192,37 @@ def train(
         for row in rows
     )
     _print(as_json, rows[0] if seeds == 1 else {"runs": rows}, text)
+
+
+@app.command("import")
+def import_weights(
+    name: Annotated[str, typer.Argument(help="A model that `dmm models` lists with published weights or code.")],
+    file: Annotated[Path, typer.Argument(help="The authors' state dict, .safetensors or .npz; never a pickle.")],
+    config: Annotated[Path, typer.Option(help="A JSON file with the sizes that their code was run with.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new run.")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Id of a local data set that they were trained on: where to evaluate, and moments of states."
+        ),
+    ] = None,
+    environment: Annotated[
+        str | None, typer.Option(help="Id of an environment to evaluate in, if there is no data set.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn an authors' weights into a run, which `evaluate` and `inspect` take."""
+    from dmm.files import read_json, user_path
+    from dmm.training.importing import import_run
+
+    source = user_path("config", config)
+    try:
+        sizes = read_json(source)
+    except (OSError, ValueError) as error:
+        raise InputError(f"config: {source} cannot be read ({error})") from error
+    run = import_run(name, user_path("file", file), sizes, out, dataset=data, environment=environment)
+    row = {"run": str(run.path), "model": name, "parameters": run.policy.parameter_count()}
+    _print(as_json, row, f"{row['run']}: {name} with {row['parameters']:,} weights of {file.name}")
 
 
 @app.command()

@@ -207,7 +207,7 @@ def _released_sizes(facts: Facts) -> dict[str, Any]:
     return {} if domain(facts.env_id) == "mujoco" else {"width": 128, "rtg_scale": 1.0}
 
 
-SOURCE = "Kim et al. 2025, arXiv 2502.02960; too-z/decision-metamamba@90ad44d"
+SOURCE = "Kim, Song & Kim 2026; too-z/decision-metamamba@90ad44d"
 MODEL = Model(
     name="dmm",
     policy=DecisionMetaMamba,

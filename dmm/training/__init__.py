@@ -192,7 +192,8 @@ def _behind_earlier_stages(
     trained: list[Policy] = []
     for stage in plan.entry.before:
         earlier = plan.stage(stage).after(trained)
-        trained.append(_train_alone(earlier, run.config.seed, run.path / stage.model, True, bar).finished().policy)
+        done = _train_alone(earlier, run.config.seed, run.path / stage.model, True, bar).finished()
+        trained.append(done.policy.requires_grad_(False))
     if run.saved is None:
         run.policy.adopt(trained)
     return plan.after(trained)
