@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import io
 import re
@@ -38,7 +39,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_python_blocks_run_in_order_and_print_what_the_page_shows(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    maze = tiny_trajectories(state_size=8, env_id="PointMaze_UMaze-v3", lengths=(9, 12))
+    maze = tiny_trajectories(state_size=6, env_id="PointMaze_UMaze-v3", lengths=(9, 12))
+    maze = dataclasses.replace(maze, observation_keys=("observation", "desired_goal"))  # as in the recipe
     monkeypatch.setattr(dmm, "load_trajectories", lambda name: maze)  # making the real one takes minutes
     names: dict[str, object] = {"__name__": "page"}
     printed = ""

@@ -15,7 +15,7 @@ from dmm import experiments
 from dmm.data import collect as collecting
 from dmm.data import preview
 from dmm.data.recipes import RECIPES
-from dmm.experiments import gating, grid, pointmaze
+from dmm.experiments import all_models, gating, grid, pointmaze
 
 MAZE, HOPPER = "dmm/pointmaze/umaze-v0", "dmm/hopper/medium-v0"
 TINY: dict[str, Any] = {"width": 8, "layers": 1, "batch_size": 4}
@@ -72,7 +72,7 @@ def run_command(small_sets: None, models: Path, tmp_path: Path, monkeypatch: pyt
     def run_here(work: Callable[[grid.Job], Any], jobs: list[grid.Job], workers: int) -> list[Any]:
         return [grid._row(work, job) for job in jobs]
 
-    for module in (pointmaze, gating):
+    for module in (pointmaze, gating, all_models):
         monkeypatch.setattr(module, "run_jobs", run_here)
     monkeypatch.setattr(pointmaze, "STEPS", 2)
     monkeypatch.setattr(pointmaze, "EPISODES", 2)

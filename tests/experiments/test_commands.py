@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dmm.evaluation import evaluate
-from dmm.experiments import gating, grid, hopper, kept_run, pointmaze, switches, windows
+from dmm.experiments import all_models, gating, grid, hopper, kept_run, pointmaze, switches, windows
 from dmm.experiments.grid import Job
 from dmm.models.registry import MODELS
 
@@ -121,6 +121,20 @@ class TestSwitches:
             config = make(6, 2, "", **{"rtg_scale": 1.0, **changes})
             assert (config == default) == (name == "default"), name
         assert switches.ENTRIES["default"] == {}
+
+
+class TestModels:
+    def test_writes_its_file(self, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(all_models, "shown_models", lambda: ["mamba", "dt"])
+        result = run_command(all_models)
+        assert [(row["name"], row["seed"]) for row in result["runs"]] == [("mamba", 0), ("dt", 0)]
+        assert result["summary"] == grid.summarize_pooled(result["runs"])
+        assert {"random", "behaviour", "dataset"} <= result.keys()
+
+    def test_every_model_that_lists_show_is_a_job(self) -> None:
+        jobs = all_models.make_jobs(Path("runs"), seeds=2)
+        assert [job.model for job in jobs[::2]] == [name for name, model in MODELS.items() if not model.hidden]
+        assert folders_are_distinct(jobs)
 
 
 class TestGating:

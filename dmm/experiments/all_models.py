@@ -1,0 +1,43 @@
+"""Every model of `dmm models` on `dmm/pointmaze/umaze-v0`, at the sizes that all share, beside random actions.
+
+    python -m dmm.experiments.all_models
+
+All are trained with the settings of the book's training chapter, and their last checkpoints evaluated at return targets
+1 and 0, which those that ask for no return cannot tell apart. Runs are kept in `--runs`; a second call goes on where a
+killed one stopped, and trains what the registry has got since.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dmm.experiments import write_result
+from dmm.experiments.grid import Job, arguments, machine, run_jobs, summarize_pooled, train_and_score
+from dmm.experiments.pointmaze import DATASET, maze_job, maze_settings, reference_rows
+
+
+def shown_models() -> list[str]:
+    """The names of all models that lists show."""
+    from dmm.models.registry import MODELS
+
+    return [name for name, model in MODELS.items() if not model.hidden]
+
+
+def make_jobs(runs: Path, seeds: int) -> list[Job]:
+    """Every model and seed."""
+    return [maze_job(name, seed, runs, {}, name) for name in shown_models() for seed in range(seeds)]
+
+
+def main() -> None:
+    args = arguments("all_models", "Train and score every model on the point maze.", seeds=1)
+
+    from dmm.data.collect import collect
+
+    collect(DATASET)
+    rows = run_jobs(train_and_score, make_jobs(args.runs, args.seeds), args.workers)
+    result = {"settings": maze_settings(args.seeds), "machine": machine(), **reference_rows()}
+    write_result(args.out, {**result, "summary": summarize_pooled(rows), "runs": rows})
+
+
+if __name__ == "__main__":
+    main()
