@@ -10,6 +10,8 @@ RUN := .venv/bin/python
 HTML := _build/html/index.html
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with notebooks/sanitize.cfg
 
+OTHER_CORES = $(shell $(PYTHON) -c "import os; print(max(1, (os.cpu_count() or 1) - 1))")
+
 # All that a run writes stays inside this directory, and one thread per process is fastest on a shared machine.
 export PYTHON TORCH
 export MINARI_DATASETS_PATH := $(CURDIR)/.cache/minari
@@ -33,8 +35,10 @@ book: site
 	@echo "The book is at $(CURDIR)/$(HTML)"
 	@echo "Open that file in a browser, or serve it: $(RUN) -m http.server --directory _build/html 8000"
 
-test: .venv/.test-stamp lint site
-	$(RUN) -m pytest tests notebooks $(NBVAL) -n auto --dist loadfile -q
+# The site is built on one core while the others test the package; then all look at the site and the notebooks.
+test: .venv/.test-stamp lint
+	+$(MAKE) -j2 site unit
+	$(RUN) -m pytest tests/book tests/browser notebooks $(NBVAL) -n auto --dist loadfile -q
 
 site: .venv/.book-stamp
 	@mkdir -p "$(MINARI_DATASETS_PATH)"
@@ -46,7 +50,7 @@ lint: .venv/.test-stamp
 	$(RUN) -m mypy
 
 unit: .venv/.test-stamp
-	$(RUN) -m pytest tests -q --ignore tests/book --ignore tests/browser
+	$(RUN) -m pytest tests -q --ignore tests/book --ignore tests/browser -n $(OTHER_CORES) --dist loadfile
 
 notebooks: .venv/.test-stamp
 	$(RUN) -m pytest notebooks $(NBVAL) -n auto --dist loadfile -q
