@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from dmm.errors import InputError, require_choice
-from dmm.fused import branch
+from dmm.fused import Cell, Chain, branch, cell
 from dmm.mamba import AInit, MambaBlock, StepInit, init_linear
 from dmm.mixers import DenseSequenceMixer, DepthwiseConv, LocalMixer, ModalityMixer
 from dmm.policy import TokenPolicy, TokenPolicyConfig, check_positive
@@ -137,6 +137,12 @@ class DMMBlock(nn.Module):
         normed = self.global_norm(x)
         y, overall = self.global_mixer.extend(normed, state.overall, present)
         return (normed if self.residual == "normalized" else x) + y, DMMState(local, overall)
+
+    def cell(self) -> Cell:
+        """What `extend` is with the weights of now, for acting."""
+        normalized = self.residual == "normalized"
+        local = cell(self.local_norm, self.local_mixer, normalized)
+        return Chain([local, cell(self.global_norm, self.global_mixer, normalized)], DMMState)
 
     def parts(self) -> dict[str, nn.Module]:
         """What the layer adds to its input, by name, in order."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from dmm.errors import require_choice
-from dmm.fused import branch
+from dmm.fused import Cell, branch, cell
 from dmm.mamba import MambaBlock, MambaState, StepInit, init_linear
 from dmm.policy import TokenPolicy, TokenPolicyConfig, check_positive
 
@@ -61,6 +61,10 @@ class MambaLayer(nn.Module):
         """The next `t` tokens: `(b, t, d)`, state -> `(b, t, d)`, new state; see `MambaBlock.extend`."""
         y, state = self.mixer.extend(self.norm(x), state, present)
         return x + y, state
+
+    def cell(self) -> Cell:
+        """What `extend` is with the weights of now, for acting."""
+        return cell(self.norm, self.mixer, normalized=False)
 
     def parts(self) -> dict[str, nn.Module]:
         """What the layer adds to its input, by name, in order."""
