@@ -222,9 +222,9 @@ template <class T> struct Tokens {
             if (most[i] < -DEEPEST<T>) return true;
         return false;
     }
-    template <bool CUT> void all_states(int64_t first, int64_t end, const T* start, T* last) {
+    template <int J, bool CUT> void all_states(int64_t first, int64_t end, const T* start, T* last) {
         int64_t j = 0;
-        for (; j + 2 * STATES <= own.n; j += 2 * STATES) follow<2 * STATES, false, CUT>(j, first, end, start, last);
+        for (; j + J <= own.n; j += J) follow<J, false, CUT>(j, first, end, start, last);
         for (; j < own.n; ++j) follow<1, false, CUT>(j, first, end, start, last);
     }
     void gated(int64_t t, T* out) const {
@@ -233,7 +233,7 @@ template <class T> struct Tokens {
     }
     void forward(T* out) {
         inputs<false>();
-        is_deep() ? all_states<true>(0, own.l, nullptr, nullptr) : all_states<false>(0, own.l, nullptr, nullptr);
+        is_deep() ? all_states<2 * STATES, true>(0, own.l, nullptr, nullptr) : all_states<2 * STATES, false>(0, own.l, nullptr, nullptr);
         for (int64_t t = 0; t < own.l; ++t) gated(t, out);
     }
     // The tokens of several rows, `count` of each, from states (rows, n, e) to states; y is left for `gated`.
@@ -241,7 +241,7 @@ template <class T> struct Tokens {
         inputs<false>();
         const bool deep = is_deep();
         for (int64_t t = 0; t < own.l; t += count) {
-            deep ? all_states<true>(t, t + count, start, last) : all_states<false>(t, t + count, start, last);
+            deep ? all_states<STATES, true>(t, t + count, start, last) : all_states<STATES, false>(t, t + count, start, last);
             if (start) start += own.n * own.e;
             if (last) last += own.n * own.e;
         }

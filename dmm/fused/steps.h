@@ -81,11 +81,11 @@ void mamba_step(const Sizes* z, int64_t threads, const T* x, const T* gain, cons
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         std::vector<T> n(most * d), xz(most * 2 * e), s(most * e), p(most * q), gated(most * e);
-        std::vector<Vec<T>> before(k - 1 + l), v(l);
+        std::vector<Vec<T>> before(k - 1 + most), v(most);
         std::vector<const T*> a(most), from(most);
         std::vector<T*> to(most);
         std::vector<int64_t> wanted(most);  // the tokens of which y is
-        const Branch<T> branch{l, e, k, xz.data(), conv, conv_bias};
+        Branch<T> branch{l, e, k, xz.data(), conv, conv_bias};
         Selection<T> own(most, e, z->n, z->r, xz.data(), s.data(), p.data(), A, dt, bias, D);
         Tokens<T> tokens(own, false);
         groups(z, [&](int64_t first, int64_t rows) {
@@ -101,7 +101,8 @@ void mamba_step(const Sizes* z, int64_t threads, const T* x, const T* gain, cons
             for (int64_t i = 0; i < outputs; ++i) a[i] = n.data() + wanted[i] * d, to[i] = xz.data() + wanted[i] * 2 * e + e;
             z_proj.multiply(outputs, a.data(), nullptr, nullptr, to.data());
             for (int64_t t = 0; t < count; ++t) keep(present, first * l + t, xz.data() + t * 2 * e, e);
-            for (int64_t i = 0; i < rows; ++i) {
+            if (!conv) branch.l = count;  // rows do not matter then
+            for (int64_t i = 0; i < count / branch.l; ++i) {
                 const int64_t at = (first + i) * (k - 1) * e;
                 for (int64_t c = 0; c < e; c += W<T>)
                     branch.forward(i, c, before.data(), v.data(), s.data(), conv_start ? conv_start + at : nullptr, conv_last ? conv_last + at : nullptr);
