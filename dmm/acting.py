@@ -79,7 +79,7 @@ def _require_recurrence(policy: Policy, acting: str) -> None:
         )
 
 
-OWN = ("forward", "embed", "mix", "decode", "init_state", "act")
+OWN = ("forward", "embed", "mix", "decode", "newest", "init_state", "act")
 """Methods of the frame that a recurrent actor stands in for."""
 
 

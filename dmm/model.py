@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from dmm.errors import InputError, require_choice
-from dmm.fused import Cell, Chain, branch, cell
+from dmm.fused import Cell, Chain, branch, cell, newest
 from dmm.mamba import AInit, MambaBlock, StepInit, init_linear
 from dmm.mixers import DenseSequenceMixer, DepthwiseConv, LocalMixer, ModalityMixer
 from dmm.policy import TokenPolicy, TokenPolicyConfig, check_positive
@@ -116,14 +116,19 @@ class DMMBlock(nn.Module):
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
-        for norm, mixer in ((self.local_norm, self.local_mixer), (self.global_norm, self.global_mixer)):
-            fused = branch(norm, mixer, x, self.residual == "normalized")
-            if fused is not None:
-                x = fused()
-            else:
-                normed = norm(x)
-                x = (normed if self.residual == "normalized" else x) + mixer(normed)
-        return x
+        return self._mix(self._mix(x, self.local_norm, self.local_mixer), self.global_norm, self.global_mixer)
+
+    def newest(self, x: Tensor) -> Tensor:
+        """`forward` of the last token alone, `(b, l, d) -> (b, d)`, for acting."""
+        x = self._mix(x, self.local_norm, self.local_mixer)
+        return newest(self.global_norm, self.global_mixer, x, self.residual == "normalized")
+
+    def _mix(self, x: Tensor, norm: nn.Module, mixer: nn.Module) -> Tensor:
+        fused = branch(norm, mixer, x, self.residual == "normalized")
+        if fused is not None:
+            return fused()
+        normed = norm(x)
+        return (normed if self.residual == "normalized" else x) + mixer(normed)  # type: ignore[no-any-return]
 
     def init_state(self, batch: int) -> DMMState:
         """The state before the first token."""

@@ -101,11 +101,15 @@ class Policy(nn.Module):
             timesteps=_shift(state.timesteps, state.timesteps[:, -1] + began),
             mask=_shift(state.mask, torch.ones_like(began)),
         )
-        action = self.forward(now)[:, -1]
+        action = self.newest(now)
         if self.discrete_actions:  # what is played, and what later steps see, is one-hot as in the data
             action = one_hot(action.argmax(dim=-1), self.action_size).to(action)
         now.actions[:, -1] = action
         return action, now
+
+    def newest(self, windows: Windows) -> Tensor:
+        """`forward` at the last step alone, `(b, a)`, whose action is not known yet."""
+        return self.forward(windows)[:, -1]
 
     def select(self, state: Windows, rows: Tensor) -> Windows:
         """The memory of some of the episodes: `rows` are their places in the batch, `(m,)` int64."""
@@ -216,6 +220,20 @@ class TokenPolicy(Policy):
         """What follows the embedding: tokens `(b, 3k, d)` of these windows -> actions `(b, k, a)`."""
         x = self.mix(self.dropout(self.embed_norm(tokens)), windows)
         return torch.tanh(self.head(self.norm(x)[:, 1::3]))  # the state tokens (b, k, d) -> (b, k, a)
+
+    def newest(self, windows: Windows) -> Tensor:
+        """`forward` at the last step alone, `(b, a)`: without what only other tokens' outputs need.
+
+        A causal block does not see the last token, an action that is not known, in the state token before it.
+        """
+        block: Any = self.blocks[-1] if len(self.blocks) else None
+        own = all(getattr(type(self), name) is getattr(TokenPolicy, name) for name in ("forward", "decode", "mix"))
+        if not own or not hasattr(block, "newest") or block._forward_hooks or block._forward_pre_hooks:
+            return super().newest(windows)
+        x = self.dropout(self.embed_norm(self.embed(windows)[:, :-1]))
+        for before in self.blocks[:-1]:
+            x = before(x)
+        return torch.tanh(self.head(self.norm(block.newest(x))))
 
     def mix(self, x: Tensor, windows: Windows) -> Tensor:
         """The blocks: `(b, 3k, d) -> (b, 3k, d)`."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from dmm.errors import require_choice
-from dmm.fused import Cell, branch, cell
+from dmm.fused import Cell, branch, cell, newest
 from dmm.mamba import MambaBlock, MambaState, StepInit, init_linear
 from dmm.policy import TokenPolicy, TokenPolicyConfig, check_positive
 
@@ -52,6 +52,10 @@ class MambaLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         fused = branch(self.norm, self.mixer, x, normalized=False)
         return fused() if fused is not None else x + self.mixer(self.norm(x))  # type: ignore[no-any-return]
+
+    def newest(self, x: Tensor) -> Tensor:
+        """`forward` of the last token alone, `(b, l, d) -> (b, d)`, for acting."""
+        return newest(self.norm, self.mixer, x, normalized=False)
 
     def init_state(self, batch: int) -> MambaState:
         """The state before the first token."""

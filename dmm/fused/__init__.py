@@ -29,7 +29,7 @@ from dmm.mixers import DenseSequenceMixer
 from dmm.scan.cpp_kernel import DTYPES
 from dmm.tracing import watched
 
-__all__ = ["Cell", "Chain", "Choice", "branch", "branches", "cell"]
+__all__ = ["Cell", "Chain", "Choice", "branch", "branches", "cell", "newest"]
 
 Choice = Literal["auto", "plain", "fused"]
 LONGEST = 1024
@@ -63,6 +63,20 @@ def branch(norm: nn.Module, mixer: nn.Module, x: Tensor, normalized: bool) -> Ca
     if _choice == "fused":
         raise InputError(f"branches: got 'fused', allowed here is plain: {reason}")
     return None
+
+
+def newest(norm: nn.Module, mixer: nn.Module, x: Tensor, normalized: bool) -> Tensor:
+    """`(LN(x) if normalized else x) + mixer(LN(x))` of the last token alone, `(b, l, d) -> (b, d)`.
+
+    What only other tokens' outputs need is left out where that can be done without a gradient.
+    """
+    fused = branch(norm, mixer, x, normalized)
+    if fused is not None and isinstance(mixer, MambaBlock) and not torch.is_grad_enabled():
+        return branch_step(norm, mixer, x, normalized, newest=True)  # type: ignore[arg-type]
+    if fused is not None:
+        return fused()[:, -1]
+    normed = norm(x)
+    return (normed if normalized else x)[:, -1] + mixer(normed)[:, -1]  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -41,13 +41,19 @@ def _build_once() -> Status:
     return cpp.build(SOURCE)
 
 
-def call(name: str, sizes: Sizes, *tensors: Tensor | None) -> None:
-    """The function of this name in the source, on contiguous tensors of one dtype; None is a null pointer."""
+def call(name: str, sizes: Sizes, *tensors: Tensor | ctypes.c_void_p | None) -> None:
+    """The function of this name in the source, on contiguous tensors of one dtype, or pointers to some of them."""
     library, first = status().library, tensors[0]
-    assert library is not None and first is not None, "the kernel's presence is checked when the branch is chosen"
+    assert library is not None and isinstance(first, Tensor), "that is checked when the branch is chosen"
     function = getattr(library, f"dmm_{name}_{DTYPES[first.dtype]}")
-    pointers = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
-    function(ctypes.byref(sizes), ctypes.c_int64(torch.get_num_threads()), *pointers)
+    function(ctypes.byref(sizes), ctypes.c_int64(torch.get_num_threads()), *map(pointer, tensors))
+
+
+def pointer(tensor: Tensor | ctypes.c_void_p | None) -> ctypes.c_void_p:
+    """Where a tensor lies, null for None; it must go on living."""
+    if isinstance(tensor, ctypes.c_void_p):
+        return tensor
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
 def packed(weight: Tensor) -> Tensor:

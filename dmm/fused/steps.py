@@ -13,21 +13,27 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dmm.fused.kernel import Sizes, call, packed
+from dmm.fused.kernel import Sizes, call, packed, pointer
 from dmm.mamba import MambaBlock, MambaState
 from dmm.mixers import DenseSequenceMixer
 
 Weights = list[Tensor | None]
 
 
-def branch_step(norm: nn.LayerNorm, mixer: nn.Module, x: Tensor, normalized: bool) -> Tensor:
-    """`(LN(x) if normalized else x) + mixer(LN(x))`: `(b, l, d) -> (b, l, d)`, without a gradient."""
-    x, y = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+def branch_step(norm: nn.LayerNorm, mixer: nn.Module, x: Tensor, normalized: bool, newest: bool = False) -> Tensor:
+    """`(LN(x) if normalized else x) + mixer(LN(x))`: `(b, l, d) -> (b, l, d)`, without a gradient.
+
+    With `newest`, of a Mamba block, that of the last token alone, `(b, d)`.
+    """
+    x, (b, length, d) = x.contiguous(), x.shape
     sizes, weights = _weights(norm, mixer, normalized)
-    sizes.b, sizes.l, _ = x.shape
+    sizes.b, sizes.l = b, length
     if isinstance(mixer, MambaBlock):
+        sizes.newest, sizes.rows = newest, b
+        y = x.new_empty((b, d) if newest else x.shape)
         call("mamba_step", sizes, x, *weights, *5 * [None], y)  # no states, all tokens present
     else:
+        y = x.new_empty(x.shape)
         call("dense_step", sizes, x, *weights, *3 * [None], y)
     return y
 
@@ -118,6 +124,7 @@ class _FusedCell(BranchCell):
             for place in self.factors:
                 self.weights[place] = packed(cast(Tensor, self.weights[place]))
         self.sizes.packed = 1
+        self.pointers = [pointer(each) for each in self.weights]
 
     def _sized(self, x: Tensor, rows: slice | None = None) -> Sizes:
         sizes = Sizes.from_buffer_copy(self.sizes)  # threads may share a cell
@@ -145,7 +152,7 @@ class DenseCell(_FusedCell):
         if not self._fit(x, (state,), ((len(x), self.sizes.w - 1, self.sizes.d),)):
             return super().extend(x, state, present)
         x, y, last = x.contiguous(), x.new_empty(x.shape), state.new_empty(state.shape)
-        call("dense_step", self._sized(x), x, *self.weights, state.contiguous(), _marks(present, x), last, y)
+        call("dense_step", self._sized(x), x, *self.pointers, state.contiguous(), _marks(present, x), last, y)
         return y, last
 
 
@@ -173,7 +180,7 @@ class MambaBranchCell(_FusedCell):
         x, conv, ssm = x.contiguous(), state.conv.mT.contiguous(), state.ssm.mT.contiguous()
         y = x.new_empty(x.shape if rows is None else (rows.stop - rows.start, z.d))
         after = (torch.empty_like(conv), torch.empty_like(ssm))
-        call("mamba_step", self._sized(x, rows), x, *self.weights, conv, ssm, _marks(present, x), *after, y)
+        call("mamba_step", self._sized(x, rows), x, *self.pointers, conv, ssm, _marks(present, x), *after, y)
         return y, MambaState(after[0].mT, after[1].mT)
 
 
