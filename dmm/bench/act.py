@@ -245,9 +245,10 @@ def report(result: dict[str, Any]) -> str:
         lines.append(f"{name:32}{figures}   last over first {row['last_over_first']:.2f}")
     lines += [f"{name:32}{reason}" for name, reason in result["left_out"].items()]
     lines += ["", f"{played['episodes']} episodes of {played['environment']}, policy {played['policy']}"]
+    lines[-1] += ", CPU time"
     for name, row in played["ways"].items():
         lines.append(
-            f"{name:32}{row['seconds']:7.2f} s of CPU time, the simulator's steps {row['simulator']['step']:.2f} s: ratio "
+            f"{name:32}{row['seconds']:7.2f} s, the simulator's steps {row['simulator']['step']:.2f} s: ratio "
             f"{row['ratio']:.2f} ({row['steps']:,} steps; {row['over_whole_simulator']:.2f} with making and resetting)"
         )
     return "\n".join(lines)

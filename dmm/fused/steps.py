@@ -1,4 +1,4 @@
-"""The branches without gradients, `branches.cpp` in `steps.h`: of whole windows, and a few tokens at a time from a state.
+"""The branches without gradients (`steps.h`): of whole windows, and a few tokens at a time from a state.
 
 `branch_step` computes a branch of whole windows with the weights of now. A `Cell` is for acting: it takes tokens a few
 at a time, with the weights of when it was made, which it keeps in the order that the kernel reads them in. Outputs are
@@ -165,9 +165,7 @@ class MambaBranchCell(_FusedCell):
         found = self._step(x, state, present, None)
         return super().extend(x, state, present) if found is None else found
 
-    def newest(
-        self, x: Tensor, state: MambaState, present: Tensor | None, rows: slice
-    ) -> tuple[Tensor, MambaState]:
+    def newest(self, x: Tensor, state: MambaState, present: Tensor | None, rows: slice) -> tuple[Tensor, MambaState]:
         found = self._step(x, state, present, rows)
         return super().newest(x, state, present, rows) if found is None else found
 
