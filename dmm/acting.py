@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from dmm.errors import InputError, require_choice, whole_number
+from dmm.fused import Cell
 from dmm.layers.mamba import MambaBlock
 from dmm.models.frame import TokenPolicy
 from dmm.policy import Policy, Target, Wanted
@@ -79,7 +80,7 @@ def _require_recurrence(policy: Policy, acting: str) -> None:
         )
 
 
-OWN = ("forward", "embed", "mix", "decode", "init_state", "act")
+OWN = ("forward", "embed", "mix", "decode", "newest", "init_state", "act")
 """Methods of the frame that a recurrent actor stands in for."""
 
 
@@ -116,7 +117,7 @@ class RecurrentActor:
                 module.freeze()
         self.context, self.discrete_actions = policy.context, policy.discrete_actions
         self.mean, self.std, self.rtg_scale = self.policy.state_mean, self.policy.state_std, policy.config.rtg_scale
-        self.embedding, self.blocks = self._embedding(), list(self.policy.blocks)
+        self.embedding, self.blocks = self._embedding(), [_cell(block) for block in self.policy.blocks]
         self.head = (self.policy.head.weight, self.policy.head.bias)
         self.start = self.beginning()
 
@@ -171,12 +172,12 @@ class RecurrentActor:
         x = self.policy.embed_norm(tokens if memory.clock else tokens[:, 1:])  # no action comes before the first step
         if self.states > 1:
             x = x.expand(self.states, *x.shape).flatten(0, 1)  # (m n, 3, d)
-        after = []
-        for block, state in zip(self.blocks, blocks, strict=True):
-            x, state = cast(Any, block).extend(x, state, present)
+        after, first = [], self.oldest(memory.clock) * n
+        for block, state in zip(self.blocks[:-1], blocks[:-1], strict=True):
+            x, state = block.extend(x, state, present)
             after.append(state)
-        first = self.oldest(memory.clock) * n
-        return x[first : first + n, -1], tuple(after)
+        x, state = self.blocks[-1].newest(x, blocks[-1], present, slice(first, first + n))
+        return x, (*after, state)
 
     def _embedding(self) -> tuple[Tensor, Tensor]:
         """One linear map of `(action, return-to-go, state)`, `(n, a + 1 + s)`, to the three tokens `(n, 3d)`."""
@@ -235,6 +236,12 @@ class StaggeredActor(RecurrentActor):
         present[newest, 0] = 0
         kept = present[:, :1, None]
         return _map(lambda tensor: tensor * kept if tensor.numel() else tensor, memory.blocks), present
+
+
+def _cell(block: Any) -> Cell:
+    """What `block.extend` is, with the weights of now: of the block's own making, unless a sub-class has changed it."""
+    maker = next((kind for kind in type(block).__mro__ if "extend" in vars(kind)), None)
+    return block.cell() if maker is not None and "cell" in vars(maker) else Cell(block)  # type: ignore[no-any-return]
 
 
 def _map(function: Callable[[Tensor], Tensor], state: Any) -> Any:

@@ -123,9 +123,13 @@ class Policy(nn.Module):
                 for, as in Decision Transformer's evaluation.
         """
         now = next_window(state, observation, reward)
-        action = self.played(self.forward(now)[:, -1])
+        action = self.played(self.newest(now))
         now.actions[:, -1] = action
         return action, now
+
+    def newest(self, windows: Any) -> Tensor:
+        """`forward` at the last step alone, `(b, a)`, whose action is not known yet."""
+        return self.forward(windows)[:, -1]
 
     def played(self, action: Tensor) -> Tensor:
         """What is played, and what later steps see: the action, one-hot where those of the data are."""

@@ -90,7 +90,10 @@ class CheckedEnv:
             observation, reward, terminated, truncated, _ = self.env.step(action)
         except FAULTS as error:
             self.fault(reason(error), error)
-        over = self._flag("terminated", terminated) | self._flag("truncated", truncated)
+        if type(terminated) is bool and type(truncated) is bool:  # as nearly always
+            over = terminated or truncated
+        else:
+            over = self._flag("terminated", terminated) | self._flag("truncated", truncated)
         return self._checked(observation), self._reward(reward), over
 
     @property

@@ -1,10 +1,11 @@
-"""The branches of a DMM block, each as one function with a gradient of its own, for training on a CPU.
+"""The branches of a DMM block, each as one function, on a CPU: with a gradient of its own, and without any.
 
 A branch is `r + mixer(LN(x))`. Written as modules it is some twenty operations whose results all travel through memory,
 and as many nodes for autograd. Here one row of the batch goes through all of them, matrix products included, before the
 next (`branches.cpp`). Outputs and gradients are those of the modules to the rounding of float arithmetic.
 
-`branch` says which branches can be had so. All others, and all that is not training on a CPU, are the modules.
+`branch` says which branches of whole windows can be had so, and `cell` which ones a few tokens at a time, for acting.
+All others are the modules.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from dmm.errors import InputError
 from dmm.fused import kernel
 from dmm.fused.dense import dense_branch
 from dmm.fused.mamba import mamba_branch
+from dmm.fused.steps import BranchCell, Cell, Chain, DenseCell, MambaBranchCell, branch_step
 from dmm.layers.local import DenseSequenceMixer
 from dmm.layers.mamba import MambaBlock
 from dmm.scan.cpp_kernel import DTYPES
 from dmm.tracing import watched
 
-__all__ = ["Choice", "branch", "branches"]
+__all__ = ["Cell", "Chain", "Choice", "branch", "branches", "cell", "newest"]
 
 Choice = Literal["auto", "plain", "fused"]
 LONGEST = 1024
@@ -41,10 +43,10 @@ _choice: Choice = "auto"
 def branch(norm: nn.Module, mixer: nn.Module, x: Tensor, normalized: bool) -> Callable[[], Tensor] | None:
     """What computes `(LN(x) if normalized else x) + mixer(LN(x))` in one, or None where the modules have to.
 
-    It serves a `LayerNorm` with a `DenseSequenceMixer` or a `MambaBlock` while they are trained: in training mode, with
-    gradients, on float32 or float64 on a CPU, where a C++ compiler is. It stands back where somebody looks inside
-    (hooks), where the graph itself is wanted (`torch.export`, `torch.compile`, `torch.func`), and where a `MambaBlock`
-    was told how to scan.
+    It serves a `LayerNorm` with a `DenseSequenceMixer` or a `MambaBlock` while they are trained (in training mode, with
+    gradients) and while they are only used (without gradients), on float32 or float64 on a CPU, where a C++ compiler
+    is. It stands back where somebody looks inside (hooks), where the graph itself is wanted (`torch.export`,
+    `torch.compile`, `torch.func`), and where a `MambaBlock` was told how to scan.
 
     Args:
         norm, mixer: `(b, l, d) -> (b, l, d)` each.
@@ -56,10 +58,25 @@ def branch(norm: nn.Module, mixer: nn.Module, x: Tensor, normalized: bool) -> Ca
     """
     reason = _why_not(norm, mixer, x)
     if reason is None:
-        return functools.partial(_BRANCHES[type(mixer)], norm, mixer, x, normalized)
+        compute = _BRANCHES[type(mixer)] if torch.is_grad_enabled() else branch_step
+        return functools.partial(compute, norm, mixer, x, normalized)  # type: ignore[arg-type]
     if _choice == "fused":
         raise InputError(f"branches: got 'fused', allowed here is plain: {reason}")
     return None
+
+
+def newest(norm: nn.Module, mixer: nn.Module, x: Tensor, normalized: bool) -> Tensor:
+    """`(LN(x) if normalized else x) + mixer(LN(x))` of the last token alone, `(b, l, d) -> (b, d)`.
+
+    What only other tokens' outputs need is left out where that can be done without a gradient.
+    """
+    fused = branch(norm, mixer, x, normalized)
+    if fused is not None and isinstance(mixer, MambaBlock) and not torch.is_grad_enabled():
+        return branch_step(norm, mixer, x, normalized, newest=True)  # type: ignore[arg-type]
+    if fused is not None:
+        return fused()[:, -1]
+    normed = norm(x)
+    return (normed if normalized else x)[:, -1] + mixer(normed)[:, -1]  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -79,20 +96,49 @@ def branches(choice: Choice) -> Iterator[None]:
         _choice = before
 
 
+def cell(norm: nn.Module, mixer: nn.Module, normalized: bool) -> Cell:
+    """What computes `(LN(x) if normalized else x) + mixer(LN(x))` a few tokens at a time, with the weights of now.
+
+    In one function for the same branches as `branch`, in calls without gradients; else in the modules, whose weights
+    must not change then, either.
+    """
+    weight = getattr(norm, "weight", None)
+    if not isinstance(weight, Tensor) or not isinstance(norm, nn.LayerNorm) or _unfit(norm, mixer, weight) is not None:
+        return BranchCell(norm, mixer, normalized)
+    kind = MambaBranchCell if isinstance(mixer, MambaBlock) else DenseCell
+    return kind(norm, mixer, normalized, _serves)
+
+
+def _serves(weight: Tensor, x: Tensor, *state: Tensor) -> bool:
+    """Whether the kernel may take these tokens of a cell with weights like this one."""
+    if _choice == "plain" or torch.is_grad_enabled() or not _fits(weight, x) or not 0 < x.shape[1] <= LONGEST:
+        return False
+    return len(x) > 0 and not watched(x, *state) and not torch.is_autocast_enabled("cpu")
+
+
 def _why_not(norm: nn.Module, mixer: nn.Module, x: Tensor) -> str | None:
     """What stands against one function for this branch, if anything does; what costs least is asked first."""
     if _choice == "plain":
         return "asked for"
-    if not (mixer.training and torch.is_grad_enabled()):
+    if torch.is_grad_enabled() and not mixer.training:
         return "not training"
-    if type(mixer) not in _BRANCHES or type(norm) is not nn.LayerNorm or not _is_plain(mixer):
-        return f"{type(norm).__name__} and {type(mixer).__name__} have other parts"
-    if x.device.type != "cpu" or x.dtype not in DTYPES or x.ndim != 3 or not 0 < x.shape[1] <= LONGEST or not len(x):
-        return f"x is {x.dtype} of shape {tuple(x.shape)} on {x.device}"
-    if norm.normalized_shape != x.shape[2:] or not all(_fits(weight, x) for weight in _weights(norm, mixer)):
-        return "weights of another kind"
+    if x.ndim != 3 or not 0 < x.shape[1] <= LONGEST or not len(x):
+        return f"x is of shape {tuple(x.shape)}"
+    if getattr(norm, "normalized_shape", x.shape[2:]) != x.shape[2:]:
+        return "x has other channels"
     if watched(x) or torch.is_autocast_enabled("cpu"):
         return "the operations themselves are asked for"
+    return _unfit(norm, mixer, x)
+
+
+def _unfit(norm: nn.Module, mixer: nn.Module, x: Tensor) -> str | None:
+    """What stands against one function for these modules and numbers like those of `x`."""
+    if type(mixer) not in _BRANCHES or type(norm) is not nn.LayerNorm or not _is_plain(mixer):
+        return f"{type(norm).__name__} and {type(mixer).__name__} have other parts"
+    if x.device.type != "cpu" or x.dtype not in DTYPES:
+        return f"x is {x.dtype} on {x.device}"
+    if not all(_fits(weight, x) for weight in _weights(norm, mixer)):
+        return "weights of another kind"
     if any(getattr(hooks_of_all, f"_global{name}") for name in _HOOKS) or _is_watched(norm) or _is_watched(mixer):
         return "there are hooks"
     found = kernel.status()

@@ -1,4 +1,5 @@
-// The two branches of a DMM block, forward and backward, for C: see dense.py and mamba.py for the formulas.
+// The two branches of a DMM block, forward and backward, for C: see dense.py and mamba.py for the formulas. The same
+// without gradients, from a state to a state, is in steps.h.
 //
 // Each goes through all its stages with one row of the batch before the next, so that what passes from stage to stage
 // stays in cache; what the gradient needs is written down on the way. Gradients of weights, which are sums over the batch,
@@ -8,23 +9,15 @@
 #include "norm.h"
 #include "product.h"
 #include "selection.h"
+#include "steps.h"
 
 namespace {
-
-struct Sizes {  // of either branch; what it has not is 0
-    int64_t b, l, d, w, e, n, r, k, normalized;
-    double eps;
-};
-
-template <class T> Norm<T> norm_of(const Sizes* z, const T* x, const T* gain, const T* shift) {
-    return {z->l, z->d, z->normalized, T(z->eps), x, gain, shift};
-}
 
 template <class T>
 void dense(const Sizes* z, int64_t threads, const T* x, const T* gain, const T* shift, const T* weight, const T* bias, T* tokens, T* y) {
     const int64_t l = z->l, d = z->d, w = z->w, before = (w - 1) * d;
     const Norm<T> norm = norm_of(z, x, gain, shift);
-    const Matrix<T> mix(w * d, d, [&](int64_t k, int64_t c) { return weight[c * w * d + k]; });
+    const Matrix<T> mix(w * d, d, weight, false);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (int64_t row = 0; row < z->b; ++row) {
         T* to = tokens + row * (before + l * d);  // behind w - 1 zeros, so that each window is w d numbers in a row
@@ -65,9 +58,9 @@ void mamba(const Sizes* z, int64_t threads, const T* x, const T* gain, const T* 
     const Norm<T> norm = norm_of(z, x, gain, shift);
     const Branch<T> branch{l, e, z->k, xz, conv, conv_bias};
     const Selection<T> own(l, e, z->n, z->r, xz, s, p, A, dt, bias, D);
-    const Matrix<T> in_proj(d, 2 * e, [&](int64_t k, int64_t c) { return in[c * d + k]; });
-    const Matrix<T> x_proj(e, q, [&](int64_t k, int64_t c) { return select[c * e + k]; });
-    const Matrix<T> out_proj(e, d, [&](int64_t k, int64_t c) { return out[c * e + k]; });
+    const Matrix<T> in_proj(d, 2 * e, in, false);
+    const Matrix<T> x_proj(e, q, select, false);
+    const Matrix<T> out_proj(e, d, out, false);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         std::vector<Vec<T>> before(z->k - 1 + l), v(l);
@@ -146,6 +139,20 @@ void mamba_backward(const Sizes* z, int64_t threads, const T* x, const T* gain, 
             p, const T* gated, const T* dy, T* dxz, T* dp, T* dx, T* dnorm, T* din, T* dconv, T* dselect, T* dscan, T* dout) { \
         mamba_backward(z, threads, x, gain, in, conv, conv_bias, select, dt, bias, A, D, out, n, xz, s, p, gated, dy, dxz, dp, dx, dnorm, \
             din, dconv, dselect, dscan, dout); \
+    } \
+    int64_t dmm_panels_##T(int64_t inner, int64_t outer) { return Matrix<T>::size(inner, outer); } \
+    void dmm_pack_##T(int64_t inner, int64_t outer, const T* weight, T* panels) { \
+        Matrix<T>::pack(inner, outer, [&](int64_t k, int64_t c) { return weight[c * inner + k]; }, panels); \
+    } \
+    void dmm_dense_step_##T(const Sizes* z, int64_t threads, const T* x, const T* gain, const T* shift, const T* weight, const T* bias, \
+            const T* start, const T* present, T* last, T* y) { \
+        dense_step(z, threads, x, gain, shift, weight, bias, start, present, last, y); \
+    } \
+    void dmm_mamba_step_##T(const Sizes* z, int64_t threads, const T* x, const T* gain, const T* shift, const T* in, const T* gate, \
+            const T* conv, const T* conv_bias, const T* select, const T* dt, const T* bias, const T* A, const T* D, const T* out, \
+            const T* conv_start, const T* start, const T* present, T* conv_last, T* last, T* y) { \
+        mamba_step(z, threads, x, gain, shift, in, gate, conv, conv_bias, select, dt, bias, A, D, out, conv_start, start, present, \
+            conv_last, last, y); \
     }
 
 extern "C" {

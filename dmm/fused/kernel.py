@@ -21,10 +21,11 @@ _BUILDING = threading.Lock()
 
 
 class Sizes(ctypes.Structure):
-    """`struct Sizes` of the source: those of the batch, and of the one branch or the other."""
+    """`struct Sizes` of `steps.h`: those of the batch, and of the one branch or the other."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("b", "l", "d", "w", "e", "n", "r", "k", "normalized")),
+        *((name, ctypes.c_int64) for name in ("packed", "newest", "first", "rows")),
         ("eps", ctypes.c_double),
     ]
 
@@ -40,10 +41,29 @@ def _build_once() -> Status:
     return cpp.build(SOURCE)
 
 
-def call(name: str, sizes: Sizes, *tensors: Tensor | None) -> None:
-    """The function of this name in the source, on contiguous tensors of one dtype; None is a null pointer."""
+def call(name: str, sizes: Sizes, *tensors: Tensor | ctypes.c_void_p | None) -> None:
+    """The function of this name in the source, on contiguous tensors of one dtype, or pointers to some of them."""
     library, first = status().library, tensors[0]
-    assert library is not None and first is not None, "the kernel's presence is checked when the branch is chosen"
+    assert library is not None and isinstance(first, Tensor), "that is checked when the branch is chosen"
     function = getattr(library, f"dmm_{name}_{DTYPES[first.dtype]}")
-    pointers = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
-    function(ctypes.byref(sizes), ctypes.c_int64(torch.get_num_threads()), *pointers)
+    function(ctypes.byref(sizes), ctypes.c_int64(torch.get_num_threads()), *map(pointer, tensors))
+
+
+def pointer(tensor: Tensor | ctypes.c_void_p | None) -> ctypes.c_void_p:
+    """Where a tensor lies, null for None; it must go on living."""
+    if isinstance(tensor, ctypes.c_void_p):
+        return tensor
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def packed(weight: Tensor) -> Tensor:
+    """A factor `(outer, inner)` in the panels of `product.h`, in which the kernel takes it where `Sizes` says so."""
+    library = status().library
+    assert library is not None, "the kernel's presence is checked when the branch is chosen"
+    kind, (outer, inner) = DTYPES[weight.dtype], map(ctypes.c_int64, weight.shape)
+    size = getattr(library, f"dmm_panels_{kind}")
+    size.restype = ctypes.c_int64
+    weight, panels = weight.contiguous(), weight.new_zeros(size(inner, outer))
+    pointers = (ctypes.c_void_p(each.data_ptr()) for each in (weight, panels))
+    getattr(library, f"dmm_pack_{kind}")(inner, outer, *pointers)
+    return panels

@@ -5,6 +5,8 @@
 // where the gradient dy of a residual is taken along: dx by dx, if the residual adds to x, else by dn.
 // Layouts: x, n, dn, dy, dx (b, l, d); gain, shift (d); dnorm (b, 2, d): of gain and shift, for each row.
 
+#pragma once
+
 #include "../scan/vector.h"
 
 #include <cmath>

@@ -4,7 +4,9 @@
 //     M = sum_t a_t b_t^T                  Outer: over the tokens of some rows at a time
 //
 // Both are sums of outer products, of a few numbers with two registers, that stay in registers. Rows of `a` and `b` lie
-// `stride` numbers apart, fewer than they are long where windows overlap.
+// `stride` numbers apart, fewer than they are long where windows overlap, or wherever a list says.
+
+#pragma once
 
 #include "../scan/vector.h"
 
@@ -37,6 +39,23 @@ template <class T, int64_t R> struct Tile {
         }
         std::memcpy(sums, s, sizeof s);
     }
+    // sums[r] += sum_k a[r][k] b[k WIDTH ..]
+    void add(int64_t count, const T* const* a, const T* b) {
+        Vec<T> s[R][2];
+        const T* from[R];
+        std::memcpy(s, sums, sizeof s), std::memcpy(from, a, sizeof from);
+        for (int64_t k = 0; k < count; ++k) {
+            Vec<T> left, right;
+            std::memcpy(&left, b + k * WIDTH<T>, sizeof left);
+            std::memcpy(&right, b + k * WIDTH<T> + W<T>, sizeof right);
+#pragma GCC unroll 16
+            for (int64_t r = 0; r < R; ++r) {
+                const T factor = from[r][k];
+                s[r][0] += factor * left, s[r][1] += factor * right;
+            }
+        }
+        std::memcpy(sums, s, sizeof s);
+    }
 };
 
 // Calls each(first, Tile of so many) for all of 0 .. count.
@@ -47,27 +66,47 @@ template <class T, int64_t R = HEIGHT, class F> void tiles(int64_t first, int64_
 
 template <class T> struct Matrix {
     int64_t inner, outer;
-    std::vector<T> panels;  // (ceil(outer / WIDTH), inner, WIDTH)
+    std::vector<T> own;
+    const T* panels;  // (ceil(outer / WIDTH), inner, WIDTH)
 
-    template <class F> Matrix(int64_t inner, int64_t outer, const F& entry) : inner(inner), outer(outer) {
-        panels.resize((outer + WIDTH<T> - 1) / WIDTH<T> * inner * WIDTH<T>);
+    static int64_t size(int64_t inner, int64_t outer) { return (outer + WIDTH<T> - 1) / WIDTH<T> * inner * WIDTH<T>; }
+    template <class F> static void pack(int64_t inner, int64_t outer, const F& entry, T* panels) {
         for (int64_t c = 0; c < outer; ++c) {
-            T* to = panels.data() + c / WIDTH<T> * inner * WIDTH<T> + c % WIDTH<T>;
+            T* to = panels + c / WIDTH<T> * inner * WIDTH<T> + c % WIDTH<T>;
             for (int64_t k = 0; k < inner; ++k) to[k * WIDTH<T>] = entry(k, c);
         }
     }
+    template <class F> Matrix(int64_t inner, int64_t outer, const F& entry) : inner(inner), outer(outer), own(size(inner, outer)), panels(own.data()) {
+        pack(inner, outer, entry, own.data());
+    }
+    // The transpose of a weight (outer, inner), or that in panels already.
+    Matrix(int64_t inner, int64_t outer, const T* weight, bool packed) : inner(inner), outer(outer), panels(weight) {
+        if (packed) return;
+        own.resize(size(inner, outer)), panels = own.data();
+        pack(inner, outer, [&](int64_t k, int64_t c) { return weight[c * inner + k]; }, own.data());
+    }
+    Matrix(const Matrix&) = delete;  // panels may lie in own
     // to (count, outer) = from + shift + a M, without those that are null
     void multiply(int64_t count, const T* a, int64_t stride, const T* from, const T* shift, T* to) const {
         for (int64_t c = 0; c < outer; c += WIDTH<T>)
             tiles<T>(0, count, [&](int64_t t, auto tile) {
-                tile.add(inner, a + t * stride, stride, 1, panels.data() + c * inner, WIDTH<T>);
+                tile.add(inner, a + t * stride, stride, 1, panels + c * inner, WIDTH<T>);
                 for (auto& sums : tile.sums) {
-                    const int64_t at = t++ * outer + c;
-                    finish(sums[0], from ? from + at : nullptr, shift ? shift + c : nullptr, to + at, outer - c);
-                    if (c + W<T> < outer)
-                        finish(sums[1], from ? from + at + W<T> : nullptr, shift ? shift + c + W<T> : nullptr, to + at + W<T>, outer - c - W<T>);
+                    const int64_t at = t++ * outer;
+                    write(c, sums, from ? from + at : nullptr, shift, to + at);
                 }
             });
+    }
+    // to[t] (outer) = from[t] + shift + a[t] M, each where the list says; no shift if it is null
+    void multiply(int64_t count, const T* const* a, const T* const* from, const T* shift, T* const* to) const {
+        for (int64_t c = 0; c < outer; c += WIDTH<T>)
+            tiles<T>(0, count, [&](int64_t t, auto tile) {
+                tile.add(inner, a + t, panels + c * inner);
+                for (auto& sums : tile.sums) write(c, sums, from ? from[t] : nullptr, shift, to[t]), ++t;
+            });
+    }
+    void write(int64_t c, const Vec<T>* sums, const T* from, const T* shift, T* to) const {
+        for (int i = 0; i < 2 && c < outer; ++i, c += W<T>) finish(sums[i], from ? from + c : nullptr, shift ? shift + c : nullptr, to + c, outer - c);
     }
     static void finish(Vec<T> y, const T* from, const T* shift, T* to, int64_t left) {
         const int64_t lanes = std::min<int64_t>(W<T>, left);

@@ -13,6 +13,8 @@
 // A (e, n), negative; dt (e, r); bias, D (e); conv (e, k) and its bias (e), null without a convolution.
 // Gradients: dxz, dp like these; ds and that of y (l, e), of one row; dconv (b, k + 1, e); dscan (b, n + r + 2, e): of A, dt, bias and D.
 
+#pragma once
+
 #include "../scan/vector.h"
 
 namespace {
@@ -62,8 +64,9 @@ template <class T> struct Branch {
         for (int64_t i = 0; i < lanes; ++i) v[i] = conv[(c + i) * k + j];
         return v;
     }
-    void filter(int64_t row, int64_t c, int64_t lanes, Vec<T>* x, Vec<T>* v) const {  // x (k - 1 + l), v (l)
-        for (int64_t t = 0; t < k - 1; ++t) x[t] = Vec<T>{};
+    // x (k - 1 + l), v (l); start (k - 1, e), the inputs before the first, which are zero if it is null
+    void filter(int64_t row, int64_t c, int64_t lanes, Vec<T>* x, Vec<T>* v, const T* start = nullptr) const {
+        for (int64_t t = 0; t < k - 1; ++t) x[t] = start ? load(start + t * e + c, lanes) : Vec<T>{};
         for (int64_t t = 0; t < l; ++t) {
             x[k - 1 + t] = load(xz + 2 * at(row, t, 0) + c, lanes);
             v[t] = conv ? load(bias + c, lanes) : x[t];
@@ -73,9 +76,10 @@ template <class T> struct Branch {
             for (int64_t t = 0; t < l; ++t) v[t] += weight * x[t + j];
         }
     }
-    void forward(int64_t row, int64_t c, Vec<T>* x, Vec<T>* v, T* s) const {
+    void forward(int64_t row, int64_t c, Vec<T>* x, Vec<T>* v, T* s, const T* start = nullptr, T* last = nullptr) const {
         const int64_t lanes = std::min<int64_t>(W<T>, e - c);
-        filter(row, c, lanes, x, v);
+        filter(row, c, lanes, x, v, start);
+        for (int64_t t = 0; last && t < k - 1; ++t) store(last + t * e + c, x[l + t], lanes);
         for (int64_t t = 0; t < l; ++t) store(s + at(row, t, c), v[t] * sigmoid<T>(v[t]), lanes);
     }
     void backward(int64_t row, int64_t c, Vec<T>* x, Vec<T>* v, const T* ds, T* dxz, T* dconv) const {
@@ -187,12 +191,15 @@ template <class T> struct Tokens {
             y[t] = skip * x[t];
         }
     }
-    template <int J, bool KEEP, bool CUT> void follow(int64_t j) {
+    // J states through the tokens from `first` to before `end`, from the states at `start` (n, e) to those at `last`,
+    // or from zero, or to be forgotten, where these are null
+    template <int J, bool KEEP, bool CUT> void follow(int64_t j, int64_t first, int64_t end, const T* start, T* last) {
         const Vec<T>* a = own.a.data() + block * own.n + j;
         Vec<T> h[J] = {}, aj[J];
         for (int i = 0; i < J; ++i) aj[i] = a[i];
+        for (int i = 0; start && i < J; ++i) h[i] = load(start + (j + i) * own.e + c, lanes);
         for (int i = 0; KEEP && i < J; ++i) states[i] = h[i];
-        for (int64_t t = 0; t < own.l; ++t) {
+        for (int64_t t = first; t < end; ++t) {
             const T *B = own.low(row, t) + own.r + j, *C = B + own.n;
             const Vec<T> dt = d[t], in = drive[t];
             Vec<T> out = y[t];
@@ -205,26 +212,38 @@ template <class T> struct Tokens {
             }
             y[t] = out;
         }
+        for (int i = 0; last && i < J; ++i) store(last + (j + i) * own.e + c, h[i], lanes);
     }
     bool is_deep() const {  // whether some state decays by more than a power can tell
         Vec<T> most{};
-        for (const Vec<T>& step : d) most = step > most ? step : most;
+        for (int64_t t = 0; t < own.l; ++t) most = d[t] > most ? d[t] : most;
         most *= own.steepest[block];
         for (int i = 0; i < W<T>; ++i)
             if (most[i] < -DEEPEST<T>) return true;
         return false;
     }
-    template <bool CUT> void all_states() {
+    template <int J, bool CUT> void all_states(int64_t first, int64_t end, const T* start, T* last) {
         int64_t j = 0;
-        for (; j + 2 * STATES <= own.n; j += 2 * STATES) follow<2 * STATES, false, CUT>(j);
-        for (; j < own.n; ++j) follow<1, false, CUT>(j);
+        for (; j + J <= own.n; j += J) follow<J, false, CUT>(j, first, end, start, last);
+        for (; j < own.n; ++j) follow<1, false, CUT>(j, first, end, start, last);
+    }
+    void gated(int64_t t, T* out) const {
+        const Vec<T> z = load(gate(t), lanes);
+        store(out + at(t), y[t] * z * sigmoid<T>(z), lanes);
     }
     void forward(T* out) {
         inputs<false>();
-        is_deep() ? all_states<true>() : all_states<false>();
-        for (int64_t t = 0; t < own.l; ++t) {
-            const Vec<T> z = load(gate(t), lanes);
-            store(out + at(t), y[t] * z * sigmoid<T>(z), lanes);
+        is_deep() ? all_states<2 * STATES, true>(0, own.l, nullptr, nullptr) : all_states<2 * STATES, false>(0, own.l, nullptr, nullptr);
+        for (int64_t t = 0; t < own.l; ++t) gated(t, out);
+    }
+    // The tokens of several rows, `count` of each, from states (rows, n, e) to states; y is left for `gated`.
+    void advance(int64_t count, const T* start, T* last) {
+        inputs<false>();
+        const bool deep = is_deep();
+        for (int64_t t = 0; t < own.l; t += count) {
+            deep ? all_states<STATES, true>(t, t + count, start, last) : all_states<STATES, false>(t, t + count, start, last);
+            if (start) start += own.n * own.e;
+            if (last) last += own.n * own.e;
         }
     }
 
@@ -255,8 +274,8 @@ template <class T> struct Tokens {
     }
     template <bool CUT> void all_back(T* dA) {
         int64_t j = 0;
-        for (; j + STATES <= own.n; j += STATES) follow<STATES, true, CUT>(j), back<STATES>(j, dA);
-        for (; j < own.n; ++j) follow<1, true, CUT>(j), back<1>(j, dA);
+        for (; j + STATES <= own.n; j += STATES) follow<STATES, true, CUT>(j, 0, own.l, nullptr, nullptr), back<STATES>(j, dA);
+        for (; j < own.n; ++j) follow<1, true, CUT>(j, 0, own.l, nullptr, nullptr), back<1>(j, dA);
     }
     void backward(const T* dout, T* ds, T* dxz, T* dscan) {
         inputs<true>();

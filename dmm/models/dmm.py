@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dmm.configs import check_positive
 from dmm.errors import InputError, require_choice
-from dmm.fused import branch
+from dmm.fused import Cell, Chain, branch, cell, newest
 from dmm.layers.initial import init_linear
 from dmm.layers.local import DenseSequenceMixer, DepthwiseConv, LocalMixer, ModalityMixer
 from dmm.layers.mamba import AInit, MambaBlock, StepInit
@@ -118,14 +118,19 @@ class DMMBlock(nn.Module):
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
-        for norm, mixer in ((self.local_norm, self.local_mixer), (self.global_norm, self.global_mixer)):
-            fused = branch(norm, mixer, x, self.residual == "normalized")
-            if fused is not None:
-                x = fused()
-            else:
-                normed = norm(x)
-                x = (normed if self.residual == "normalized" else x) + mixer(normed)
-        return x
+        return self._mix(self._mix(x, self.local_norm, self.local_mixer), self.global_norm, self.global_mixer)
+
+    def newest(self, x: Tensor) -> Tensor:
+        """`forward` of the last token alone, `(b, l, d) -> (b, d)`, for acting."""
+        x = self._mix(x, self.local_norm, self.local_mixer)
+        return newest(self.global_norm, self.global_mixer, x, self.residual == "normalized")
+
+    def _mix(self, x: Tensor, norm: nn.Module, mixer: nn.Module) -> Tensor:
+        fused = branch(norm, mixer, x, self.residual == "normalized")
+        if fused is not None:
+            return fused()
+        normed = norm(x)
+        return (normed if self.residual == "normalized" else x) + mixer(normed)  # type: ignore[no-any-return]
 
     def init_state(self, batch: int) -> DMMState:
         """The state before the first token."""
@@ -139,6 +144,12 @@ class DMMBlock(nn.Module):
         normed = self.global_norm(x)
         y, overall = self.global_mixer.extend(normed, state.overall, present)
         return (normed if self.residual == "normalized" else x) + y, DMMState(local, overall)
+
+    def cell(self) -> Cell:
+        """What `extend` is with the weights of now, for acting."""
+        normalized = self.residual == "normalized"
+        local = cell(self.local_norm, self.local_mixer, normalized)
+        return Chain([local, cell(self.global_norm, self.global_mixer, normalized)], DMMState)
 
     def parts(self) -> dict[str, nn.Module]:
         """What the layer adds to its input, by name, in order."""

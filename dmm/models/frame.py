@@ -8,7 +8,7 @@ Axes: `b` batch, `k` time steps, `l = 3k` tokens, `d` channels, `s` state size, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +95,20 @@ class TokenPolicy(Policy):
         """What follows the embedding: tokens `(b, 3k, d)` of these windows -> actions `(b, k, a)`."""
         x = self.mix(self.dropout(self.embed_norm(tokens)), windows)
         return torch.tanh(self.head(self.norm(x)[:, 1::3]))  # the state tokens (b, k, d) -> (b, k, a)
+
+    def newest(self, windows: Windows) -> Tensor:
+        """`forward` at the last step alone, `(b, a)`: without what only other tokens' outputs need.
+
+        A causal block does not see the last token, an action that is not known, in the state token before it.
+        """
+        block: Any = self.blocks[-1] if len(self.blocks) else None
+        own = all(getattr(type(self), name) is getattr(TokenPolicy, name) for name in ("forward", "decode", "mix"))
+        if not own or not hasattr(block, "newest") or block._forward_hooks or block._forward_pre_hooks:
+            return super().newest(windows)
+        x = self.dropout(self.embed_norm(self.embed(windows)[:, :-1]))
+        for before in self.blocks[:-1]:
+            x = before(x)
+        return torch.tanh(self.head(self.norm(block.newest(x))))
 
     def mix(self, x: Tensor, windows: Windows) -> Tensor:
         """The blocks: `(b, 3k, d) -> (b, 3k, d)`."""

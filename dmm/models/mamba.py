@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dmm.configs import check_positive
 from dmm.errors import require_choice
-from dmm.fused import branch
+from dmm.fused import Cell, branch, cell, newest
 from dmm.layers.initial import init_linear
 from dmm.layers.mamba import MambaBlock, MambaState, StepInit
 from dmm.models.entry import Model
@@ -56,6 +56,10 @@ class MambaLayer(nn.Module):
         fused = branch(self.norm, self.mixer, x, normalized=False)
         return fused() if fused is not None else x + self.mixer(self.norm(x))  # type: ignore[no-any-return]
 
+    def newest(self, x: Tensor) -> Tensor:
+        """`forward` of the last token alone, `(b, l, d) -> (b, d)`, for acting."""
+        return newest(self.norm, self.mixer, x, normalized=False)
+
     def init_state(self, batch: int) -> MambaState:
         """The state before the first token."""
         return self.mixer.init_state(batch)
@@ -64,6 +68,10 @@ class MambaLayer(nn.Module):
         """The next `t` tokens: `(b, t, d)`, state -> `(b, t, d)`, new state; see `MambaBlock.extend`."""
         y, state = self.mixer.extend(self.norm(x), state, present)
         return x + y, state
+
+    def cell(self) -> Cell:
+        """What `extend` is with the weights of now, for acting."""
+        return cell(self.norm, self.mixer, normalized=False)
 
     def parts(self) -> dict[str, nn.Module]:
         """What the layer adds to its input, by name, in order."""

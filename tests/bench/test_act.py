@@ -16,8 +16,20 @@ from typer.testing import CliRunner
 from dmm import experiments
 from dmm.acting import make_actor
 from dmm.bench import act as module
-from dmm.bench.act import HOPPER, WAYS, TimedEnv, bench_act, draw, hopper_policy, latencies, remembering, report
+from dmm.bench.act import (
+    HOPPER,
+    WAYS,
+    TimedEnv,
+    bench_act,
+    draw,
+    hopper_policy,
+    latencies,
+    remembering,
+    report,
+    with_timed_simulator,
+)
 from dmm.cli import app
+from dmm.data.observations import FlatObservation
 from dmm.errors import InputError
 from dmm.models.dmm import DecisionMetaMamba, DMMConfig
 
@@ -99,12 +111,30 @@ def test_actors_take_turns_and_their_steps_are_told_apart(monkeypatch: pytest.Mo
 
 
 def test_steps_and_resets_are_timed_apart() -> None:
-    clock = {"step": 0.0, "reset": 0.0}
+    clock = dict.fromkeys(("step", "reset", "steps", "resets"), 0.0)
     env = TimedEnv(gym.make("Hopper-v5"), clock)
     env.reset(seed=0)
-    assert clock["step"] == 0 < clock["reset"]
+    assert clock["step"] == 0 < clock["reset"] and clock["resets"] == 1
     env.step(np.zeros(3, dtype=np.float32))
-    assert clock["step"] > 0
+    assert clock["step"] > 0 and clock["steps"] == 1
+
+
+def test_the_simulator_is_timed_beneath_the_packages_wrappers() -> None:
+    flat = FlatObservation(gym.make("Hopper-v5"))
+    inner = flat.env
+    assert with_timed_simulator(flat, {}) is flat
+    assert isinstance(flat.env, TimedEnv) and flat.env.env is inner
+
+
+def test_one_environment_of_some_stands_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[gym.Env] = []
+    plain = module.with_timed_simulator
+    monkeypatch.setattr(module, "TIMED", 2)
+    monkeypatch.setattr(module, "with_timed_simulator", lambda *a: made.append(a[0]) or plain(*a))
+    policy = DecisionMetaMamba(DMMConfig(**HOPPER)).eval()  # type: ignore[arg-type]
+    row = module.playing_time(make_actor(policy), None, 4, False)
+    assert len(made) == 2 and min(row["simulator"].values()) > 0
+    assert row["simulator"]["step"] < row["seconds"] and row["steps"] > 4
 
 
 def test_an_untrained_policy_plays_where_the_models_are_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -271,11 +271,10 @@ def test_a_chosen_scan_is_kept() -> None:
 
 
 @needs_kernel
-def test_nothing_is_fused_without_gradients() -> None:
+def test_evaluation_with_gradients_takes_the_modules() -> None:
     with torch.random.fork_rng():
         norm, mixer, x = branch_pair("dense")
-    with torch.no_grad():
-        assert branch(norm, mixer, x, False) is None
+    assert branch(norm, mixer.eval(), x, False) is None
 
 
 def test_without_a_compiler_the_modules_serve(monkeypatch: pytest.MonkeyPatch) -> None:
