@@ -4,13 +4,15 @@
 
 `recurrent`: the same model as the recurrence that it is. One state per episode, never reset, takes in the tokens of
 each new time step; the cost of a step does not depend on `K`. The actions are those of one parallel forward over the
-whole episode so far, of which training has never seen more than `K` steps at once.
+whole episode so far, of which training has never seen more than `K` steps at once. Where no action depends on more
+tokens than a window has, as in a Decision ConvFormer of the usual sizes, they are those of the window.
 
 `staggered`: `m` states per episode, each restarted every `K` steps, `K / m` apart; the action is read off the oldest.
 So every action is that of a parallel forward over the last `K - K/m + 1` to `K` steps, lengths that training has seen,
 at a cost that does not grow with `K` either. `m = K` gives the actions of the window, `m = 1` forgets all at once.
 
-An episode begins as its window does: behind `K - 1` padded steps, which the states have taken in beforehand.
+An episode begins as its window does: behind `K - 1` padded steps, which the states have taken in beforehand. Where the
+model embeds time steps, each token has that of its own step in the episode; those of padding have the first.
 Axes: `n` episodes, `m` states of each, `d` channels, `s` state size, `a` action size.
 """
 
@@ -105,7 +107,8 @@ class Memory(NamedTuple):
 class RecurrentActor:
     """One state per episode, begun with the padding of a window and never reset.
 
-    A time step takes in three tokens: the action before, the return-to-go, the state.
+    A time step takes in the tokens behind the state token of the step before (the action, where it is a token), then
+    those up to its own: the return-to-go, the state.
     """
 
     states = 1
@@ -117,13 +120,18 @@ class RecurrentActor:
                 module.freeze()
         self.context, self.discrete_actions = policy.context, policy.discrete_actions
         self.mean, self.std, self.rtg_scale = self.policy.state_mean, self.policy.state_std, policy.config.rtg_scale
+        own = self.policy.TOKENS.index("state") + 1
+        self.late = len(self.policy.TOKENS) - own  # tokens of the step before
+        self.order = self.policy.TOKENS[own:] + self.policy.TOKENS[:own]
         self.embedding, self.blocks = self._embedding(), [_cell(block) for block in self.policy.blocks]
         self.head = (self.policy.head.weight, self.policy.head.bias)
+        self.start: Memory | None = None
         self.start = self.beginning()
 
     def init_state(self, n: int, target: Target) -> Memory:
         """The memory of `n` episodes behind their padding."""
         rows = torch.zeros(n, dtype=torch.int64, device=self.policy.state_mean.device)
+        assert self.start is not None
         memory = self.select(self.start, rows)
         wanted = torch.as_tensor(Wanted.of(target).returns).to(memory.target)
         return memory._replace(target=memory.target + wanted.expand(n)[:, None])
@@ -157,7 +165,7 @@ class RecurrentActor:
         return 0
 
     def restart(self, memory: Memory) -> tuple[tuple[Any, ...], Tensor | None]:
-        """The states of the blocks at the start of a step, and which of its tokens they see: `(m n, 3)`, None for all.
+        """The states of the blocks at the start of a step, and which of its tokens they see: `(m n, t)`, None for all.
 
         This state is never restarted.
         """
@@ -166,10 +174,12 @@ class RecurrentActor:
     def _extend(self, memory: Memory, rtg: Tensor, seen: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
         """Take in one time step; returns what the blocks make of the state token `(n, d)` and their new states."""
         n, (blocks, present) = len(rtg), self.restart(memory)
-        tokens = F.linear(torch.cat([memory.action, rtg, seen], dim=1), *self.embedding).view(
-            n, 3, self.policy.config.width
-        )
-        x = self.policy.embed_norm(tokens if memory.clock else tokens[:, 1:])  # no action comes before the first step
+        given = {"rtg": rtg, "state": seen, "action": memory.action}
+        tokens = F.linear(torch.cat([given[name] for name in self.order], dim=1), *self.embedding)
+        tokens = tokens.view(n, len(self.order), self.policy.config.width)
+        if self.policy.embed_timestep is not None:
+            tokens = tokens + self._times(self.policy.embed_timestep.weight, memory.clock)
+        x = self.policy.embed_norm(tokens if memory.clock else tokens[:, self.late :])  # nothing is before the first
         if self.states > 1:
             x = x.expand(self.states, *x.shape).flatten(0, 1)  # (m n, 3, d)
         after, first = [], self.oldest(memory.clock) * n
@@ -179,9 +189,16 @@ class RecurrentActor:
         x, state = self.blocks[-1].newest(x, blocks[-1], present, slice(first, first + n))
         return x, (*after, state)
 
+    def _times(self, table: Tensor, clock: int) -> Tensor:
+        """The embeddings `(t, d)` of the time steps that the tokens of one step belong to."""
+        now = clock - self.start.clock if self.start is not None else 0  # padding has the first step's
+        steps = [now - 1] * self.late + [now] * (len(self.order) - self.late)
+        return torch.stack([table[min(max(step, 0), len(table) - 1)] for step in steps])
+
     def _embedding(self) -> tuple[Tensor, Tensor]:
-        """One linear map of `(action, return-to-go, state)`, `(n, a + 1 + s)`, to the three tokens `(n, 3d)`."""
-        layers = (self.policy.embed_action, self.policy.embed_rtg, self.policy.embed_state)
+        """One linear map of what a step takes in, such as `(action, return-to-go, state)`, to its tokens `(n, t d)`."""
+        embeddings = self.policy.embeddings()
+        layers = [embeddings[name] for name in self.order]
         weights = torch.block_diag(*(layer.weight for layer in layers))  # type: ignore[no-untyped-call]
         return weights, torch.cat([layer.bias for layer in layers])
 
@@ -227,15 +244,17 @@ class StaggeredActor(RecurrentActor):
         return max(0, clock - self.context + self.spacing) // self.spacing % self.states
 
     def restart(self, memory: Memory) -> tuple[tuple[Any, ...], Tensor | None]:
-        """At every `spacing`-th step one of the states begins anew, behind the action before, which it does not see."""
+        """At every `spacing`-th step one of the states begins anew, and sees nothing of the step before."""
         if memory.clock == 0 or memory.clock % self.spacing:
             return memory.blocks, None
         n = len(memory.target)
         newest = slice(first := memory.clock // self.spacing % self.states * n, first + n)
-        present = memory.target.new_ones(self.states * n, 3)
-        present[newest, 0] = 0
-        kept = present[:, :1, None]
-        return _map(lambda tensor: tensor * kept if tensor.numel() else tensor, memory.blocks), present
+        present = memory.target.new_ones(self.states * n, len(self.order))
+        present[newest, : self.late] = 0
+        kept = torch.ones_like(present[:, :1, None])
+        kept[newest] = 0
+        blocks = _map(lambda tensor: tensor * kept if tensor.numel() else tensor, memory.blocks)
+        return blocks, present if self.late else None
 
 
 def _cell(block: Any) -> Cell:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from dmm.acting import ACTING, Actor, RecurrentActor, StaggeredActor, make_actor
 from dmm.data.windows import Windows
 from dmm.errors import InputError
+from dmm.models.dc import DCConfig, DecisionConvFormer
+from dmm.models.dm import DecisionMamba, DMConfig
 from dmm.models.dmm import DecisionMetaMamba, DMMConfig
 from dmm.models.dt import DecisionTransformer, DTConfig
 from dmm.models.frame import TokenPolicy
@@ -17,6 +19,8 @@ from dmm.models.mamba import MambaConfig, MambaPolicy
 from dmm.policy import Policy
 
 SIZES: dict[str, Any] = {"state_size": 3, "action_size": 2, "width": 8, "layers": 2, "ssm_state": 3, "rtg_scale": 5.0}
+FRAME = {name: value for name, value in SIZES.items() if name != "ssm_state"}
+TIMED = {"max_timestep": 12}  # fewer than the episodes have
 MODELS = {
     "dmm": lambda **changes: DecisionMetaMamba(DMMConfig(**(SIZES | changes))),
     "dmm, paper": lambda **changes: DecisionMetaMamba(DMMConfig.paper(**(SIZES | changes))),
@@ -28,18 +32,23 @@ MODELS = {
         DMMConfig(**(SIZES | changes), local_mixer="multimodal", residual="normalized")
     ),
     "mamba": lambda **changes: MambaPolicy(MambaConfig(**(SIZES | changes))),
+    "dm": lambda **changes: DecisionMamba(DMConfig(**(SIZES | TIMED | changes))),
+    "dc": lambda **changes: DecisionConvFormer(DCConfig(**(FRAME | TIMED | changes))),
+    "dc-no-actions": lambda **changes: DecisionConvFormer(DCConfig(**(FRAME | TIMED | changes), action_tokens=False)),
 }
 STEPS, EPISODES, TARGET = 17, 3, 6.0
 
 
 def make_policy(model: str = "dmm", context: int = 6) -> TokenPolicy:
     """In float64, with weights so large that every token matters and moments that are not trivial."""
-    window = {} if model == "mamba" else {"window": min(6, 3 * context)}
+    window = {} if model in ("mamba", "dm") else {"window": min(6, 3 * context)}
     policy = MODELS[model](context=context, **window).double().eval()
     for name, weight in policy.named_parameters():
         if weight.ndim > 1 and "A_log" not in name:
             nn.init.normal_(weight, std=0.4)
     nn.init.normal_(policy.embed_norm.bias, std=0.4)  # else padded steps are zeros and leave no trace
+    if policy.embed_timestep is not None:
+        policy.embed_timestep.weight.data *= 0.4 / policy.embed_timestep.weight.std()
     policy.set_state_moments(torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.5, 2.0, 1.0]))
     return policy
 
@@ -74,7 +83,7 @@ def forward_over(policy: Policy, actions: Tensor, first: int, last: int) -> Tens
     n, k = observations.shape[1], last - first + 1
     sizes = {"returns_to_go": 1, "states": 3, "actions": 2}
     parts = {name: torch.zeros(n, k, size, dtype=torch.float64) for name, size in sizes.items()}
-    mask = torch.zeros(n, k, dtype=torch.bool)
+    mask, timesteps = torch.zeros(n, k, dtype=torch.bool), torch.arange(first, last + 1).clamp(min=0).expand(n, k)
     for place, step in enumerate(range(first, last + 1)):
         if step >= 0:
             parts["returns_to_go"][:, place, 0] = TARGET - rewards[:step].sum(0)
@@ -83,7 +92,33 @@ def forward_over(policy: Policy, actions: Tensor, first: int, last: int) -> Tens
             if step < last:
                 parts["actions"][:, place] = actions[step]
     with torch.no_grad():
-        return policy(Windows(**parts, timesteps=torch.zeros(n, k, dtype=torch.int64), mask=mask))[:, -1]
+        return policy(Windows(**parts, timesteps=timesteps, mask=mask))[:, -1]
+
+
+class TestFiniteReach:
+    @pytest.mark.parametrize("model", ["dc", "dc-no-actions"])
+    @pytest.mark.parametrize("window", [2, 4, 6])
+    def test_recurrent_is_the_window_where_the_context_reaches_as_far(self, model: str, window: int) -> None:
+        tokens = 2 if model == "dc-no-actions" else 3
+        reach = SIZES["layers"] * (window - 1) + 1
+        least = 1 + -(-(reach - 2) // tokens)  # steps in whose window the last state's token is that far from the first
+        for context, equal in ((least, True), (least + 3, True), (max(1, least - 1), least == 1)):
+            policy = MODELS[model](context=context, window=window).double().eval()
+            assert policy.reach == reach
+            nn.init.normal_(policy.embed_norm.bias)
+            difference = (play(make_actor(policy, "recurrent")) - play(policy)).abs().max()
+            assert (float(difference) < 1e-12) == equal
+
+    def test_long_episodes_in_single_precision(self) -> None:
+        policy = make_policy("dc", context=8).float()
+        actor, rewards = make_actor(policy, "recurrent"), torch.rand(300, 2)
+        window, state = policy.init_state(2, TARGET), actor.init_state(2, TARGET)
+        for t, observation in enumerate(torch.randn(300, 2, 3)):
+            earned = rewards[t - 1] if t else None
+            action, window = policy.act(window, observation, earned)
+            found, state = actor.act(state, observation, earned)
+            torch.testing.assert_close(found, action, rtol=0, atol=1e-6)
+            state = state._replace(action=action)
 
 
 def length_seen(t: int, context: int, states: int) -> int:
@@ -122,7 +157,8 @@ class TestEveryModel:
     @pytest.mark.parametrize("acting", ["recurrent", "staggered"])
     def test_discrete_actions_are_one_hot_and_seen_as_such(self, model: str, acting: str) -> None:
         policy = make_policy(model, context=4)
-        policy.embed_action.weight.data *= 0.3  # else one action calls for the same again
+        if "action" in policy.TOKENS:
+            policy.embed_action.weight.data *= 0.3  # else one action calls for the same again
         policy.head.bias.data -= play(policy).atanh().mean((0, 1))  # so that neither action is the best at every step
         policy.discrete_actions = True
         actions = play(make_actor(policy, acting, 4))
@@ -140,7 +176,7 @@ WAYS = [("window", 4), ("recurrent", 4), ("staggered", 1), ("staggered", 2), ("s
 
 @pytest.mark.parametrize(("acting", "states"), WAYS)
 class TestEveryWay:
-    @pytest.mark.parametrize("model", ["dmm", "dmm, multimodal", "mamba"])
+    @pytest.mark.parametrize("model", ["dmm", "dmm, multimodal", "mamba", "dc"])
     def test_act_and_select_leave_the_old_state_alone(self, acting: str, states: int, model: str) -> None:
         actor, (observations, rewards) = make_actor(make_policy(model), acting, states), episode()
         state = actor.init_state(EPISODES, TARGET)
@@ -264,7 +300,7 @@ class TestMakeActor:
 class TestBeginning:
     """What the padding is: steps taken in before the episode, so it can be left out by a sub-class."""
 
-    @pytest.mark.parametrize("model", ["dmm", "dmm, multimodal", "mamba"])
+    @pytest.mark.parametrize("model", ["dmm", "dmm, multimodal", "mamba", "dm", "dc-no-actions"])
     def test_without_padding_recurrent_is_a_forward_over_the_episode(self, model: str) -> None:
         class FromZero(RecurrentActor):
             def beginning(self) -> Any:

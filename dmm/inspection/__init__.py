@@ -2,12 +2,13 @@
 
 The measurements behind figures 3 and 4 of the DMM paper (sections 3.2 and 4.3). The paper does not say which tensor its
 norms are of; here every stage has a name, and each function takes one. Tokens are in the order return-to-go, state,
-action of each time step, `l = 3k` of them; the last state token decides the action.
+action of each time step, `l = 3k` of them (a policy's `TOKENS` are its own, where it has no action tokens); the last
+state token decides the action.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, get_args
@@ -22,7 +23,8 @@ from dmm.layers.mamba import MambaBlock, MambaSignals
 from dmm.models.frame import TokenPolicy
 from dmm.policy import action_loss
 
-MODALITIES = ("rtg", "state", "action")
+MODALITIES = TokenPolicy.TOKENS
+"""Of the tokens of a time step, in order."""
 Objective = Literal["action", "loss"]
 
 
@@ -61,10 +63,10 @@ def token_norms(x: Tensor) -> Tensor:
     return x.abs().sum(-1).mean(0)
 
 
-def modality_norms(x: Tensor) -> dict[str, float]:
-    """`token_norms`, averaged over the time steps of each modality."""
-    means = token_norms(x).view(-1, 3).mean(0)
-    return dict(zip(MODALITIES, means.tolist(), strict=True))
+def modality_norms(x: Tensor, tokens: Sequence[str] = MODALITIES) -> dict[str, float]:
+    """`token_norms`, averaged over the time steps of each modality; `tokens` are the policy's `TOKENS`."""
+    means = token_norms(x).view(-1, len(tokens)).mean(0)
+    return dict(zip(tokens, means.tolist(), strict=True))
 
 
 def gradient_norms(policy: TokenPolicy, windows: Windows, objective: Objective = "action") -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
@@ -64,7 +64,7 @@ def inspect(
     out, windows = user_path("out", out), whole_number("windows", windows, 1)
     trajectories, what = _own_data(run) if data is None else _other_data(run, data)
     batch = full_windows(trajectories, run.policy.context, windows, seed=seed)
-    stages = activations(run.policy, batch)
+    stages, kinds = activations(run.policy, batch), run.policy.TOKENS
     numbers: Numbers = {
         "norms": {name: token_norms(x).tolist() for name, x in stages.items()},
         "gradients": {name: gradient_norms(run.policy, batch, name).tolist() for name in get_args(Objective)},
@@ -72,18 +72,18 @@ def inspect(
     }
     figures = {
         "activations.png": draw_activations({name: x[0] for name, x in stages.items() if name.startswith("layer")}),
-        "norms.png": draw_tokens(numbers["norms"], "mean L1 norm"),
-        "gradients.png": draw_tokens(numbers["gradients"], "mean gradient norm"),
+        "norms.png": draw_tokens(numbers["norms"], "mean L1 norm", kinds),
+        "gradients.png": draw_tokens(numbers["gradients"], "mean gradient norm", kinds),
     }
     if numbers["gates"]:
-        figures["gates.png"] = draw_tokens(numbers["gates"], "share that the gate lets through")
+        figures["gates.png"] = draw_tokens(numbers["gates"], "share that the gate lets through", kinds)
     result = {
         "dataset": run.info["dataset"]["id"],
         "model": run.info["model"],
         "step": run.step,
         "windows": windows,
         "data": what,
-        "tokens": [f"{MODALITIES[i % 3]} {i // 3}" for i in range(3 * run.policy.context)],
+        "tokens": [f"{kind} {step}" for step in range(run.policy.context) for kind in kinds],
         **numbers,
         "files": ["inspection.json", *figures],
     }
@@ -112,14 +112,14 @@ def draw_activations(stages: dict[str, Tensor]) -> Figure:
     return fig
 
 
-def draw_tokens(lines: dict[str, list[float]], label: str) -> Figure:
-    """One row of bars per entry, a bar per token in the colour of its modality."""
+def draw_tokens(lines: dict[str, list[float]], label: str, tokens: Sequence[str] = MODALITIES) -> Figure:
+    """One row of bars per entry, a bar per token in the colour of its modality; `tokens` are those of a time step."""
     use_style()
     fig, axes = plt.subplots(len(lines), 1, figsize=(7.2, 0.9 + 1.2 * len(lines)), sharex=True, squeeze=False)
     for ax, (name, values) in zip(axes[:, 0], lines.items(), strict=True):
-        ax.bar(np.arange(len(values)), values, color=[COLORS[MODALITIES[i % 3]] for i in range(len(values))])
+        ax.bar(np.arange(len(values)), values, color=[COLORS[tokens[i % len(tokens)]] for i in range(len(values))])
         ax.text(0, 1.04, name, transform=ax.transAxes)
-    axes[-1, 0].set_xlabel("token, oldest first: " + ", ".join(MODALITIES) + " of each time step")
+    axes[-1, 0].set_xlabel("token, oldest first: " + ", ".join(tokens) + " of each time step")
     fig.supylabel(label, fontsize=10)
     return fig
 

@@ -6,6 +6,7 @@ Output `t` sees tokens `t - window + 1 .. t`; tokens before the first count as z
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -125,7 +126,7 @@ class DepthwiseConv(LocalMixer):
 
 
 class ModalityState(NamedTuple):
-    """What a `ModalityMixer` remembers between two tokens."""
+    """What a mixer with weights of its own for each modality remembers between two tokens."""
 
     window: Tensor
     """The last `window - 1` tokens: `(b, w - 1, d)`."""
@@ -167,3 +168,101 @@ class ModalityMixer(LocalMixer):
             mixer = cast(DenseSequenceMixer, self.mixers[(first + place) % 3])
             y[:, place::3] = mixer.mix(windows[:, place::3])
         return y
+
+
+class ModalityConv(LocalMixer):
+    """`y_t = b^m + sum_j W^m_j x_{t-w+1+j}`, `m = t mod M`: a depth-wise convolution for each modality of the output.
+
+    The token mixer of Decision ConvFormer. Its code runs every convolution over all tokens and keeps every M-th output;
+    here each is computed where its modality is and nowhere else. Token 0 must be of the first modality. It starts as
+    `torch.nn.Conv1d` does, biases included.
+
+    Args:
+        d: channels.
+        window: `w` tokens that each output sees, of all modalities.
+        modalities: `M`, 3 for return-to-go, state and action.
+    """
+
+    def __init__(self, d: int, window: int, modalities: int = 3):
+        super().__init__(d, window)
+        self.modalities = whole_number("modalities", modalities, 1)
+        convs = (nn.Conv1d(self.d, self.d, self.window, groups=self.d) for _ in range(self.modalities))
+        self.convs = nn.ModuleList(convs)
+
+    def init_state(self, batch: int) -> ModalityState:
+        """The tokens before the first, all zero, and the first token's modality."""
+        return ModalityState(super().init_state(batch), 0)
+
+    def extend(self, x: Tensor, state: ModalityState, present: Tensor | None = None) -> tuple[Tensor, ModalityState]:
+        """The next `t` tokens, whose first is of modality `state.modality` in every row."""
+        tokens = torch.cat([state.window, x if present is None else x * present[..., None]], dim=1)
+        after = (state.modality + x.shape[1]) % self.modalities
+        return self._convolve(tokens, state.modality), ModalityState(tokens[:, x.shape[1] :], after)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(b, l, d) -> (b, l, d)`."""
+        if x.ndim != 3 or x.shape[-1] != self.d:
+            raise InputError(f"x: got shape {tuple(x.shape)}, allowed is (b, l, {self.d})")
+        return self._convolve(F.pad(x, (0, 0, self.window - 1, 0)), 0)
+
+    def _convolve(self, tokens: Tensor, first: int) -> Tensor:
+        """`(b, w - 1 + l, d) -> (b, l, d)`, whose first output is of modality `first`.
+
+        Of several seeds that are stacked, the weights have an axis in front, and each has its part of the batch.
+        """
+        layers = [cast(nn.Conv1d, layer) for layer in self.convs]
+        layers = layers[first:] + layers[:first]
+        weight = torch.stack([layer.weight[..., 0, :].mT for layer in layers], dim=-3)  # (..., M, w, d)
+        bias = torch.stack([cast(Tensor, layer.bias) for layer in layers], dim=-2)  # (..., M, d)
+        if weight.ndim == 3:
+            return _modality_conv(tokens[None], weight[None], bias[None])[0]
+        apart = tokens.reshape(len(weight), -1, *tokens.shape[1:])  # (S, b, w - 1 + l, d)
+        return _modality_conv(apart, weight, bias).flatten(0, 1)
+
+
+def _modality_conv(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`tokens (S, b, w - 1 + l, d)`, `weight (S, M, w, d)`, `bias (S, M, d)` -> `(S, b, l, d)`."""
+    if not watched(tokens, weight, bias):
+        return _ModalityConv.apply(tokens, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+    modalities, window = weight.shape[1:3]
+    windows = tokens.unfold(2, window, 1)  # (S, b, l, d, w)
+    kind = torch.arange(windows.shape[2], device=tokens.device) % modalities
+    return (windows * weight.mT[:, None, kind]).sum(-1) + bias[:, None, kind]
+
+
+class _ModalityConv(torch.autograd.Function):
+    """The convolution tap by tap, on slices of the tokens, forward and backward; nothing is unfolded or transposed.
+
+    The gradients can be differentiated again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens, weight)
+        (seeds, b, length, d), window = tokens.shape, weight.shape[2]
+        y = tokens.new_empty(seeds, b, length - window + 1, d)
+        for kind, tap, into, seen in _taps(y.shape[2], weight.shape):
+            if tap == 0:
+                y[:, :, into] = bias[:, kind, None, None]
+            y[:, :, into].addcmul_(tokens[:, :, seen], weight[:, kind, tap, None, None])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        tokens, weight = ctx.saved_tensors
+        dtokens, dweight, dbias = torch.zeros_like(tokens), torch.zeros_like(weight), torch.zeros_like(weight[:, :, 0])
+        for kind, tap, into, seen in _taps(dy.shape[2], weight.shape):
+            part = dy[:, :, into]
+            if tap == 0:
+                dbias[:, kind] = part.sum((1, 2))
+            dtokens[:, :, seen].addcmul_(part, weight[:, kind, tap, None, None])
+            dweight[:, kind, tap] = (part * tokens[:, :, seen]).sum((1, 2))
+        return dtokens, dweight, dbias
+
+
+def _taps(length: int, weight: torch.Size) -> Iterator[tuple[int, int, slice, slice]]:
+    """Each modality, each tap, where its outputs are and which of the padded tokens it sees there."""
+    modalities, window = weight[1:3]
+    for kind in range(min(modalities, length)):
+        for tap in range(window):
+            yield kind, tap, slice(kind, None, modalities), slice(kind + tap, length + tap, modalities)

@@ -75,6 +75,7 @@ class MambaBlock(nn.Module):
             softplus(0) = 0.693 in every channel.
         a_init: `s4d-real` starts `A` at `-(1, ..., n)` in each channel, as Mamba does; `uniform` draws its entries from
             `-U[1, 2]`, the likely reading of "random" in the DMM paper's table 8.
+        rank: `r`; None takes `d / 16`, rounded up, as Mamba does.
         backend: of the scan, see `dmm.selective_scan`.
 
     Raises:
@@ -90,16 +91,18 @@ class MambaBlock(nn.Module):
         conv_width: int | None = 4,
         step_init: StepInit = "mamba",
         a_init: AInit = "s4d-real",
+        rank: int | None = None,
         backend: str = "auto",
     ):
         super().__init__()
         sizes = {"d": d, "state_size": state_size, "expand": expand}
         d, state_size, expand = (whole_number(name, value, 1) for name, value in sizes.items())
+        rank = math.ceil(d / 16) if rank is None else whole_number("rank", rank, 1)
         conv_width = None if conv_width is None else whole_number("conv_width", conv_width, 1)
         for name, choice, literal in (("step_init", step_init, StepInit), ("a_init", a_init, AInit)):
             if choice not in get_args(literal):
                 raise InputError(f"{name}: got {choice!r}, allowed are {', '.join(get_args(literal))}")
-        e, rank = expand * d, math.ceil(d / 16)
+        e = expand * d
         self.inner, self.state_size, self.rank, self.backend = e, state_size, rank, backend
         self.in_proj = nn.Linear(d, 2 * e, bias=False)
         self.conv1d = None if conv_width is None else nn.Conv1d(e, e, conv_width, groups=e, padding=conv_width - 1)

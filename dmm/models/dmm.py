@@ -8,7 +8,7 @@ Both readings, and each other point where paper and code differ, are fields of `
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -20,8 +20,8 @@ from dmm.fused import Cell, Chain, branch, cell, newest
 from dmm.layers.initial import init_linear
 from dmm.layers.local import DenseSequenceMixer, DepthwiseConv, LocalMixer, ModalityMixer
 from dmm.layers.mamba import AInit, MambaBlock, StepInit
-from dmm.models.entry import Domain, Facts, Model, domain
-from dmm.models.frame import TokenPolicy, TokenPolicyConfig
+from dmm.models.entry import Domain, Facts, Model, Official, domain
+from dmm.models.frame import TokenPolicy, TokenPolicyConfig, official_frame
 
 Residual = Literal["normalized", "raw"]
 LocalMixing = Literal["dense", "depthwise", "multimodal"]
@@ -218,6 +218,43 @@ def _released_sizes(facts: Facts) -> dict[str, Any]:
     return {} if domain(facts.env_id) == "mujoco" else {"width": 128, "rtg_scale": 1.0}
 
 
+FORGOTTEN = "unregistered/dsm"
+"""The one DSM of the released code for AntMaze and Kitchen, which its state dict does not hold."""
+
+
+def _official_config(config: Mapping[str, Any]) -> DMMConfig:
+    env = str(config["env"]).lower()
+    names: dict[str, Domain] = {"antmaze": "antmaze", "kitchen": "kitchen"}
+    known: Domain = next((found for name, found in names.items() if name in env), "mujoco")
+    sizes = {"context": config["k"], "width": config["d"], "layers": config["layers"], "window": config["window"]}
+    scale = {"rtg_scale": config["rtg_scale"]} if "rtg_scale" in config else {}
+    return DMMConfig.released(config["s"], config["a"], domain=known, **sizes, **scale)
+
+
+def _official_sources(policy: DecisionMetaMamba) -> dict[str, str]:
+    found = official_frame(policy, "model")
+    for own, theirs in {"local_norm": "ln_1", "global_norm": "ln_2"}.items():  # of the first layer, and of all
+        found |= {f"blocks.0.{own}.{part}": f"model.{theirs}.{part}" for part in ("weight", "bias")}
+    for i, block in enumerate(policy.blocks):
+        if not policy.config.share_dsm:
+            found[f"blocks.{i}.local_mixer.linear.weight"] = f"model.local_sequence_mixers.{i}.lin.weight"
+        elif i == 0:
+            found["blocks.0.local_mixer.linear.weight"] = FORGOTTEN
+        for key, _ in block.global_mixer.named_parameters():  # type: ignore[union-attr]
+            found[f"blocks.{i}.global_mixer.{key}"] = f"model.global_sequence_mixers.{i}.{key}"
+    return found
+
+
+OFFICIAL = Official(
+    config=_official_config,
+    sources=_official_sources,
+    notes={
+        FORGOTTEN: " (the release's state dict does not hold its one DSM for AntMaze and Kitchen, which it never "
+        "registers: give that layer's weight under this key)"
+    },
+)
+"""The release, whatever reading the name stands for; sizes by its names, and `env` that tells its domains apart."""
+
 SOURCE = "Kim, Song & Kim 2026; too-z/decision-metamamba@90ad44d"
 MODEL = Model(
     name="dmm",
@@ -226,6 +263,7 @@ MODEL = Model(
     description="Decision MetaMamba, this package's defaults",
     source=SOURCE,
     published=_released_sizes,
+    official=OFFICIAL,
 )
 PAPER = Model(
     name="dmm-paper",
@@ -246,4 +284,5 @@ RELEASED = Model(
     defaults=_released_defaults,
     published=_released_defaults,
     fit_rtg_scale=False,
+    official=OFFICIAL,
 )

@@ -5,13 +5,16 @@
     action = tanh(head(LN(x) at the state token))
 
 Source: Chen et al. 2021, `decision_transformer.py` and its GPT-2 without position embeddings. Departures: sizes are
-those of the frame (context 8, width 64, 3 layers, so that models can be compared; DT has 20, 128, 3), and the heads for
-states and returns that its authors leave unused are not there.
+those of the frame (context 8, width 64, 3 layers, so that models can be compared; DT has 20, 128, 3), all of it starts
+at `N(0, 0.02)` (`start = "published"` starts it as its authors do), and what they leave unused is not there: the heads
+for states and returns, and GPT-2's table of words. `sizes=published` takes their sizes, start and recipe.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -21,20 +24,20 @@ from dmm.errors import InputError
 from dmm.layers.attention import CausalAttention, attention_mask
 from dmm.layers.dropout import Dropout
 from dmm.layers.initial import init_linear
-from dmm.models.entry import Model
-from dmm.models.frame import TokenPolicy, TokenPolicyConfig
+from dmm.models.entry import Facts, Model, Official, Source, transposed
+from dmm.models.frame import Start, TimedConfig, TokenPolicy, official_frame, official_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
-class DTConfig(TokenPolicyConfig):
+class DTConfig(TimedConfig):
     """A Decision Transformer. `dropout` also falls on attention weights and on what each layer adds."""
 
     heads: int = 1
-    max_timestep: int = 1000  # time steps that have an embedding; later ones share the last
+    start: Start = "frame"  # how embeddings, time table and head start
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "heads", "max_timestep")
+        check_positive(self, "heads")
         if self.width % self.heads:
             raise InputError(f"heads: got {self.heads}, allowed are divisors of width {self.width}")
 
@@ -69,15 +72,7 @@ class DecisionTransformer(TokenPolicy):
 
     def __init__(self, config: DTConfig):
         super().__init__(config)
-        self.embed_timestep = nn.Embedding(config.max_timestep, config.width)
-        nn.init.normal_(self.embed_timestep.weight, std=0.02)
         self.blocks.extend(DTLayer(config) for _ in range(config.layers))
-
-    def embed(self, windows: Windows) -> Tensor:
-        """Tokens `(b, 3k, d)` of the frame, each plus the embedding of its time step."""
-        last = self.config.max_timestep - 1
-        time = self.embed_timestep(windows.timesteps.clamp(max=last))  # (b, k, d)
-        return super().embed(windows) + time.repeat_interleave(3, dim=1)  # type: ignore[no-any-return]
 
     def mix(self, x: Tensor, windows: Windows) -> Tensor:
         allowed = attention_mask(windows.mask)
@@ -86,10 +81,56 @@ class DecisionTransformer(TokenPolicy):
         return x
 
 
+UNUSED = ("transformer.wte.", "predict_state.", "predict_return.")
+"""The authors' weights that no action depends on."""
+
+
+def _sources(policy: DecisionTransformer) -> dict[str, Source]:
+    found: dict[str, Source] = dict(official_frame(policy, "transformer"))
+    names = {"attention_norm": "ln_1", "mlp_norm": "ln_2"}
+    products = {"attention.project_in": "attn.c_attn", "attention.project_out": "attn.c_proj"}
+    products |= {"mlp.0": "mlp.c_fc", "mlp.2": "mlp.c_proj"}
+    for i in range(len(policy.blocks)):
+        ours, theirs = f"blocks.{i}", f"transformer.h.{i}"
+        for own, other in (names | products).items():
+            found[f"{ours}.{own}.bias"] = f"{theirs}.{other}.bias"
+            weight = f"{theirs}.{other}.weight"
+            found[f"{ours}.{own}.weight"] = (weight, transposed) if own in products else weight
+    return found
+
+
+def _config(config: Mapping[str, Any]) -> DTConfig:
+    return DTConfig(**official_sizes(config), heads=config["heads"], start="published")
+
+
+def _unused(key: str) -> bool:
+    return key.startswith(UNUSED) or key.endswith((".attn.bias", ".attn.masked_bias"))  # the causal mask
+
+
+def _published(facts: Facts) -> dict[str, Any]:
+    """The authors' sizes and recipe, of MuJoCo; they have no others."""
+    sizes: dict[str, Any] = {"context": 20, "width": 128, "layers": 3, "heads": 1, "max_timestep": 1000}
+    sizes |= {"dropout": 0.1, "rtg_scale": 10.0 if facts.env_id.lower().startswith("reacher") else 1000.0}
+    return sizes | {"start": "published", "padding": "released"} | RECIPE
+
+
+RECIPE: dict[str, Any] = {
+    "steps": 100_000,
+    "batch_size": 64,
+    "learning_rate": 1e-4,
+    "warmup": 0.1,
+    "weight_decay": 1e-4,
+    "clip": 0.25,
+    "decay": "all",
+}
+"""That of Decision Transformer's code, which those that follow it keep but for the learning rate."""
+
 MODEL = Model(
     name="dt",
     policy=DecisionTransformer,
     config=DTConfig,
     description="Decision Transformer, in the sizes of the frame",
     source="Chen et al. 2021, arXiv 2106.01345; kzl/decision-transformer@e2d82e6",
+    published=_published,
+    official=Official(config=_config, sources=_sources, unused=_unused),
 )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmm.data.scores import family
 from dmm.data.trajectories import Trajectories
@@ -50,17 +50,25 @@ Source = str | tuple[str, Translated]
 """The authors' key of a weight; where theirs is stored otherwise, with what turns it into ours."""
 
 
+def transposed(tensor: Tensor) -> Tensor:
+    """`(in, out)` -> `(out, in)`: what GPT-2's `Conv1D` stores as the weight of a linear layer."""
+    return tensor.mT
+
+
 @dataclass(frozen=True, kw_only=True)
 class Official:
     """How the authors' weights become ours.
 
     `config` turns their sizes into our config; `sources` names, for a policy of ours, the source of each of its
-    weights; `unused` says which of their keys no output depends on, so that they may be there or not.
+    weights; `unused` says which of their keys no output depends on, so that they may be there or not. `notes` are what
+    an error adds to a key that is missing. `module` makes what the weights are of, where that is not the policy.
     """
 
     config: Callable[[Mapping[str, Any]], Any]
     sources: Callable[[Any], Mapping[str, Source]]
     unused: Callable[[str], bool] = lambda key: False
+    notes: Mapping[str, str] = field(default_factory=dict)
+    module: Callable[[Any], nn.Module] | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ timestep embedding to this. Its projections start as everything in the frame doe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ from dmm.errors import require_choice
 from dmm.fused import Cell, branch, cell, newest
 from dmm.layers.initial import init_linear
 from dmm.layers.mamba import MambaBlock, MambaState, StepInit
-from dmm.models.entry import Model
+from dmm.models.entry import Model, Official
 from dmm.models.frame import TokenPolicy, TokenPolicyConfig
 
 
@@ -88,10 +90,27 @@ class MambaPolicy(TokenPolicy):
         self.blocks.extend(MambaLayer(config) for _ in range(config.layers))
 
 
+def _block_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a `MambaBlock` from those of `mamba_ssm.Mamba`, with its defaults."""
+    rank = config.get("dt_rank", "auto")
+    return {
+        "d": config["d_model"],
+        "state_size": config.get("d_state", 16),
+        "conv_width": config.get("d_conv", 4),
+        "expand": config.get("expand", 2),
+        "rank": None if rank == "auto" else rank,
+    }
+
+
+def _block_sources(block: MambaBlock) -> dict[str, str]:
+    return {key: key for key in block.state_dict()}
+
+
 MODEL = Model(
     name="mamba",
     policy=MambaPolicy,
     config=MambaConfig,
     description="stock Mamba blocks in the same frame",
     source="Gu & Dao 2024, arXiv 2312.00752; mamba_ssm.Mamba in the frame of dmm",
+    official=Official(config=_block_config, sources=_block_sources, module=lambda sizes: MambaBlock(**sizes)),
 )

@@ -9,18 +9,21 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmm.errors import InputError
 from dmm.files import user_path
-from dmm.models.entry import Official
+from dmm.layers.mamba import MambaBlock
+from dmm.models.entry import Official, transposed
 from dmm.models.registry import MODELS, find_model
 from dmm.policy import Policy
+
+__all__ = ["from_official", "load_official", "read_weights", "transposed"]
 
 SHOWN = 8
 """Keys of each kind that an error lists."""
@@ -28,14 +31,27 @@ MOMENTS = ("state_mean", "state_std")
 """What the authors keep beside their weights; a file may have them under these names."""
 PREFIX = "weights/"
 """Of the authors' keys in an `.npz` file that holds other arrays too."""
+UNREGISTERED = "unregistered/"
+"""Of weights in such a file that the authors' state dict does not hold; they keep the whole name."""
 
 
-def from_official(name: str, weights: Mapping[str, Any] | str | Path, config: Mapping[str, Any]) -> Policy:
+Weights = Mapping[str, Any] | str | Path
+
+
+@overload
+def from_official(name: Literal["mamba"], weights: Weights, config: Mapping[str, Any]) -> MambaBlock: ...  # type: ignore[overload-overlap]
+@overload
+def from_official(name: str, weights: Weights, config: Mapping[str, Any]) -> Policy: ...
+def from_official(name: str, weights: Weights, config: Mapping[str, Any]) -> nn.Module:
     """A policy of this package with the authors' weights, in evaluation mode.
 
     It predicts what their code predicts, with the exceptions that the model's own docstring names. States are
     normalised by the moments `state_mean` and `state_std`, where `config` or `weights` has them, else not at all:
     `set_state_moments` sets them later.
+
+    For `mamba` it is one block, a `MambaBlock`, and the weights are those of one `mamba_ssm.Mamba`, whose arguments
+    `config` holds (`d_model`, and `d_state`, `d_conv`, `expand`, `dt_rank` where they are not its defaults): the policy
+    around the blocks is this package's own.
 
     Args:
         name: a model with published weights or code: `dmm`, `mamba`, `dt`, ... as in `dmm models`.
@@ -61,9 +77,12 @@ def from_official(name: str, weights: Mapping[str, Any] | str | Path, config: Ma
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"config: it cannot be one of {name} ({error})") from None
     tensors = read_weights(weights)
-    moments = [tensors.pop(each, None) if config.get(each) is None else config[each] for each in MOMENTS]
     with torch.random.fork_rng():  # the start that is overwritten leaves no trace
-        policy = model.policy(made)
+        policy = (model.official.module or model.policy)(made)
+    if not isinstance(policy, Policy):
+        load_official(policy, tensors, model.official, name)
+        return policy.eval()
+    moments = [tensors.pop(each, None) if config.get(each) is None else config[each] for each in MOMENTS]
     load_official(policy, tensors, model.official, name)
     if all(moment is not None for moment in moments):
         mean, std = (torch.as_tensor(np.asarray(moment)).float() for moment in moments)
@@ -74,8 +93,8 @@ def from_official(name: str, weights: Mapping[str, Any] | str | Path, config: Ma
 
 
 @torch.no_grad()
-def load_official(policy: Policy, tensors: Mapping[str, Tensor], official: Official, name: str) -> None:
-    """Copy the authors' weights into a policy.
+def load_official(policy: nn.Module, tensors: Mapping[str, Tensor], official: Official, name: str) -> None:
+    """Copy the authors' weights into a policy, or into what else they are of.
 
     Raises:
         InputError: keys are missing, left over, of another shape or not finite; the message lists them.
@@ -88,7 +107,7 @@ def load_official(policy: Policy, tensors: Mapping[str, Tensor], official: Offic
         theirs, translate = (source, _same) if isinstance(source, str) else source
         used.add(theirs)
         if theirs not in tensors:
-            missing.append(theirs)
+            missing.append(theirs + official.notes.get(theirs, ""))
             continue
         tensor = translate(tensors[theirs])
         if tensor.shape != own[key].shape:
@@ -135,6 +154,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 kept = [key for key in arrays.files if key.startswith(PREFIX)]
+                kept += [key for key in arrays.files if kept and key.startswith(UNREGISTERED)]
                 return {key.removeprefix(PREFIX): arrays[key] for key in kept or arrays.files}
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -154,11 +174,6 @@ def _tensor(key: str, value: Any) -> Tensor:
 
 def _same(tensor: Tensor) -> Tensor:
     return tensor
-
-
-def transposed(tensor: Tensor) -> Tensor:
-    """`(in, out)` -> `(out, in)`: what GPT-2's `Conv1D` stores as the weight of a linear layer."""
-    return tensor.mT
 
 
 def _listed(keys: list[str]) -> str:

@@ -60,7 +60,10 @@ def test_released_reading_follows_the_environment(env_id: str, domain: Any) -> N
 
 
 def test_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"^model: got 'gpt', allowed are dmm, dmm-paper, dmm-released, mamba, dt$"):
+    with pytest.raises(
+        InputError,
+        match=r"^model: got 'gpt', allowed are dmm, dmm-paper, dmm-released, mamba, dt, dc, dc-no-actions, dm$",
+    ):
         find_model("gpt")
 
 
