@@ -7,13 +7,19 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from dmm.errors import InputError, finite_number, require_choice, true_or_false, whole_number
-from dmm.models import dmm, dt, mamba
+from dmm.models import bc, dmm, dt, mamba, rvs
 from dmm.models.entry import Facts, Model
 
 __all__ = ["MODELS", "Facts", "Model", "find_model", "read_changes", "split_changes"]
 
 Sizes = Literal["frame", "published"]
-MODELS: dict[str, Model] = {model.name: model for model in (dmm.MODEL, dmm.PAPER, dmm.RELEASED, mamba.MODEL, dt.MODEL)}
+MODELS: dict[str, Model] = {
+    model.name: model
+    for model in (
+        *(dmm.MODEL, dmm.PAPER, dmm.RELEASED, mamba.MODEL, dt.MODEL),
+        *(rvs.RETURNS, rvs.GOALS, bc.MODEL, bc.BEST_TENTH),
+    )
+}
 
 
 def find_model(name: str) -> Model:
