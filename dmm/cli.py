@@ -155,8 +155,15 @@ def train(
     ] = None,
     threads: Threads = None,
     rewards: Annotated[
-        str, typer.Option(help="What the data set stores: per-step, or cumulative; auto: as the data set says.")
+        str,
+        typer.Option(
+            help="What the data set stores: per-step, or cumulative; auto: as the data set says. Or delayed: all of an "
+            "episode's reward at its last step, whatever is stored."
+        ),
     ] = "auto",
+    best_share: Annotated[
+        float, typer.Option(help="Take this part of the episodes alone, those of the largest returns; 0.1: a tenth.")
+    ] = 1.0,
     observation_keys: Annotated[
         str | None,
         typer.Option(help="Entries of a dictionary of observations to take, as in position,velocity; all if left out."),
@@ -176,16 +183,15 @@ def train(
     _set_threads(threads)
     stored: Any = None if rewards == "auto" else rewards
     keys = None if observation_keys is None else [key.strip() for key in observation_keys.split(",")]
-    data = load_trajectories(
-        dataset, rewards=stored, observation_keys=keys, download=download, trust_environment=trust_environment
-    )
+    read: Any = {"rewards": stored, "best_share": best_share, "observation_keys": keys}
+    data = load_trajectories(dataset, **read, download=download, trust_environment=trust_environment)
     options: Any = {"steps": steps, "out": out, "device": device, "resume": resume, "start_from": start_from}
     options |= {"changes": _parse_changes(changes or [])}
     if seeds == 1:
         runs = [fit(data, model, seed=seed, **options)]
     else:
         runs = train_seeds(data, model, seeds=range(seed, seed + seeds), workers=_workers(threads), **options)
-    rows = [_run_row(run, dataset, model) for run in runs]
+    rows = [_run_row(run, data.dataset_id, model) for run in runs]
     text = "\n".join(
         f"{row['run']}: {row['steps']:,} updates in {row['seconds']:.0f} s, loss {row['loss']:.4f}, "
         f"{row['parameters']:,} weights"

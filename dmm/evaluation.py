@@ -65,6 +65,17 @@ class RandomActor:
         return n, going_on[rows]
 
 
+class NoRewards:
+    """An actor that no step pays before an episode is over, as in data with delayed rewards."""
+
+    def __init__(self, actor: Actor):
+        self.actor = actor
+        self.init_state, self.select = actor.init_state, actor.select
+
+    def act(self, state: Any, observation: Tensor, reward: Tensor | None = None) -> tuple[Tensor, Any]:
+        return self.actor.act(state, observation, None if reward is None else torch.zeros_like(reward))
+
+
 @dataclass(frozen=True)
 class Rollout:
     """Finished episodes, in the order of their seeds."""
@@ -171,6 +182,7 @@ def evaluate(
     episodes, seed = whole_number("episodes", episodes, 1), whole_number("seed", seed, 0, 2**31 - 1)
     states = whole_number("states", states, None)
     actor, reference, scores = make_actor(run.policy, acting, states), _reference(data), []
+    actor = NoRewards(actor) if data.get("delayed_rewards") else actor
     with _environments(lambda: make_env(run.info, trust_environment=trust_environment), episodes, environments) as envs:
         limit = step_limit(envs[0], data) if max_steps is None else whole_number("max_steps", max_steps, 1)
         for target in wanted:  # in the same environments

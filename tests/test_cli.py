@@ -187,6 +187,8 @@ def test_wrong_words(refused, datasets_path, arguments, said):
         (("--seed", "-1"), "seed"),
         (("--seed", "99999999999999999999"), "seed"),
         (("--rewards", "doubled"), "rewards"),
+        (("--best-share", "0"), "best_share"),
+        (("--best-share", "1.01"), "best_share"),
     ],
 )
 def test_wrong_training_options(refused, linear, options, said):
@@ -330,6 +332,25 @@ def test_inspect_looks_at_the_data_of_the_run_alone(dmm, refused, linear, make_d
 def test_inspect_knows_data_that_were_read_as_sums(dmm, linear):
     dmm("train", linear, *STEPS, "--rewards", "cumulative", "--out", "run")
     assert dmm("inspect", "run", "--windows", 2)[0] == 0
+
+
+def test_a_part_of_the_data_with_rewards_at_the_end(dmm, maze):
+    some = ("--rewards", "delayed", "--best-share", "0.5")
+    code, out, _ = dmm("train", maze, *STEPS, *some, "--out", "run", "--json")
+    name = f"{maze}+best-0.5+delayed"
+    assert code == 0 and json.loads(out)["dataset"] == name
+    data = json.loads(Path("run/run.json").read_text())["dataset"]
+    assert (data["id"], data["best_share"], data["delayed_rewards"]) == (name, 0.5, True)
+    assert data["mean_return"] > 0 and data["transitions"] < 500
+    code, out, _ = dmm("evaluate", "run", "--episodes", 2, "--max-steps", 5, "--json")
+    assert code == 0 and json.loads(out)["dataset"] == name
+    assert dmm("inspect", "run", "--windows", 2)[0] == 0
+
+
+def test_parts_of_a_data_set_have_folders_of_their_own(dmm, linear):
+    for options in ((), ("--best-share", "0.4"), ("--rewards", "delayed")):
+        assert dmm("train", linear, *STEPS, *options)[0] == 0
+    assert len(list(Path("runs").iterdir())) == 3
 
 
 def test_a_home_folder_may_be_written_as_a_tilde(dmm, linear, tmp_path, monkeypatch):

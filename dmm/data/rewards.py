@@ -1,4 +1,4 @@
-"""What a stored reward means: what one step earned, or a sum so far that has to be undone."""
+"""What a stored reward means: what one step earned, or a sum so far that has to be undone; and how it is read."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from dmm.data.scores import family
 from dmm.errors import InputError
 
 StoredRewards = Literal["per-step", "cumulative"]
+Rewards = Literal["per-step", "cumulative", "delayed"]
+"""How to read them: as one of the two, or all of an episode's reward at its last step, whatever is stored."""
 
 
 def stored_rewards(asked: str | None, metadata: dict[str, Any], spec: EnvSpec | None) -> StoredRewards:
@@ -29,6 +31,17 @@ def stored_rewards(asked: str | None, metadata: dict[str, Any], spec: EnvSpec | 
         allowed = ", ".join(map(repr, get_args(StoredRewards)))
         raise InputError(f"rewards: got {said!r}; allowed: {allowed}")
     return "cumulative" if spec is not None and counts_tasks(spec) else "per-step"
+
+
+def require_rewards(asked: str | None) -> None:
+    """Passes when rewards can be read that way; None leaves it to the data set.
+
+    Raises:
+        InputError: they cannot.
+    """
+    if asked is not None and asked not in get_args(Rewards):
+        allowed = ", ".join(map(repr, get_args(Rewards)))
+        raise InputError(f"rewards: got {asked!r}; allowed: {allowed}")
 
 
 def one_per_step(rewards: Any, where: str) -> np.ndarray:

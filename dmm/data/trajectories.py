@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,17 +38,18 @@ from dmm.data.precision import (
 )
 from dmm.data.return_scale import require_returns_in_range, scale_of, warn_of_close_returns
 from dmm.data.rewards import (
-    StoredRewards,
+    Rewards,
     counts_tasks,
     one_per_step,
     paying_once,
     pays_again,
     per_step_rewards,
+    require_rewards,
     stored_rewards,
 )
 from dmm.data.scores import no_scores, reference_returns, usable_reference
 from dmm.data.specifications import parse_env_spec
-from dmm.errors import InputError
+from dmm.errors import InputError, finite_number
 
 __all__ = [
     "FlatObservation",
@@ -56,6 +59,10 @@ __all__ = [
     "per_step_rewards",
     "returns_to_go",
 ]
+
+
+MARK = "+"
+"""Stands, in names of data, before what was done to a stored set; ids of Minari do not contain it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +94,8 @@ class Trajectories:
     action_bounds: Bounds | None = None  # what -1 and 1 stand for, each (a,) float64; None for -1 and 1 themselves
     observation_offset: np.ndarray | None = None  # (s,) whole numbers in float64; None where nothing is taken off
     last_observations: np.ndarray | None = None  # (E, s) float32, the one behind each episode's last action, if known
+    best_share: float = 1.0  # which part of the data set's episodes these are, the best ones
+    delayed_rewards: bool = False  # all of an episode's reward is at its last step
 
     def __post_init__(self) -> None:
         for name in ("dataset_id", "env_id"):
@@ -221,6 +230,52 @@ class Trajectories:
         marks[self.starts + self.lengths - 1] = self.terminated
         return marks
 
+    def select(self, episodes: Any) -> Trajectories:
+        """Some of the episodes, by their numbers `(m,)`, in this order; all else stays as it is.
+
+        Raises:
+            InputError: no episodes, or numbers that are none of `0 .. E - 1`.
+        """
+        chosen = _whole_numbers("episodes", episodes)
+        if not len(chosen) or chosen.min() < 0 or chosen.max() >= self.episodes:
+            shown = f"{chosen.min()} to {chosen.max()}" if len(chosen) else "none"
+            raise InputError(f"episodes: got {shown}, allowed are some of 0 to {self.episodes - 1}")
+        lengths = self.lengths[chosen]
+        starts = np.cumsum(lengths) - lengths
+        rows = np.arange(lengths.sum()) + np.repeat(self.starts[chosen] - starts, lengths)
+        by_step = {name: getattr(self, name)[rows] for name in ("observations", "actions", "rewards")}
+        by_episode = {
+            name: None if (array := getattr(self, name)) is None else array[chosen]
+            for name in ("terminated", "histories", "last_observations")
+        }
+        return dataclasses.replace(self, starts=starts, lengths=lengths, **by_step, **by_episode)
+
+    def best(self, share: float) -> Trajectories:
+        """The episodes of the largest returns: no more than this share of all, but at least one; in the data's order.
+
+        Of equal returns the earlier episodes are kept. The name of the data says what share was.
+
+        Raises:
+            InputError: a share that is not above 0 and at most 1.
+        """
+        share = checked_share(share)
+        if share == 1:
+            return self
+        count = max(1, math.floor(share * self.episodes + 1e-9))  # 0.29 of 100 are 29
+        order = np.argsort(-self.returns(), kind="stable")
+        name = f"{self.dataset_id}{MARK}best-{share:g}"
+        kept = self.select(np.sort(order[:count]))
+        return dataclasses.replace(kept, dataset_id=name, best_share=share * self.best_share)
+
+    def delayed(self) -> Trajectories:
+        """The same episodes with all of their reward at the last step; the name of the data says so."""
+        if self.delayed_rewards:
+            return self
+        rewards = np.zeros_like(self.rewards)
+        rewards[self.starts + self.lengths - 1] = self.returns()
+        name = f"{self.dataset_id}{MARK}delayed"
+        return dataclasses.replace(self, rewards=rewards, dataset_id=name, delayed_rewards=True)
+
     def return_scale(self) -> float:
         """What returns-to-go are divided by unless `rtg_scale` says otherwise; see `dmm.data.return_scale`."""
         return scale_of(self.returns_to_go())
@@ -282,7 +337,8 @@ class Trajectories:
 def load_trajectories(
     dataset: str | minari.MinariDataset,
     *,
-    rewards: StoredRewards | None = None,
+    rewards: Rewards | None = None,
+    best_share: float = 1.0,
     observation_keys: Sequence[str] | None = None,
     download: bool = False,
     trust_environment: bool = False,
@@ -300,7 +356,9 @@ def load_trajectories(
         dataset: an id, or what Minari opened, a selection by `filter_episodes` or `split_dataset` included: the
             episodes that it selects, in its order.
         rewards: `per-step`, or `cumulative` when the stored reward is the sum so far, as in Kitchen; then Algorithm 1
-            is applied. If not given, the data set decides (see `dmm.data.rewards`).
+            is applied. If not given, the data set decides (see `dmm.data.rewards`). `delayed` lets it decide, too, and
+            then puts all of an episode's reward at its last step (`Trajectories.delayed`).
+        best_share: take the best episodes alone, as 0.1 for the best tenth (`Trajectories.best`).
         observation_keys: the entries of a dictionary of observations that make the state vector, in order.
         download: fetch the data set from Minari's server when it is not on this machine.
         trust_environment: where the data set does not store its spaces, call whatever it names as its environment to
@@ -308,20 +366,21 @@ def load_trajectories(
 
     Raises:
         InputError: unknown id, no network, unsupported spaces or keys, NaN or infinity, an episode without transitions
-            or with an end before its last, more than one reward per step.
+            or with an end before its last, more than one reward per step, a share that is none.
     """
-    stored_rewards(rewards, {}, None)
+    require_rewards(rewards)
+    best_share = checked_share(best_share)
     opened = open_dataset(dataset, download=download, trust_environment=trust_environment)
     name, metadata = opened.spec.dataset_id, opened.storage.metadata
     text = metadata.get("eval_env_spec") or metadata.get("env_spec")
     spec = parse_env_spec(text) if text else None
     keys, env_keys = _keys(opened, metadata, observation_keys)
-    cumulative = stored_rewards(rewards, metadata, spec) == "cumulative"
+    cumulative = stored_rewards(None if rewards == "delayed" else rewards, metadata, spec) == "cumulative"
     if cumulative and spec is not None and counts_tasks(spec):
         spec = paying_once(spec)
         text = spec.to_json()
     arrays = _read(opened, keys, per_step_rewards if cumulative else _unchanged)
-    return Trajectories(
+    data = Trajectories(
         **arrays,
         dataset_id=name,
         env_id=spec.id if spec else "",
@@ -331,7 +390,20 @@ def load_trajectories(
         environment=_environment(metadata),
         discrete_actions=isinstance(opened.action_space, gym.spaces.Discrete),
         histories=_histories(metadata, opened),
-    )
+    ).best(best_share)
+    return data.delayed() if rewards == "delayed" else data
+
+
+def checked_share(share: Any) -> float:
+    """A part of the episodes.
+
+    Raises:
+        InputError: not above 0 and at most 1.
+    """
+    number = finite_number("best_share", share)
+    if not 0 < number <= 1:
+        raise InputError(f"best_share: got {number:g}, allowed is a part of the episodes, above 0 and at most 1")
+    return number
 
 
 def require_trainable(trajectories: Trajectories, rtg_scale: float) -> None:

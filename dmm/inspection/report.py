@@ -15,8 +15,8 @@ from torch import Tensor
 from dmm.data.minari_files import local_ids
 from dmm.data.preview import preview
 from dmm.data.recipes import RECIPES
-from dmm.data.rewards import StoredRewards
-from dmm.data.trajectories import Trajectories, load_trajectories
+from dmm.data.rewards import Rewards
+from dmm.data.trajectories import MARK, Trajectories, load_trajectories
 from dmm.errors import InputError, RunError, whole_number
 from dmm.files import strict_json, user_path
 from dmm.inspection import (
@@ -126,12 +126,14 @@ def draw_tokens(lines: dict[str, list[float]], label: str, tokens: Sequence[str]
 
 def _own_data(run: Run) -> tuple[Trajectories, str]:
     """What the run was trained on, and what that is in words."""
-    name, fingerprint = run.info["dataset"]["id"], run.info["dataset"]["fingerprint"]
+    data = run.info["dataset"]
+    name, fingerprint, share = data["id"].partition(MARK)[0], data["fingerprint"], data.get("best_share", 1.0)
     if name not in local_ids() and name in RECIPES:
-        return preview(name, PREVIEW_EPISODES), f"the first {PREVIEW_EPISODES} episodes of its recipe, made anew"
-    trajectories = next(
-        (t for t in _readings(name, run.info["dataset"]["observation_keys"]) if t.fingerprint() == fingerprint), None
-    )
+        made = preview(name, PREVIEW_EPISODES).best(share)
+        what = f"the first {PREVIEW_EPISODES} episodes of its recipe, made anew"
+        return made.delayed() if data.get("delayed_rewards") else made, what
+    readings = _readings(name, data["observation_keys"], share)
+    trajectories = next((t for t in readings if t.fingerprint() == fingerprint), None)
     if trajectories is not None:
         return trajectories, "its data set"
     raise InputError(
@@ -140,16 +142,16 @@ def _own_data(run: Run) -> tuple[Trajectories, str]:
     )
 
 
-def _readings(name: str, keys: list[str]) -> Iterator[Trajectories]:
+def _readings(name: str, keys: list[str], share: float) -> Iterator[Trajectories]:
     """A data set as it is read by default, then with its rewards taken as one kind and another, and the run's keys.
 
-    A run does not say with which reading it was trained.
+    A run does not say with which reading it was trained, but for the share of the episodes.
     """
-    yield load_trajectories(name)
+    yield load_trajectories(name, best_share=share)
     for chosen in (None, keys or None):
-        for rewards in (None, *get_args(StoredRewards)):
+        for rewards in (None, *get_args(Rewards)):
             with suppress(InputError):
-                yield load_trajectories(name, rewards=rewards, observation_keys=chosen)
+                yield load_trajectories(name, rewards=rewards, best_share=share, observation_keys=chosen)
 
 
 def _other_data(run: Run, data: str | Trajectories) -> tuple[Trajectories, str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dmm.data.observations import GOAL_KEYS
 from dmm.data.scores import family
 from dmm.data.trajectories import Trajectories
 from dmm.data.windows import WINDOWS, Sampler
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Domain = Literal["mujoco", "antmaze", "kitchen"]
+MAZE_GOAL = 2
+"""Numbers of a goal in a maze."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +31,23 @@ class Facts:
     action_size: int
     env_id: str = ""
     longest: int = 1000  # steps of the longest episode
+    transitions: int = 1_000_000
+    observation_keys: tuple[str, ...] = ()  # entries of the environment's dictionary that make the state, in order
+    best_end: tuple[float, ...] = ()  # the last state of the episode of the largest return, if it is known
 
     @classmethod
     def of(cls, trajectories: Trajectories) -> Self:
         """Those of these data."""
-        t = trajectories
+        t, best = trajectories, int(trajectories.returns().argmax())
+        ends = t.observations[t.starts + t.lengths - 1] if t.last_observations is None else t.last_observations
         return cls(
-            state_size=t.state_size, action_size=t.action_size, env_id=t.env_id, longest=int(t.lengths.max(initial=1))
+            state_size=t.state_size,
+            action_size=t.action_size,
+            env_id=t.env_id,
+            longest=int(t.lengths.max(initial=1)),
+            transitions=t.transitions,
+            observation_keys=t.observation_keys,
+            best_end=tuple(ends[best].tolist()),
         )
 
 
@@ -43,6 +56,30 @@ def domain(env_id: str) -> Domain:
     if family(env_id) == "antmaze" or env_id.startswith(("AntMaze_", "PointMaze_")):
         return "antmaze"
     return "kitchen" if family(env_id) == "kitchen" else "mujoco"
+
+
+def goal_columns(facts: Facts) -> tuple[int, int] | None:
+    """Where a state says which goal is reached in it, as first column and number of columns; None if it does not.
+
+    In mazes that is a place, x and y: `achieved_goal`, or the first numbers of a point's `observation`, or those of
+    states that no dictionary gave, as in D4RL. In the kitchen, and where no environment is known, it is the whole
+    state.
+    """
+    where, keys = domain(facts.env_id), facts.observation_keys
+    if where == "kitchen" or not facts.env_id:
+        return 0, facts.state_size
+    if where != "antmaze":
+        return None
+    if not keys:
+        return 0, MAZE_GOAL
+    point = facts.env_id.startswith("PointMaze_")
+    shown = next((key for key in ("achieved_goal", "observation")[: 1 + point] if key in keys), None)
+    if shown is None or not set(keys) <= set(GOAL_KEYS):
+        return None
+    sizes = dict.fromkeys(keys, MAZE_GOAL)
+    if "observation" in keys:
+        sizes["observation"] += facts.state_size - sum(sizes.values())
+    return sum(sizes[key] for key in keys[: keys.index(shown)]), MAZE_GOAL
 
 
 Translated = Callable[[Tensor], Tensor]

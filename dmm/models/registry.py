@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from dmm.errors import InputError, finite_number, require_choice, true_or_false, whole_number
-from dmm.models import dc, dm, dmm, dt, mamba
+from dmm.models import bc, dc, dm, dmm, dt, mamba, rvs
 from dmm.models.entry import Facts, Model
 
 __all__ = ["MODELS", "Facts", "Model", "find_model", "read_changes", "split_changes"]
@@ -17,10 +17,8 @@ MODELS: dict[str, Model] = {
     model.name: model
     for model in (
         *(dmm.MODEL, dmm.PAPER, dmm.RELEASED),
-        mamba.MODEL,
-        dt.MODEL,
-        *(dc.MODEL, dc.WITHOUT_ACTIONS),
-        dm.MODEL,
+        *(mamba.MODEL, dt.MODEL, dc.MODEL, dc.WITHOUT_ACTIONS, dm.MODEL),
+        *(rvs.RETURNS, rvs.GOALS, bc.MODEL, bc.BEST_TENTH),
     )
 }
 

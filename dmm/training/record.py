@@ -130,6 +130,8 @@ def _dataset(fields: Fields) -> dict[str, Any]:
         "action_bounds": _bounds(fields),
         "observation_offset": fields.numbers("observation_offset", SIZE_LIMITS["state_size"]),
         "step_limit": fields.whole("step_limit", 1),
+        "best_share": fields.finite("best_share") or 1.0,
+        "delayed_rewards": fields.flag("delayed_rewards"),
         "reference": _reference(fields),
         "transitions": fields.whole("transitions", 0, default=0),
         "mean_return": fields.finite("mean_return") or 0.0,

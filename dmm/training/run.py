@@ -100,6 +100,8 @@ def describe_run(trajectories: Trajectories, model: str, config: Any, training: 
             "mean_return": float(returns.mean()),
             "max_return": float(returns.max()),
             "step_limit": t.step_limit(),
+            "best_share": t.best_share,
+            "delayed_rewards": t.delayed_rewards,
         },
         "versions": {
             "python": platform.python_version(),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dmm.errors import InputError
 from dmm.layers.dropout import Dropout
+from dmm.layers.gaussian import GaussianHead
 from dmm.layers.local import DenseSequenceMixer, DepthwiseConv
 from dmm.layers.mamba import MambaBlock
 from dmm.policy import Policy
@@ -212,6 +213,14 @@ class StackedMambaBlock(MambaBlock):
         return _linear(low, self.dt_proj.weight), B, C
 
 
+class StackedGaussianHead(GaussianHead):
+    """`log_std (S, a)`: of means `(S * b, ..., a)`, those of each policy have their own."""
+
+    def spread(self, mean: Tensor) -> Tensor:
+        rows = self.log_std.repeat_interleave(len(mean) // len(self.log_std), dim=0)  # (S * b, a)
+        return rows.view(len(mean), *(1,) * (mean.ndim - 2), -1)
+
+
 STACKED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: StackedLinear,
     nn.LayerNorm: StackedLayerNorm,
@@ -220,5 +229,6 @@ STACKED: dict[type[nn.Module], type[nn.Module]] = {
     DenseSequenceMixer: StackedDenseSequenceMixer,
     DepthwiseConv: StackedDepthwiseConv,
     MambaBlock: StackedMambaBlock,
+    GaussianHead: StackedGaussianHead,
 }
 """Layers with weights, and what a stack has in their place; a layer made of these needs no entry."""

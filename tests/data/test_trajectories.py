@@ -299,7 +299,7 @@ class TestLoad:
         np.testing.assert_array_equal(load_trajectories("test/sum-v0").rewards, [1, 1, 3, 2, 4])
         loaded = load_trajectories("test/sum-v0", rewards="cumulative")
         np.testing.assert_array_equal(loaded.rewards, [0, 0, 2, 0, 2])
-        with pytest.raises(InputError, match="rewards: got 'sum'; allowed: 'per-step', 'cumulative'"):
+        with pytest.raises(InputError, match="rewards: got 'sum'; allowed: 'per-step', 'cumulative', 'delayed'"):
             load_trajectories("test/sum-v0", rewards="sum")  # type: ignore[arg-type]
 
     def test_a_million_transitions_load_in_seconds(self, make_dataset) -> None:
@@ -309,6 +309,95 @@ class TestLoad:
         begin = time.process_time()  # other programs on this machine do not count
         assert load_trajectories("test/big-v0").transitions == 200_000
         assert (time.process_time() - begin) * 5 < 5  # a fifth of a million
+
+
+class TestDelayedRewards:
+    def test_all_is_paid_at_each_episode_s_last_step(self, make_dataset) -> None:
+        episodes = [(*episode(3)[:2], np.array([1.0, 2, 4])), (*episode(2)[:2], np.array([0.5, -1]))]
+        make_dataset("test/late-v0", episodes, BOX)
+        plain, late = load_trajectories("test/late-v0"), load_trajectories("test/late-v0", rewards="delayed")
+        assert late.rewards.tolist() == [0, 0, 7, 0, -0.5] and late.rewards.dtype == np.float32
+        assert late.returns_to_go().tolist() == [7, 7, 7, -0.5, -0.5]
+        assert late.dataset_id == "test/late-v0+delayed" and late.delayed_rewards and not plain.delayed_rewards
+        assert late.fingerprint() != plain.fingerprint() and late.delayed() is late
+
+    def test_sums_are_undone_first(self, make_dataset, datasets_path) -> None:
+        make_dataset("test/sum-v0", [(*episode(3)[:2], np.array([0.0, 1, 3]))], BOX)
+        say(datasets_path / "test/sum-v0", rewards="cumulative")
+        assert load_trajectories("test/sum-v0", rewards="delayed").rewards.tolist() == [0, 0, 3]
+
+    def test_no_data_set_says_so_of_itself(self, make_dataset, datasets_path) -> None:
+        make_dataset("test/late-v0", [episode(2)], BOX)
+        say(datasets_path / "test/late-v0", rewards="delayed")
+        with pytest.raises(InputError, match="rewards: got 'delayed'; allowed: 'per-step', 'cumulative'$"):
+            load_trajectories("test/late-v0")
+
+
+class TestSomeOfTheEpisodes:
+    def test_keep_all_that_is_theirs(self, trajectories: Trajectories) -> None:
+        data = dataclasses.replace(
+            trajectories, histories=[0, 0, 1, 1, 2], last_observations=np.arange(20.0).reshape(5, 4)
+        )
+        chosen = data.select([3, 0])
+        assert chosen.lengths.tolist() == [12, 3] and chosen.starts.tolist() == [0, 12]
+        rows = [*range(13, 25), *range(3)]
+        for name in ("observations", "actions", "rewards"):
+            np.testing.assert_array_equal(getattr(chosen, name), getattr(data, name)[rows])
+        for name in ("terminated", "histories", "last_observations"):
+            np.testing.assert_array_equal(getattr(chosen, name), getattr(data, name)[[3, 0]])
+        assert (chosen.dataset_id, chosen.reference) == (data.dataset_id, data.reference)
+        np.testing.assert_array_equal(data.select(range(5)).observations, data.observations)
+        assert data.select(range(5)).fingerprint() == data.fingerprint()
+
+    @pytest.mark.parametrize(
+        ("episodes", "said"),
+        [([], "got none"), ([5], "got 5 to 5, allowed are some of 0 to 4"), ([-1], "got -1"), ([0.5], "whole numbers")],
+    )
+    def test_must_be_there(self, trajectories: Trajectories, episodes: list[Any], said: str) -> None:
+        with pytest.raises(InputError, match=f"episodes: .*{said}"):
+            trajectories.select(episodes)
+
+
+class TestTheBestEpisodes:
+    @pytest.fixture
+    def ranked(self, make_dataset) -> str:
+        """Returns 0, 5, 2, 5, 1, 5, 3, 5, 4, 5."""
+        returns = [0, 5, 2, 5, 1, 5, 3, 5, 4, 5]
+        make_dataset(
+            "test/ranked-v0", [(*episode(2, seed=i)[:2], np.array([1.0, r - 1])) for i, r in enumerate(returns)], BOX
+        )
+        return "test/ranked-v0"
+
+    @pytest.mark.parametrize(
+        ("share", "kept"),
+        [
+            (1, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
+            (0.7, [1, 3, 5, 6, 7, 8, 9]),
+            (0.29, [1, 3]),
+            (0.3, [1, 3, 5]),
+            (0.1, [1]),
+            (0.001, [1]),
+        ],
+    )
+    def test_are_kept_in_the_data_s_order_and_ties_from_the_first(self, ranked: str, share: float, kept: Any) -> None:
+        whole, best = load_trajectories(ranked), load_trajectories(ranked, best_share=share)
+        np.testing.assert_array_equal(best.observations, whole.select(kept).observations)
+        np.testing.assert_array_equal(best.returns(), whole.returns()[kept])
+        assert best.best_share == share
+        assert best.dataset_id == (ranked if share == 1 else f"{ranked}+best-{share:g}")
+
+    def test_are_found_by_what_they_earn_whenever_it_is_paid(self, ranked: str) -> None:
+        both = load_trajectories(ranked, rewards="delayed", best_share=0.3)
+        assert both.rewards.tolist() == [0, 5] * 3 and both.dataset_id == f"{ranked}+best-0.3+delayed"
+
+    def test_of_a_hundred_are_whole_hundredths(self, trajectories: Trajectories) -> None:
+        hundred = trajectories.select([i % 5 for i in range(100)])
+        assert [hundred.best(i / 100).episodes for i in range(1, 101)] == list(range(1, 101))
+
+    @pytest.mark.parametrize("share", [0, -0.1, 1.5, float("nan"), "0.1", True])
+    def test_are_no_other_share(self, share: Any) -> None:
+        with pytest.raises(InputError, match="^best_share: got "):
+            load_trajectories("no/such-v0", best_share=share)
 
 
 class TestColumnsOfRewards:
