@@ -214,7 +214,8 @@ def _smooth_l1(predicted: Tensor, target: Tensor) -> Tensor:
 
 def _mean_of_some(x: Tensor, mask: Tensor) -> Tensor:
     """`masked_mean`, but 0 where the mask is empty: windows of one real step have no next one."""
-    return masked_mean(x, mask).where(mask.any(dim=-1).any(dim=-1), 0.0)
+    total = (x.sum(dim=-1) * mask).sum(dim=(-2, -1))
+    return total / (mask.sum(dim=(-2, -1)) * x.shape[-1]).clamp(min=1)
 
 
 def _by_environment(facts: Facts) -> dict[str, Any]:
