@@ -12,8 +12,8 @@ the same action.
 
 Departures: sizes are those of the frame (`sizes=published` takes the authors' sizes and recipe) and padded steps are
 zeros in training too (`padding = "released"`, which `sizes=published` takes, fills them as the authors do). Of the
-three convolutions, each is computed at the tokens of its modality alone, and the last layer's MLP, while training, at the
-state tokens alone, which are all that the head reads. The start is the authors': convolutions as PyTorch starts them.
+three convolutions, each is computed at the tokens of its modality alone, and the last layer's MLP, while training, at
+the state tokens alone, which are all that the head reads. The start is the authors': convolutions as PyTorch has them.
 `dc-no-actions` is their `--remove_act_embs`: two tokens per step and two convolutions; their embedding of actions,
 which nothing reads then, is not there.
 """

@@ -7,20 +7,18 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from dmm.errors import InputError, finite_number, require_choice, true_or_false, whole_number
-from dmm.models import bc, dc, dm, dmm, dt, mamba, rvs
+from dmm.models import bc, dc, dm, dm_multigrained, dmm, dt, mamba, rvs, starformer
 from dmm.models.entry import Facts, Model
 
 __all__ = ["MODELS", "Facts", "Model", "find_model", "read_changes", "split_changes"]
 
 Sizes = Literal["frame", "published"]
-MODELS: dict[str, Model] = {
-    model.name: model
-    for model in (
-        *(dmm.MODEL, dmm.PAPER, dmm.RELEASED),
-        *(mamba.MODEL, dt.MODEL, dc.MODEL, dc.WITHOUT_ACTIONS, dm.MODEL),
-        *(rvs.RETURNS, rvs.GOALS, bc.MODEL, bc.BEST_TENTH),
-    )
-}
+ENTRIES = (
+    *(dmm.MODEL, dmm.PAPER, dmm.RELEASED, mamba.MODEL),
+    *(dt.MODEL, dc.MODEL, dc.WITHOUT_ACTIONS, dm.MODEL, dm_multigrained.MODEL, starformer.MODEL),
+    *(rvs.RETURNS, rvs.GOALS, bc.MODEL, bc.BEST_TENTH),
+)
+MODELS: dict[str, Model] = {model.name: model for model in ENTRIES}
 
 
 def find_model(name: str) -> Model:

@@ -160,6 +160,14 @@ class StackedLayerNorm(nn.LayerNorm):
         return torch.addcmul(bias, normed, weight).flatten(0, 1)
 
 
+class StackedRMSNorm(nn.RMSNorm):
+    """`weight (S, d)`: `(S * b, ..., d)` to the same shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = _apart(F.rms_norm(x, self.normalized_shape, eps=self.eps), self.weight)
+        return (normed * self.weight.view(self.weight.shape[0], *(1,) * (x.ndim - 1), -1)).flatten(0, 1)
+
+
 class StackedEmbedding(nn.Embedding):
     """`weight (S, entries, d)`: integers `(S * b, ...) -> (S * b, ..., d)`."""
 
@@ -224,6 +232,7 @@ class StackedGaussianHead(GaussianHead):
 STACKED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: StackedLinear,
     nn.LayerNorm: StackedLayerNorm,
+    nn.RMSNorm: StackedRMSNorm,
     nn.Embedding: StackedEmbedding,
     nn.Conv1d: StackedConv1d,
     DenseSequenceMixer: StackedDenseSequenceMixer,
