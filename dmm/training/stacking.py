@@ -19,6 +19,8 @@ from dmm.errors import InputError
 from dmm.layers.dropout import Dropout
 from dmm.layers.local import DenseSequenceMixer, DepthwiseConv
 from dmm.layers.mamba import MambaBlock
+from dmm.layers.mamba2 import Mamba2Block
+from dmm.layers.s4 import S4, S4D
 from dmm.policy import Policy
 from dmm.tracing import watched
 
@@ -159,6 +161,14 @@ class StackedLayerNorm(nn.LayerNorm):
         return torch.addcmul(bias, normed, weight).flatten(0, 1)
 
 
+class StackedRMSNorm(nn.RMSNorm):
+    """`weight (S, d)`: `(S * b, ..., d)` to the same shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = _apart(F.rms_norm(x, self.normalized_shape, eps=self.eps), self.weight)
+        return (normed * self.weight.view(self.weight.shape[0], *(1,) * (x.ndim - 1), -1)).flatten(0, 1)
+
+
 class StackedEmbedding(nn.Embedding):
     """`weight (S, entries, d)`: integers `(S * b, ...) -> (S * b, ..., d)`."""
 
@@ -215,10 +225,16 @@ class StackedMambaBlock(MambaBlock):
 STACKED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: StackedLinear,
     nn.LayerNorm: StackedLayerNorm,
+    nn.RMSNorm: StackedRMSNorm,
     nn.Embedding: StackedEmbedding,
     nn.Conv1d: StackedConv1d,
     DenseSequenceMixer: StackedDenseSequenceMixer,
     DepthwiseConv: StackedDepthwiseConv,
     MambaBlock: StackedMambaBlock,
+    Mamba2Block: Mamba2Block,
+    S4: S4,
+    S4D: S4D,
 }
-"""Layers with weights, and what a stack has in their place; a layer made of these needs no entry."""
+"""Layers with weights, and what a stack has in their place; a layer made of these needs no entry.
+
+Those that stand for themselves take weights with an axis of S in front as they are."""
