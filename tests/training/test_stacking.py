@@ -25,6 +25,10 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("dmm", {"local_mixer": "multimodal"}),
     ("dmm", {"share_dsm": True, "share_norms": True}),
     ("dmm", {"share_dsm": True, "train_dsm": False, "a_init": "uniform"}),
+    ("dmm", {"activation": "gelu", "skip": False}),
+    ("dmm", {"global_mixer": "mamba2", "head_size": 4}),
+    ("dmm", {"global_mixer": "attention", "head_size": 4}),
+    ("dmm", {"global_mixer": "s4", "ssm_state": 4}),
 ]
 
 
