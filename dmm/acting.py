@@ -29,7 +29,6 @@ from torch.nn.functional import one_hot
 
 from dmm.errors import InputError, require_choice, whole_number
 from dmm.fused import Cell
-from dmm.layers.mamba import MambaBlock
 from dmm.models.frame import TokenPolicy
 from dmm.policy import Policy, Target, Wanted
 
@@ -68,6 +67,8 @@ def make_actor(policy: Policy, acting: str = "window", states: int = STATES) -> 
     require_choice("acting", acting, Acting)
     if acting == "window":
         return copy.deepcopy(policy).eval() if policy.training else policy
+    if acting == "recurrent" and policy.recurrent:
+        return _frozen(policy)
     _require_recurrence(policy, acting)
     recurrent = cast(TokenPolicy, policy)
     return RecurrentActor(recurrent) if acting == "recurrent" else StaggeredActor(recurrent, states)
@@ -75,11 +76,24 @@ def make_actor(policy: Policy, acting: str = "window", states: int = STATES) -> 
 
 def _require_recurrence(policy: Policy, acting: str) -> None:
     frame = isinstance(policy, TokenPolicy) and not _overrides(policy)
-    if not frame or not all(hasattr(block, "extend") for block in cast(TokenPolicy, policy).blocks):
+    if not frame or not all(_is_recurrence(block) for block in cast(TokenPolicy, policy).blocks):
         raise InputError(
             f"acting: got {acting!r} for a {type(policy).__name__}, which is no recurrence over its tokens; "
             "allowed is window"
         )
+
+
+def _is_recurrence(block: Any) -> bool:
+    return hasattr(block, "extend") and all(hasattr(part, "extend") for part in block.parts().values())
+
+
+def _frozen(policy: Any) -> Any:
+    """A copy for acting, whose layers work out once what all steps have in common."""
+    made = copy.deepcopy(policy).eval().requires_grad_(False)
+    for module in made.modules():
+        if hasattr(module, "freeze"):
+            module.freeze()
+    return made
 
 
 OWN = ("forward", "embed", "mix", "decode", "newest", "init_state", "act")
@@ -114,10 +128,7 @@ class RecurrentActor:
     states = 1
 
     def __init__(self, policy: TokenPolicy):
-        self.policy = copy.deepcopy(policy).eval().requires_grad_(False)
-        for module in self.policy.modules():
-            if isinstance(module, MambaBlock):
-                module.freeze()
+        self.policy = _frozen(policy)
         self.context, self.discrete_actions = policy.context, policy.discrete_actions
         self.mean, self.std, self.rtg_scale = self.policy.state_mean, self.policy.state_std, policy.config.rtg_scale
         own = self.policy.TOKENS.index("state") + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,3 +46,10 @@ def together(optional: tuple[str, ...] = (), /, **tensors: Tensor | None) -> lis
     """
     dtype = precision(tensors, optional, FULL)
     return [None if tensor is None else tensor.to(dtype) for tensor in tensors.values()]
+
+
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Without autocast, which would take the products of plain operations in half precision."""
+    known = torch.amp.is_autocast_available(device.type)
+    on = known and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else contextlib.nullcontext()

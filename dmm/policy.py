@@ -65,6 +65,9 @@ class Policy(nn.Module):
     terms: ClassVar[tuple[str, ...]] = ("action",)
     """The names of the loss's terms; with several the log has a column for each."""
 
+    recurrent: ClassVar[bool] = False
+    """Whether `act` is itself a recurrence, so that a step's cost does not grow with what came before."""
+
     state_mean: Tensor
     state_std: Tensor
     discrete_actions: bool = False  # set where actions are one-hot: then `act` picks the largest entry

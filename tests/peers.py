@@ -12,8 +12,10 @@ from dmm.bench.peers import (
     official_block,
     official_kernel_signature,
     official_scan,
+    official_ssd,
     transformers_dt,
     transformers_mixer,
+    transformers_mixer_2,
 )
 
 __all__ = [
@@ -21,9 +23,11 @@ __all__ = [
     "official_block",
     "official_kernel_signature",
     "official_scan",
+    "official_ssd",
     "official_step",
     "transformers_dt",
     "transformers_mixer",
+    "transformers_mixer_2",
 ]
 
 

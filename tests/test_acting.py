@@ -31,6 +31,13 @@ MODELS = {
     "dmm, multimodal": lambda **changes: DecisionMetaMamba(
         DMMConfig(**(SIZES | changes), local_mixer="multimodal", residual="normalized")
     ),
+    "dmm, mamba2": lambda **changes: DecisionMetaMamba(
+        DMMConfig(**(SIZES | changes), global_mixer="mamba2", head_size=4)
+    ),
+    "dmm, s4": lambda **changes: DecisionMetaMamba(
+        DMMConfig(**(SIZES | changes | {"ssm_state": 4}), global_mixer="s4")
+    ),
+    "dmm, gelu": lambda **changes: DecisionMetaMamba(DMMConfig(**(SIZES | changes), activation="gelu", skip=False)),
     "mamba": lambda **changes: MambaPolicy(MambaConfig(**(SIZES | changes))),
     "dm": lambda **changes: DecisionMamba(DMConfig(**(SIZES | TIMED | changes))),
     "dc": lambda **changes: DecisionConvFormer(DCConfig(**(FRAME | TIMED | changes))),

@@ -175,15 +175,26 @@ def _scan_of_reference(
     return y.mT
 
 
+def official_ssd(X: Tensor, A: Tensor, B: Tensor, C: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """mamba-ssm's `ssd_minimal_discrete`, Mamba-2's scan by matrix products: `X (b, l, h, p)`, `A (b, l, h)` and
+    `B, C (b, l, h, n)`, all with the step size in them -> `y (b, l, h, p)`, last state `(b, h, p, n)`."""
+    importlib.import_module("einops")
+    stand_ins = {"mamba_ssm": _bare_package("mamba_ssm"), "mamba_ssm.ops.triton.ssd_combined": mock.MagicMock()}
+    with _replaced_modules(stand_ins, "mamba_ssm."):
+        scan = importlib.import_module("mamba_ssm.modules.ssd_minimal").ssd_minimal_discrete
+    y, last = scan(X, A, B, C, block)
+    return y, last
+
+
 # transformers
 
 
 @functools.cache
-def _transformers_mamba() -> Any:
+def _transformers_mamba(model: str = "mamba") -> Any:
     # its advice to install a kernel would come once for every run of the loop that is wanted here
     logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
     with _replaced_modules({"mamba_ssm": None, "causal_conv1d": None, "kernels": None}, "mamba_ssm."):
-        return importlib.import_module("transformers.models.mamba.modeling_mamba")
+        return importlib.import_module(f"transformers.models.{model}.modeling_{model}")
 
 
 def transformers_mixer(d: int, state_size: int, expand: int, conv_width: int) -> nn.Module:
@@ -193,6 +204,26 @@ def transformers_mixer(d: int, state_size: int, expand: int, conv_width: int) ->
         hidden_size=d, state_size=state_size, expand=expand, conv_kernel=conv_width, num_hidden_layers=1, vocab_size=2
     )
     mixer: nn.Module = module.MambaMixer(config, layer_idx=0)
+    return mixer
+
+
+def transformers_mixer_2(d: int, state_size: int, expand: int, head_size: int, conv_width: int) -> nn.Module:
+    """transformers' `Mamba2Mixer` with one group, in evaluation mode, on its path without kernels."""
+    module = _transformers_mamba("mamba2")
+    config = module.Mamba2Config(
+        hidden_size=d,
+        state_size=state_size,
+        expand=expand,
+        head_dim=head_size,
+        num_heads=expand * d // head_size,
+        n_groups=1,
+        conv_kernel=conv_width,
+        chunk_size=4,
+        layer_norm_epsilon=1e-5,
+        num_hidden_layers=1,
+        vocab_size=2,
+    )
+    mixer: nn.Module = module.Mamba2Mixer(config, layer_idx=0).eval()
     return mixer
 
 

@@ -46,7 +46,8 @@ def branch(norm: nn.Module, mixer: nn.Module, x: Tensor, normalized: bool) -> Ca
     It serves a `LayerNorm` with a `DenseSequenceMixer` or a `MambaBlock` while they are trained (in training mode, with
     gradients) and while they are only used (without gradients), on float32 or float64 on a CPU, where a C++ compiler
     is. It stands back where somebody looks inside (hooks), where the graph itself is wanted (`torch.export`,
-    `torch.compile`, `torch.func`), and where a `MambaBlock` was told how to scan.
+    `torch.compile`, `torch.func`), and where a `MambaBlock` has another activation than SiLU or no skip, or was told
+    how to scan.
 
     Args:
         norm, mixer: `(b, l, d) -> (b, l, d)` each.
@@ -146,8 +147,9 @@ def _unfit(norm: nn.Module, mixer: nn.Module, x: Tensor) -> str | None:
 
 
 def _is_plain(mixer: nn.Module) -> bool:
-    """Whether its layers are torch's own, not some that stand for them, and no way to scan was chosen."""
-    if isinstance(mixer, MambaBlock) and mixer.backend != "auto":
+    """Whether its layers are torch's own, not some that stand for them, a Mamba block is Mamba's, with SiLU and skip,
+    and no way to scan was chosen."""
+    if isinstance(mixer, MambaBlock) and (mixer.backend != "auto" or mixer.activation != "silu" or mixer.D is None):
         return False
     return all(type(layer) in (nn.Linear, nn.Conv1d) for layer in mixer.children())
 

@@ -12,7 +12,7 @@ from dmm.layers.dropout import Dropout
 
 
 class CausalAttention(nn.Module):
-    """Multi-head attention `(b, l, d) -> (b, l, d)` in which no token looks ahead or at padding.
+    """Multi-head attention `(b, l, d) -> (b, l, d)` in which no token looks ahead or, with a mask, at padding.
 
     Source: `GPT2Attention` of transformers, whose weights are stored transposed.
     """
@@ -22,8 +22,10 @@ class CausalAttention(nn.Module):
         self.heads, self.dropout = heads, Dropout(dropout)
         self.project_in, self.project_out = nn.Linear(d, 3 * d), nn.Linear(d, d)
 
-    def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
-        """`allowed (b, 1, l, l)`: True where the row's token may look at the column's."""
+    def forward(self, x: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """`allowed (b, 1, l, l)`: True where the row's token may look at the column's; None is all but the future."""
+        if allowed is None:
+            allowed = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         parts = self.project_in(x).chunk(3, dim=-1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)  # (b, heads, l, d / heads)
         scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (b, heads, l, l)

@@ -13,13 +13,14 @@ keeps so that its `state_dict` loads here. Axes: `b` batch, `l` tokens, `d` chan
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmm.errors import InputError, whole_number
+from dmm.errors import require_choice, whole_number
+from dmm.layers.activations import ACTIVATIONS, Activation
 from dmm.layers.initial import init_linear
 from dmm.scan import selective_scan
 from dmm.scan.fused import kernels
@@ -46,9 +47,9 @@ class MambaSignals(NamedTuple):
     """What flows through a Mamba block in one pass over all tokens; `out_proj(gated)` is its output."""
 
     x: Tensor
-    """The scan's input, after convolution and SiLU: `(b, l, e)`."""
+    """The scan's input, after convolution and activation: `(b, l, e)`."""
     z: Tensor
-    """The gate branch before its SiLU: `(b, l, e)`."""
+    """The gate branch before its activation: `(b, l, e)`."""
     delta: Tensor
     """Step sizes, after bias and softplus: `(b, l, e)`."""
     B: Tensor
@@ -56,9 +57,9 @@ class MambaSignals(NamedTuple):
     C: Tensor
     """`(b, l, n)`."""
     y: Tensor
-    """The scan's output with the skip `D x`, before the gate: `(b, l, e)`."""
+    """The scan's output with the skip `D x`, if there is one, before the gate: `(b, l, e)`."""
     gated: Tensor
-    """`y * silu(z)`: `(b, l, e)`."""
+    """`y * silu(z)`, or with another activation: `(b, l, e)`."""
 
 
 class MambaBlock(nn.Module):
@@ -76,10 +77,13 @@ class MambaBlock(nn.Module):
         a_init: `s4d-real` starts `A` at `-(1, ..., n)` in each channel, as Mamba does; `uniform` draws its entries from
             `-U[1, 2]`, the likely reading of "random" in the DMM paper's table 8.
         rank: `r`; None takes `d / 16`, rounded up, as Mamba does.
+        activation: of both branches, the scan's input and the gate: `silu` in Mamba, `gelu` or `relu` in the DMM
+            paper's appendix D.
+        skip: whether the scan has its skip `D x`.
         backend: of the scan, see `dmm.selective_scan`.
 
     Raises:
-        InputError: sizes below 1, an unknown `step_init` or an unknown `a_init`.
+        InputError: sizes below 1, an unknown `step_init`, `a_init` or `activation`.
     """
 
     def __init__(
@@ -92,6 +96,8 @@ class MambaBlock(nn.Module):
         step_init: StepInit = "mamba",
         a_init: AInit = "s4d-real",
         rank: int | None = None,
+        activation: Activation = "silu",
+        skip: bool = True,
         backend: str = "auto",
     ):
         super().__init__()
@@ -99,9 +105,13 @@ class MambaBlock(nn.Module):
         d, state_size, expand = (whole_number(name, value, 1) for name, value in sizes.items())
         rank = math.ceil(d / 16) if rank is None else whole_number("rank", rank, 1)
         conv_width = None if conv_width is None else whole_number("conv_width", conv_width, 1)
-        for name, choice, literal in (("step_init", step_init, StepInit), ("a_init", a_init, AInit)):
-            if choice not in get_args(literal):
-                raise InputError(f"{name}: got {choice!r}, allowed are {', '.join(get_args(literal))}")
+        choices = {
+            "step_init": (step_init, StepInit),
+            "a_init": (a_init, AInit),
+            "activation": (activation, Activation),
+        }
+        for name, (choice, literal) in choices.items():
+            require_choice(name, choice, literal)
         e = expand * d
         self.inner, self.state_size, self.rank, self.backend = e, state_size, rank, backend
         self.in_proj = nn.Linear(d, 2 * e, bias=False)
@@ -111,7 +121,8 @@ class MambaBlock(nn.Module):
         A = s4d_real(state_size).repeat(e, 1) if a_init == "s4d-real" else random_diagonal(e * state_size).view(e, -1)
         self.A_log = nn.Parameter(torch.log(-A))
         self._frozen: MambaCell | None = None
-        self.D = nn.Parameter(torch.ones(e))
+        self.activation = activation
+        self.D = nn.Parameter(torch.ones(e)) if skip else None
         self.out_proj = nn.Linear(e, d, bias=False)
         _init_step_size(self.dt_proj) if step_init == "mamba" else init_linear(self.dt_proj)
 
@@ -120,8 +131,10 @@ class MambaBlock(nn.Module):
         x, z = self._branches(x)
         delta, B, C = self._select(x)
         A, bias = -torch.exp(self.A_log), self.dt_proj.bias
-        y = selective_scan(x, delta, A, B, C, self.D, z, delta_bias=bias, delta_softplus=True, backend=self.backend)
-        return self.out_proj(y)  # type: ignore[no-any-return]
+        gate = z if self.activation == "silu" else None  # the scan's own
+        y = selective_scan(x, delta, A, B, C, self.D, gate, delta_bias=bias, delta_softplus=True, backend=self.backend)
+        assert isinstance(y, Tensor)
+        return self.out_proj(y if gate is not None else y * ACTIVATIONS[self.activation](z))  # type: ignore[no-any-return]
 
     def signals(self, x: Tensor) -> MambaSignals:
         """Every signal inside `forward` for the input `(b, l, d)`, one at a time, for looking at."""
@@ -130,7 +143,7 @@ class MambaBlock(nn.Module):
         delta = F.softplus(raw + self.dt_proj.bias)
         y = selective_scan(x, delta, -torch.exp(self.A_log), B, C, self.D, backend=self.backend)
         assert isinstance(y, Tensor)
-        return MambaSignals(x, z, delta, B, C, y, y * F.silu(z))
+        return MambaSignals(x, z, delta, B, C, y, y * ACTIVATIONS[self.activation](z))
 
     def init_state(self, batch: int) -> MambaState:
         """The state before the first token, all zero."""
@@ -169,11 +182,11 @@ class MambaBlock(nn.Module):
         return self.__dict__ | {"_frozen": None}
 
     def _branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The scan's input and the gate before its SiLU, `(b, l, e)` each."""
+        """The scan's input and the gate before its activation, `(b, l, e)` each."""
         x, z = self.in_proj(x).chunk(2, dim=-1)
         if self.conv1d is not None:
             x = self.conv1d(x.mT)[..., : x.shape[1]].mT
-        return F.silu(x), z
+        return ACTIVATIONS[self.activation](x), z
 
     def _select(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the token selects: the step size before its bias and softplus `(..., e)`, and `B`, `C` `(..., n)`."""
@@ -195,6 +208,7 @@ class MambaCell:
         self.sizes = [block.rank, block.state_size, block.state_size]
         self.conv = None if block.conv1d is None else (block.conv1d.weight, cast(Tensor, block.conv1d.bias))
         self.A, self.D, self.bias, self.backend = -torch.exp(block.A_log), block.D, block.dt_proj.bias, block.backend
+        self.activate, self.scan_gates = ACTIVATIONS[block.activation], block.activation == "silu"
         served = block.backend in ("auto", "cpp") and self.A.device.type == "cpu" and self.A.dtype in KERNEL_DTYPES
         self.kernel = kernels().get("cpp") if served else None
 
@@ -202,11 +216,12 @@ class MambaCell:
         """See `MambaBlock.extend`."""
         x, z = F.linear(x, self.in_proj).chunk(2, dim=-1)  # (b, t, e) each
         x, conv = self._convolve(x, state.conv, present)
-        x = F.silu(x)
+        x = self.activate(x)
         if present is not None:
             x = x * present[..., None]  # behind the convolution, whose bias lets absent tokens in again
         low, B, C = F.linear(x, self.x_proj).split(self.sizes, dim=-1)  # type: ignore[no-untyped-call]
-        y, ssm = self._scan(x, F.linear(low, self.dt_proj), B, C, z, state.ssm)
+        y, ssm = self._scan(x, F.linear(low, self.dt_proj), B, C, z if self.scan_gates else None, state.ssm)
+        y = y if self.scan_gates else y * self.activate(z)
         return F.linear(y, self.out_proj), MambaState(conv, ssm)
 
     def _convolve(self, x: Tensor, state: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -219,8 +234,10 @@ class MambaCell:
         y = (inputs.unfold(-1, weight.shape[-1], 1) * weight).sum(-1)  # (b, e, t)
         return y.mT + bias, inputs[..., x.shape[1] :]
 
-    def _scan(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor, z: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """`y (b, t, e)` and the last state `(b, e, n)`."""
+    def _scan(
+        self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor, z: Tensor | None, start: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`y (b, t, e)`, gated where a gate is given, and the last state `(b, e, n)`."""
         fits = start.shape == (len(u), *self.A.shape) and start.dtype == u.dtype == self.A.dtype
         near = u.device == start.device == self.A.device
         if self.kernel is None or torch.is_grad_enabled() or not (fits and near) or watched(u, start):
@@ -232,8 +249,9 @@ class MambaCell:
                 return_last_state=True,
                 backend=self.backend,
             )
-        u, B, C, z, start = (t.contiguous() for t in (u, B, C, z, start))
-        y, last, _ = self.kernel.forward(u, delta, self.A[None], B, C, self.D[None], z, self.bias[None], True, start)
+        u, B, C, start = (t.contiguous() for t in (u, B, C, start))
+        z, D = None if z is None else z.contiguous(), None if self.D is None else self.D[None]
+        y, last, _ = self.kernel.forward(u, delta, self.A[None], B, C, D, z, self.bias[None], True, start)
         return y, last
 
 

@@ -17,14 +17,19 @@ from torch import Tensor, nn
 from dmm.configs import check_positive
 from dmm.errors import InputError, require_choice
 from dmm.fused import Cell, Chain, branch, cell, newest
+from dmm.layers.activations import Activation
+from dmm.layers.attention import CausalAttention
 from dmm.layers.initial import init_linear
 from dmm.layers.local import DenseSequenceMixer, DepthwiseConv, LocalMixer, ModalityMixer
 from dmm.layers.mamba import AInit, MambaBlock, StepInit
+from dmm.layers.mamba2 import Mamba2Block
+from dmm.layers.s4 import S4Block
 from dmm.models.entry import Domain, Facts, Model, Official, domain
 from dmm.models.frame import TokenPolicy, TokenPolicyConfig, official_frame
 
 Residual = Literal["normalized", "raw"]
 LocalMixing = Literal["dense", "depthwise", "multimodal"]
+GlobalMixing = Literal["mamba", "mamba2", "attention", "s4"]
 LOCAL_MIXERS: dict[str, Callable[..., LocalMixer]] = {
     "dense": DenseSequenceMixer,
     "depthwise": DepthwiseConv,
@@ -39,8 +44,12 @@ class DMMConfig(TokenPolicyConfig):
 
     window: int = 6  # w tokens that the DSM sees: two time steps
     local_mixer: LocalMixing = "dense"  # the DSM; depthwise is "Conv" of table 3, multimodal that of table 9
-    expand: int = 1  # inner channels of Mamba per channel; Mamba has 2, the released code 1
-    ssm_state: int = 16  # n
+    global_mixer: GlobalMixing = "mamba"  # attention and s4 are "Transformer" and "S4" of table 3; mamba2 is the code's
+    expand: int = 1  # inner channels of mamba and mamba2 per channel; Mamba has 2, the released code 1
+    ssm_state: int = 16  # n of mamba, mamba2 and s4; the released code's mamba2 has 128
+    head_size: int = 16  # channels of a head of mamba2 and attention; all of them, where that is less
+    activation: Activation = "silu"  # of both branches of mamba and mamba2; gelu and relu are those of appendix D
+    skip: bool = True  # the skip D u of mamba, mamba2 and s4
     residual: Residual = (
         "raw"  # what the residual adds to: the normalised input (paper, eq. 3) or the raw stream (code)
     )
@@ -53,7 +62,7 @@ class DMMConfig(TokenPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "expand", "ssm_state")
+        check_positive(self, "expand", "ssm_state", "head_size")
         tokens = 3 * self.context
         if not 1 <= self.window <= tokens:
             raise InputError(
@@ -61,8 +70,27 @@ class DMMConfig(TokenPolicyConfig):
             )
         require_choice("residual", self.residual, Residual)
         require_choice("local_mixer", self.local_mixer, LocalMixing)
+        require_choice("global_mixer", self.global_mixer, GlobalMixing)
+        require_choice("activation", self.activation, Activation)
         require_choice("step_init", self.step_init, StepInit)
         require_choice("a_init", self.a_init, AInit)
+        if self.global_mixer in ("mamba2", "attention") and self.mixed_channels % self.head_channels:
+            raise InputError(
+                f"head_size: got {self.head_size}, allowed are divisors of the {self.mixed_channels} channels of "
+                f"{self.global_mixer}"
+            )
+        if self.global_mixer == "s4" and self.ssm_state % 2:
+            raise InputError(f"ssm_state: got {self.ssm_state}, allowed for s4 are even numbers")
+
+    @property
+    def mixed_channels(self) -> int:
+        """Those that the global mixer has inside."""
+        return self.width * (self.expand if self.global_mixer in ("mamba", "mamba2") else 1)
+
+    @property
+    def head_channels(self) -> int:
+        """Channels of one head of mamba2 or attention."""
+        return min(self.head_size, self.mixed_channels)
 
     @classmethod
     def paper(cls, state_size: int, action_size: int, **changes: Any) -> DMMConfig:
@@ -99,6 +127,7 @@ class DMMBlock(nn.Module):
         local_norm, local_mixer, global_norm, global_mixer: modules of signature `(b, l, d) -> (b, l, d)`; layers may
             share them. To take tokens a few at a time, the mixers need `init_state` and `extend`.
         residual: `normalized` adds to the normalised input (paper, equation 3), `raw` to the input itself (code).
+        name: of the global mixer, for looking inside.
     """
 
     local_mixer: Any
@@ -111,11 +140,12 @@ class DMMBlock(nn.Module):
         global_norm: nn.Module,
         global_mixer: nn.Module,
         residual: Residual,
+        name: str = "Mamba",
     ):
         super().__init__()
         self.local_norm, self.local_mixer = local_norm, local_mixer
         self.global_norm, self.global_mixer = global_norm, global_mixer
-        self.residual = residual
+        self.residual, self.name = residual, name
 
     def forward(self, x: Tensor) -> Tensor:
         return self._mix(self._mix(x, self.local_norm, self.local_mixer), self.global_norm, self.global_mixer)
@@ -153,7 +183,7 @@ class DMMBlock(nn.Module):
 
     def parts(self) -> dict[str, nn.Module]:
         """What the layer adds to its input, by name, in order."""
-        return {"DSM": self.local_mixer, "Mamba": self.global_mixer}
+        return {"DSM": self.local_mixer, self.name: self.global_mixer}
 
 
 class DecisionMetaMamba(TokenPolicy):
@@ -173,7 +203,12 @@ class DecisionMetaMamba(TokenPolicy):
                 norms = _norms(config)
             if layer and not config.share_dsm:
                 mixer = _dsm(config)
-            self.blocks.append(DMMBlock(norms[0], mixer, norms[1], _mamba(config), config.residual))
+            name, overall = NAMES[config.global_mixer], _global_mixer(config)
+            self.blocks.append(DMMBlock(norms[0], mixer, norms[1], overall, config.residual, name))
+
+
+NAMES: dict[str, str] = {"mamba": "Mamba", "mamba2": "Mamba-2", "attention": "attention", "s4": "S4"}
+"""What figures call the global mixers."""
 
 
 def _norms(config: DMMConfig) -> tuple[nn.LayerNorm, nn.LayerNorm]:
@@ -191,18 +226,49 @@ def _dsm(config: DMMConfig) -> LocalMixer:
     return mixer
 
 
+def _global_mixer(config: DMMConfig) -> nn.Module:
+    mixer: MambaBlock | Mamba2Block | CausalAttention | S4Block
+    projections: tuple[nn.Linear, ...]
+    if config.global_mixer == "mamba":
+        mixer = _mamba(config)
+        projections = mixer.in_proj, mixer.x_proj, mixer.out_proj
+    elif config.global_mixer == "mamba2":
+        mixer = _mamba2(config)
+        projections = mixer.in_proj, mixer.out_proj
+    elif config.global_mixer == "attention":
+        mixer = CausalAttention(config.width, config.width // config.head_channels, dropout=0.0)
+        projections = mixer.project_in, mixer.project_out
+    else:
+        mixer = S4Block(config.width, state_size=config.ssm_state, skip=config.skip)
+        projections = (mixer.project_out,)
+    for layer in projections:
+        init_linear(layer)
+    return mixer
+
+
 def _mamba(config: DMMConfig) -> MambaBlock:
-    block = MambaBlock(
+    return MambaBlock(
         config.width,
         state_size=config.ssm_state,
         expand=config.expand,
         conv_width=None,
         step_init=config.step_init,
         a_init=config.a_init,
+        activation=config.activation,
+        skip=config.skip,
     )
-    for layer in (block.in_proj, block.x_proj, block.out_proj):
-        init_linear(layer)
-    return block
+
+
+def _mamba2(config: DMMConfig) -> Mamba2Block:
+    return Mamba2Block(
+        config.width,
+        state_size=config.ssm_state,
+        expand=config.expand,
+        head_size=config.head_channels,
+        conv_width=None,
+        activation=config.activation,
+        skip=config.skip,
+    )
 
 
 def _paper_defaults(facts: Facts) -> dict[str, Any]:

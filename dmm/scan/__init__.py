@@ -13,14 +13,13 @@ One function, five ways to compute it: `sequential` and `parallel` in plain torc
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from dmm.dtypes import precision
+from dmm.dtypes import full_precision, precision
 from dmm.errors import InputError
 from dmm.scan import official
 from dmm.scan.fused import fused_scan, interpreted, kernels
@@ -96,7 +95,7 @@ def selective_scan(
         y, last = official.mamba_ssm_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     else:
         start = u.new_zeros(u.shape[0], *A.shape[-2:]) if initial_state is None else initial_state  # (b, e, n)
-        with _full_precision(u.device):
+        with full_precision(u.device):
             y, last = _scan(name, *(_cast(t, dtype) for t in tensors.values()), delta_softplus, start.to(dtype))  # type: ignore[call-arg]
     like = u if initial_state is None else initial_state
     return (y.to(u.dtype), last.to(like.dtype)) if return_last_state else y.to(u.dtype)
@@ -127,7 +126,7 @@ def selective_step(
     tensors = {"state": state, "u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
     dtype = precision(tensors, OPTIONAL)
     h, x, raw, A, B, C, D, z, bias = (_cast(t, dtype) for t in tensors.values())
-    with _full_precision(u.device):
+    with full_precision(u.device):
         step = positive_step(raw, bias, delta_softplus)
         h = torch.exp(step[..., None] * A) * h + (step * x)[..., None] * B[:, None, :]  # (b, e, n)
         y = output(torch.einsum("b e n, b n -> b e", h, C), x, D, z)
@@ -165,13 +164,6 @@ def _scan(
 
 def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Any:
     return None if tensor is None else tensor.to(dtype)
-
-
-def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Without autocast, which would take the products of plain operations in half precision."""
-    known = torch.amp.is_autocast_available(device.type)
-    on = known and torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if on else contextlib.nullcontext()
 
 
 def _check_shapes(

@@ -20,6 +20,8 @@ from dmm.layers.dropout import Dropout
 from dmm.layers.gaussian import GaussianHead
 from dmm.layers.local import DenseSequenceMixer, DepthwiseConv
 from dmm.layers.mamba import MambaBlock
+from dmm.layers.mamba2 import Mamba2Block
+from dmm.layers.s4 import S4, S4D
 from dmm.policy import Policy
 from dmm.tracing import watched
 
@@ -239,5 +241,10 @@ STACKED: dict[type[nn.Module], type[nn.Module]] = {
     DepthwiseConv: StackedDepthwiseConv,
     MambaBlock: StackedMambaBlock,
     GaussianHead: StackedGaussianHead,
+    Mamba2Block: Mamba2Block,
+    S4: S4,
+    S4D: S4D,
 }
-"""Layers with weights, and what a stack has in their place; a layer made of these needs no entry."""
+"""Layers with weights, and what a stack has in their place; a layer made of these needs no entry.
+
+Those that stand for themselves take weights with an axis of S in front as they are."""

@@ -285,6 +285,36 @@ class TestInitialisation:
         assert layer.weight.std().item() == pytest.approx(0.02, rel=0.02) and not layer.bias.any()
 
 
+class TestActivationAndSkip:
+    @pytest.mark.parametrize("activation", ["silu", "gelu", "relu"])
+    @pytest.mark.parametrize("skip", [True, False])
+    def test_both_branches_take_the_activation(self, activation: Any, skip: bool) -> None:
+        block = MambaBlock(12, state_size=3, conv_width=None, activation=activation, skip=skip).double()
+        act, x = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}[activation], tokens()
+        s = block.signals(x)
+        u, z = block.in_proj(x).chunk(2, dim=-1)
+        torch.testing.assert_close(s.x, act(u))
+        torch.testing.assert_close(s.gated, s.y * act(z))
+        torch.testing.assert_close(block(x), block.out_proj(s.gated))
+        assert (block.D is not None) == skip
+
+    def test_skip_is_what_it_adds(self) -> None:
+        block, without = (MambaBlock(12, state_size=3, skip=skip).double() for skip in (True, False))
+        without.load_state_dict({name: w for name, w in block.state_dict().items() if name != "D"})
+        with_skip, plain = block.signals(x := tokens()), without.signals(x)
+        torch.testing.assert_close(with_skip.y, plain.y + with_skip.x)
+
+    @pytest.mark.parametrize("conv_width", CONV_WIDTHS)
+    @pytest.mark.parametrize(
+        "changes", [{"activation": "gelu"}, {"skip": False}, {"activation": "relu", "skip": False}]
+    )
+    @pytest.mark.parametrize("gradients", [True, False])
+    def test_steps_equal_forward(self, conv_width: int | None, changes: dict[str, Any], gradients: bool) -> None:
+        block, x = MambaBlock(12, state_size=3, conv_width=conv_width, **changes).double(), tokens()
+        with torch.set_grad_enabled(gradients):
+            torch.testing.assert_close(by_steps(block, x), block(x))
+
+
 class TestErrors:
     @pytest.mark.parametrize("name", ["d", "state_size", "expand", "conv_width"])
     @pytest.mark.parametrize("value", [0, -1])
@@ -300,6 +330,10 @@ class TestErrors:
     def test_unknown_a_init_is_named(self) -> None:
         with pytest.raises(InputError, match=r"^a_init: got 'hippo', allowed are s4d-real, uniform$"):
             MambaBlock(8, a_init="hippo")  # type: ignore[arg-type]
+
+    def test_unknown_activation_is_named(self) -> None:
+        with pytest.raises(InputError, match=r"^activation: got 'tanh', allowed are silu, gelu, relu$"):
+            MambaBlock(8, activation="tanh")  # type: ignore[arg-type]
 
     def test_unknown_backend_is_named(self) -> None:
         with pytest.raises(InputError, match=r"^backend: got 'fast'"):

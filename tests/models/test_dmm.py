@@ -9,8 +9,13 @@ from torch import Tensor, nn
 
 from dmm.data.windows import Windows
 from dmm.errors import InputError
+from dmm.fused import branches
+from dmm.fused.kernel import status
+from dmm.layers.attention import CausalAttention
 from dmm.layers.local import DenseSequenceMixer, DepthwiseConv, ModalityMixer
 from dmm.layers.mamba import MambaBlock
+from dmm.layers.mamba2 import Mamba2Block
+from dmm.layers.s4 import S4, S4Block
 from dmm.models.dmm import DecisionMetaMamba, DMMBlock, DMMConfig
 
 SMALL: dict[str, Any] = {"state_size": 4, "action_size": 2, "context": 5, "width": 8, "layers": 2, "ssm_state": 3}
@@ -102,6 +107,26 @@ class TestParameterCounts:
         policy = DecisionMetaMamba(DMMConfig(state_size=11, action_size=3, local_mixer=local_mixer))
         assert policy.parameter_count() == 1_475 + 128 + 3 * (256 + 16_000 + one)
 
+    @pytest.mark.parametrize(
+        ("global_mixer", "one"),
+        [
+            # in 64 (2 * 64 + 2 * 16 + 4) = 10,496, out 4,096, norm 64, dt, A and D of 4 heads 12
+            ("mamba2", 14_668),
+            # four projections with bias
+            ("attention", 16_640),
+            # dt 64, C 1,024, A 1,024, B and P 2,048, D 64, and 64 -> 128 with bias 8,320
+            ("s4", 12_544),
+        ],
+    )
+    def test_hopper_with_another_global_mixer(self, global_mixer: Any, one: int) -> None:
+        # the package's defaults: frame 1,475, final norm 128, and in each layer norms 256 and a DSM of 24,576
+        policy = DecisionMetaMamba(DMMConfig(state_size=11, action_size=3, global_mixer=global_mixer))
+        assert policy.parameter_count() == 1_475 + 128 + 3 * (256 + 24_576 + one)
+
+    def test_without_skip_there_is_no_weight_for_it(self) -> None:
+        with_skip, without = (DecisionMetaMamba(DMMConfig(state_size=11, action_size=3, skip=s)) for s in (True, False))
+        assert with_skip.parameter_count() - without.parameter_count() == 3 * 64
+
 
 def block_parts(d: int = 8) -> tuple[nn.LayerNorm, DenseSequenceMixer, nn.LayerNorm, MambaBlock]:
     norms = nn.LayerNorm(d), nn.LayerNorm(d)
@@ -192,6 +217,87 @@ class TestLocalMixer:
         assert used == [False, True, False]
 
 
+MIXERS: dict[str, Any] = {"mamba": MambaBlock, "mamba2": Mamba2Block, "attention": CausalAttention, "s4": S4Block}
+EVEN: dict[str, Any] = {"ssm_state": 4, "head_size": 4}
+
+
+class TestGlobalMixer:
+    @pytest.mark.parametrize("name", MIXERS)
+    def test_every_layer_gets_one_of_that_kind(self, name: Any) -> None:
+        policy = small(**EVEN, global_mixer=name)
+        assert [type(block.global_mixer) for block in policy.blocks] == 2 * [MIXERS[name]]
+        shown = {"mamba": "Mamba", "mamba2": "Mamba-2", "attention": "attention", "s4": "S4"}[name]
+        assert list(policy.blocks[0].parts()) == ["DSM", shown]
+
+    def test_mamba_is_the_default_with_silu_and_skip(self) -> None:
+        mixer = small().blocks[0].global_mixer
+        assert type(mixer) is MambaBlock and mixer.activation == "silu" and mixer.D is not None
+
+    @pytest.mark.parametrize("name", ["mamba", "mamba2", "s4"])
+    @pytest.mark.parametrize("parts", [(9,), (3, 3, 3), (1, 4, 4)])
+    def test_a_few_tokens_at_a_time_equal_forward(self, name: Any, parts: tuple[int, ...]) -> None:
+        block, x = small(**EVEN, global_mixer=name).double().blocks[0], torch.randn(2, 9, 8, dtype=torch.float64)
+        state, outputs = block.init_state(2), []
+        for part in x.split(parts, dim=1):
+            y, state = block.extend(part, state)
+            outputs.append(y)
+        torch.testing.assert_close(torch.cat(outputs, 1), block(x))
+
+    @pytest.mark.parametrize("name", ["mamba", "mamba2"])
+    @pytest.mark.parametrize("activation", ["silu", "gelu", "relu"])
+    @pytest.mark.parametrize("skip", [True, False])
+    def test_activation_and_skip_reach_every_block(self, name: Any, activation: Any, skip: bool) -> None:
+        for block in small(**EVEN, global_mixer=name, activation=activation, skip=skip).blocks:
+            assert block.global_mixer.activation == activation and (block.global_mixer.D is not None) == skip
+
+    def test_skip_reaches_s4(self) -> None:
+        layers = [small(**EVEN, global_mixer="s4", skip=skip).blocks[0].global_mixer.ssm for skip in (True, False)]
+        assert [type(layer) for layer in layers] == [S4, S4] and [layer.D is None for layer in layers] == [False, True]
+
+    @pytest.mark.parametrize("name", ["mamba", "mamba2", "attention", "s4"])
+    def test_projections_get_the_generic_start(self, name: Any) -> None:
+        mixer = small(width=64, global_mixer=name, ssm_state=4).blocks[0].global_mixer
+        linear = {key: layer for key, layer in mixer.named_modules() if isinstance(layer, nn.Linear)}
+        linear.pop("dt_proj", None)  # a start of its own
+        assert linear
+        for layer in linear.values():
+            assert layer.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+    def test_heads_are_as_wide_as_said_or_as_the_channels(self) -> None:
+        wide: dict[str, Any] = {"width": 32, "ssm_state": 4}
+        assert small(**wide, global_mixer="mamba2", head_size=8, expand=2).blocks[0].global_mixer.A_log.shape == (8,)
+        assert small(**wide, global_mixer="attention", head_size=8).blocks[0].global_mixer.heads == 4
+        assert small(global_mixer="mamba2").blocks[0].global_mixer.head_size == 8
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"global_mixer": "mamba2", "head_size": 3}, r"^head_size: got 3, allowed are divisors of the 8 channels"),
+            ({"global_mixer": "attention", "head_size": 5}, r"^head_size: got 5, allowed are divisors of the 8"),
+            ({"global_mixer": "s4", "ssm_state": 3}, r"^ssm_state: got 3, allowed for s4 are even numbers$"),
+        ],
+    )
+    def test_sizes_that_do_not_fit_are_named(self, changes: Any, message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            small(**changes)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"activation": "gelu"}, {"skip": False}, {"global_mixer": "mamba2"}, {"global_mixer": "s4"}],
+        ids=str,
+    )
+    def test_the_fused_branch_stands_back_where_it_computes_something_else(self, changes: Any) -> None:
+        policy, windows = small(**EVEN | changes), random_windows()
+        with branches("plain"):
+            expected = policy(windows)
+        torch.testing.assert_close(policy(windows), expected)
+        if status().library is not None:
+            with branches("fused"), pytest.raises(InputError, match=r"^branches: got 'fused', allowed here is plain"):
+                policy(windows)
+            with branches("fused"):
+                small(**EVEN)(windows)
+
+
 class TestSharing:
     def test_each_layer_has_its_own_by_default(self) -> None:
         first, second = small().blocks
@@ -279,6 +385,9 @@ class TestConfig:
             ("step_init", "zero"),
             ("a_init", "hippo"),
             ("local_mixer", "conv"),
+            ("global_mixer", "mamba3"),
+            ("activation", "tanh"),
+            ("head_size", 0),
             ("expand", 0),
             ("ssm_state", 0),
         ],
@@ -299,6 +408,10 @@ READINGS = {
     "released": {"share_norms": True, "step_init": "wiped", "padding": "released"},
     "depthwise": {"local_mixer": "depthwise"},
     "multimodal": {"local_mixer": "multimodal", "a_init": "uniform"},
+    "mamba2": {"global_mixer": "mamba2", "head_size": 4},
+    "attention": {"global_mixer": "attention", "head_size": 4},
+    "gelu": {"activation": "gelu"},
+    "no skip": {"skip": False},
 }
 
 
