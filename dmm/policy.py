@@ -84,6 +84,11 @@ class Policy(nn.Module):
         self.state_mean.copy_(mean)
         self.state_std.copy_(std)
 
+    def field_sizes(self) -> dict[str, int]:
+        """Numbers of a step in those fields of `batch` that have more than one."""
+        states = dict.fromkeys(("states", "next_states"), self.state_size)
+        return states | dict.fromkeys(("actions", "previous_actions"), self.action_size)
+
     def adopt(self, stages: Sequence[Policy]) -> None:
         """Take over, into weights that are kept with this policy's own, what earlier stages of training learned."""
 
@@ -106,9 +111,7 @@ class Policy(nn.Module):
         """
         windows = self.batch
         assert issubclass(windows, Windows), "a policy of other batches has a memory of its own"
-        sizes = {"states": self.state_size, "next_states": self.state_size}
-        sizes |= {"actions": self.action_size, "previous_actions": self.action_size}
-        zeros = self.state_mean.new_zeros
+        sizes, zeros = self.field_sizes(), self.state_mean.new_zeros
         parts = {field.name: zeros(n, self.context, sizes.get(field.name, 1)) for field in fields(windows)}
         parts["timesteps"] = torch.zeros(n, self.context, dtype=torch.int64, device=self.state_mean.device)
         parts["mask"] = torch.zeros(n, self.context, dtype=torch.bool, device=self.state_mean.device)

@@ -10,12 +10,14 @@ import torch
 
 from dmm.data.windows import Windows
 from dmm.inspection.reach import reach
-from dmm.models.entry import Facts, Model
+from dmm.models.entry import Facts, Model, goal_columns
 from dmm.models.registry import MODELS, read_changes
 from dmm.training import TrainConfig
 
 HOPPER = Facts(state_size=11, action_size=3, env_id="Hopper-v5")
 """The data whose sizes weights are counted for."""
+MAZE = Facts(state_size=29, action_size=8, env_id="AntMaze_UMaze-v5")
+"""For models that want goals, which Hopper has none of."""
 
 
 def cards(facts: Facts = HOPPER) -> Iterator[dict[str, Any]]:
@@ -27,6 +29,8 @@ def cards(facts: Facts = HOPPER) -> Iterator[dict[str, Any]]:
 
 def card(model: Model, facts: Facts = HOPPER) -> dict[str, Any]:
     """A model at the sizes that all share, and at its authors' where there are such, for data of these facts."""
+    if "goal_size" in {field.name for field in dataclasses.fields(model.config)} and goal_columns(facts) is None:
+        facts = MAZE
     sizes = {name: sizes_of(model, facts, name) for name in ("frame", "published") if _has(model, name)}
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -39,6 +43,7 @@ def card(model: Model, facts: Facts = HOPPER) -> dict[str, Any]:
         "loss": list(policy.terms),
         "batch": [field.name for field in dataclasses.fields(policy.batch)],
         "before": [stage.model for stage in model.before],
+        "data": facts.env_id,
         "sizes": {name: dataclasses.asdict(config) | {"training": recipe} for name, (config, recipe) in sizes.items()},
         "weights": {name: _weights(model, config) for name, (config, _) in sizes.items()},
         "reach": reach(policy, last=True).last() if windows else None,

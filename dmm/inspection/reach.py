@@ -81,8 +81,7 @@ def random_windows(policy: Policy, k: int, generator: torch.Generator, count: in
     """Windows `(count, k, .)` of a policy's own kind, without padding, of random numbers in its own type."""
     kind: type[Batch] = policy.batch
     assert issubclass(kind, Windows), "reach is that of windows"
-    sizes = {"states": policy.state_size, "next_states": policy.state_size}
-    sizes |= {"actions": policy.action_size, "previous_actions": policy.action_size}
+    sizes = policy.field_sizes()
     parts = {
         field.name: torch.randn(count, k, sizes.get(field.name, 1), generator=generator, dtype=policy.state_mean.dtype)
         for field in fields(kind)

@@ -156,6 +156,9 @@ class RvSG(BehaviourCloning):
         super().__init__(config, condition_size=config.goal_size)
         self.register_buffer("usual_goal", torch.tensor(config.usual_goal), persistent=False)
 
+    def field_sizes(self) -> dict[str, int]:
+        return super().field_sizes() | {"goals": self.config.goal_size}
+
     def inputs(self, windows: Windows) -> Tensor:
         assert isinstance(windows, GoalWindows), "windows without goals"
         return torch.cat([windows.states, windows.goals], dim=-1)

@@ -145,7 +145,7 @@ def wanted(policy: Policy, n: int) -> Any:
     """A return, and a goal for those that want one."""
     from dmm.policy import Wanted
 
-    size = getattr(policy, "goal_size", 0)
+    size = getattr(policy.config, "goal_size", 0)
     return Wanted(2.0, torch.zeros(n, size) if size else None, torch.Generator().manual_seed(0))
 
 
@@ -167,7 +167,7 @@ class Still(gym.Env):
 
 def test_it_plays_whole_episodes_and_repeats_them(model: Model, trajectories: Trajectories) -> None:
     policy = made(model, trajectories).eval()
-    if getattr(policy, "goal_size", 0):
+    if getattr(policy.config, "goal_size", 0):
         pytest.skip("wants goals, which this environment has not")
 
     class Kept:
