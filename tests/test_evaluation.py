@@ -441,6 +441,21 @@ class TestEvaluate:
         assert result.scores[0].returns.tolist() == by_hand.returns.tolist()
         assert result.scores[0].lengths.tolist() == [4, 1, 2, 3, 4]
 
+    def test_a_policy_of_delayed_rewards_is_paid_by_no_step(self, run: Run) -> None:
+        data = run.info["dataset"] | {"delayed_rewards": True}
+        late = small(dataclasses.replace(run, info=run.info | {"dataset": data}), targets=[9.0]).scores[0]
+
+        class Unpaid(Counting):
+            def step(self, action: Any) -> Any:
+                observation, _, *rest = super().step(action)
+                return observation, 0.0, *rest
+
+        envs = [Unpaid() for _ in range(5)]
+        seen = play(run.policy, envs, episodes=5, target=9.0, seed=10_000)  # type: ignore[arg-type]
+        assert late.lengths.tolist() == seen.lengths.tolist() and late.returns.min() > 0 == seen.returns.max()
+        with pytest.raises(AssertionError):  # the rewards do change what it does
+            np.testing.assert_array_equal(late.returns, small(run, targets=[9.0]).scores[0].returns)
+
     def test_every_target_meets_the_same_starts(self, run: Run) -> None:
         first, second = small(run).scores
         assert first.lengths.tolist() == second.lengths.tolist()

@@ -244,7 +244,7 @@ class Trajectories:
         starts = np.cumsum(lengths) - lengths
         rows = np.arange(lengths.sum()) + np.repeat(self.starts[chosen] - starts, lengths)
         by_step = {name: getattr(self, name)[rows] for name in ("observations", "actions", "rewards")}
-        by_episode = {
+        by_episode: dict[str, Any] = {
             name: None if (array := getattr(self, name)) is None else array[chosen]
             for name in ("terminated", "histories", "last_observations")
         }

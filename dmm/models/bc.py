@@ -70,10 +70,11 @@ class BehaviourCloning(Policy):
         super().__init__(config.state_size, config.action_size, config.context)
         self.config = config
         sizes = [config.state_size + condition_size, *[config.width] * config.layers]
-        self.hidden = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(sizes))
+        hidden = [nn.Linear(n, m) for n, m in pairwise(sizes)]
+        self.hidden = nn.ModuleList(hidden)
         self.dropout = Dropout(config.dropout)
         self.head = GaussianHead(config.width, config.action_size)
-        for layer in self.hidden:
+        for layer in hidden:
             nn.init.orthogonal_(layer.weight, gain=2**0.5)
             nn.init.zeros_(layer.bias)
 

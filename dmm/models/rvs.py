@@ -160,7 +160,8 @@ class RvSG(BehaviourCloning):
         return super().field_sizes() | {"goals": self.config.goal_size}
 
     def inputs(self, windows: Windows) -> Tensor:
-        assert isinstance(windows, GoalWindows), "windows without goals"
+        if not isinstance(windows, GoalWindows):
+            raise InputError(f"windows: got {type(windows).__name__}, allowed are GoalWindows, which have goals")
         return torch.cat([windows.states, windows.goals], dim=-1)
 
     def init_state(self, n: int, target: Target) -> GoalWindows:
@@ -191,8 +192,11 @@ def _longest(facts: Facts) -> dict[str, Any]:
 
 
 def goal_fields(facts: Facts) -> dict[str, Any]:
-    """Which columns are a goal, and what is wanted in a kitchen; `goal_size` 0, which the config refuses, for none."""
-    start, size = goal_columns(facts) or (0, 0)
+    """Which columns are a goal, and what is wanted in a kitchen.
+
+    The config refuses `goal_size` 0, that of data without goals; where there are no data yet it is the whole state.
+    """
+    start, size = goal_columns(facts) or (0, 0 if facts.best_end else facts.state_size)
     found = {"goal_start": start, "goal_size": size}
     if domain(facts.env_id) != "kitchen" or not facts.best_end:
         return found

@@ -16,6 +16,7 @@ import torch
 from dmm.data.observations import FlatObservation
 from dmm.data.trajectories import Trajectories, load_trajectories, per_step_rewards, returns_to_go
 from dmm.errors import DataWarning, InputError
+from tests.conftest import MakeTrajectories
 
 BOX = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
 
@@ -329,15 +330,14 @@ class TestDelayedRewards:
     def test_no_data_set_says_so_of_itself(self, make_dataset, datasets_path) -> None:
         make_dataset("test/late-v0", [episode(2)], BOX)
         say(datasets_path / "test/late-v0", rewards="delayed")
-        with pytest.raises(InputError, match="rewards: got 'delayed'; allowed: 'per-step', 'cumulative'$"):
+        with pytest.raises(InputError, match=r"rewards: got 'delayed'; allowed: 'per-step', 'cumulative'$"):
             load_trajectories("test/late-v0")
 
 
 class TestSomeOfTheEpisodes:
-    def test_keep_all_that_is_theirs(self, trajectories: Trajectories) -> None:
-        data = dataclasses.replace(
-            trajectories, histories=[0, 0, 1, 1, 2], last_observations=np.arange(20.0).reshape(5, 4)
-        )
+    def test_keep_all_that_is_theirs(self, make_trajectories: MakeTrajectories) -> None:
+        more = {"histories": [0, 0, 1, 1, 2], "last_observations": np.arange(20.0).reshape(5, 4)}
+        data = dataclasses.replace(make_trajectories(), **more)
         chosen = data.select([3, 0])
         assert chosen.lengths.tolist() == [12, 3] and chosen.starts.tolist() == [0, 12]
         rows = [*range(13, 25), *range(3)]
@@ -353,9 +353,9 @@ class TestSomeOfTheEpisodes:
         ("episodes", "said"),
         [([], "got none"), ([5], "got 5 to 5, allowed are some of 0 to 4"), ([-1], "got -1"), ([0.5], "whole numbers")],
     )
-    def test_must_be_there(self, trajectories: Trajectories, episodes: list[Any], said: str) -> None:
+    def test_must_be_there(self, make_trajectories: MakeTrajectories, episodes: list[Any], said: str) -> None:
         with pytest.raises(InputError, match=f"episodes: .*{said}"):
-            trajectories.select(episodes)
+            make_trajectories().select(episodes)
 
 
 class TestTheBestEpisodes:
@@ -390,13 +390,13 @@ class TestTheBestEpisodes:
         both = load_trajectories(ranked, rewards="delayed", best_share=0.3)
         assert both.rewards.tolist() == [0, 5] * 3 and both.dataset_id == f"{ranked}+best-0.3+delayed"
 
-    def test_of_a_hundred_are_whole_hundredths(self, trajectories: Trajectories) -> None:
-        hundred = trajectories.select([i % 5 for i in range(100)])
+    def test_of_a_hundred_are_whole_hundredths(self, make_trajectories: MakeTrajectories) -> None:
+        hundred = make_trajectories().select([i % 5 for i in range(100)])
         assert [hundred.best(i / 100).episodes for i in range(1, 101)] == list(range(1, 101))
 
     @pytest.mark.parametrize("share", [0, -0.1, 1.5, float("nan"), "0.1", True])
     def test_are_no_other_share(self, share: Any) -> None:
-        with pytest.raises(InputError, match="^best_share: got "):
+        with pytest.raises(InputError, match=r"^best_share: got "):
             load_trajectories("no/such-v0", best_share=share)
 
 

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmm.data.collect import collect
+from dmm.data.faults import CheckedEnv
+from dmm.data.observations import build_flat_env
 from dmm.data.trajectories import Trajectories, load_trajectories
 from dmm.data.windows import Windows, WindowSampler
 from dmm.errors import InputError
@@ -291,13 +293,20 @@ class TestGoals:
         facts = Facts(state_size=size, action_size=2, env_id=env_id, observation_keys=keys)
         assert goal_columns(facts) == columns
 
-    def test_of_data_that_show_none_are_refused_unless_named(self) -> None:
+    def test_of_data_that_show_none_are_refused_unless_named(self, make_trajectories: MakeTrajectories) -> None:
+        data, entry = make_trajectories(env_id="Hopper-v5"), MODELS["rvs-g"]
         with pytest.raises(
             InputError, match=r"goal_size: got 0, the states of these data show no goal \(achieved_goal"
         ):
-            MODELS["rvs-g"].make_config(11, 3, "Hopper-v5")
-        config = MODELS["rvs-g"].make_config(11, 3, "Hopper-v5", goal_start=2, goal_size=1)
-        assert RvSG(config).hidden[0].in_features == 12
+            train(data, "rvs-g", steps=1)
+        config = entry.config_for(Facts.of(data), {"goal_start": 2, "goal_size": 1})
+        assert RvSG(config).hidden[0].in_features == 5
+        assert entry.make_config(4, 2, "Hopper-v5").goal_size == 4  # without data: the whole state
+
+    def test_are_what_windows_must_have(self, trajectories: Trajectories) -> None:
+        windows = WindowSampler(trajectories, 1, generator=torch.Generator()).sample(2)
+        with pytest.raises(InputError, match="windows: got Windows, allowed are GoalWindows"):
+            goal_policy()(windows)
 
     @pytest.mark.parametrize(
         ("changes", "said"),
@@ -399,19 +408,30 @@ class TestTraining:
 
     @pytest.mark.parametrize("name", ["rvs-r", "rvs-g", "bc"])
     @pytest.mark.parametrize("discrete", [False, True])
-    def test_stacked_losses_are_those_of_each(self, trajectories: Trajectories, name: str, discrete: bool) -> None:
+    def test_stacked_losses_and_gradients_are_those_of_each(
+        self, trajectories: Trajectories, name: str, discrete: bool
+    ) -> None:
         entry = MODELS[name]
-        config = entry.make_config(4, 2, "", width=8, dropout=0.0)
-        policies = [entry.policy(config) for _ in range(3)]
+        policies = [entry.policy(entry.make_config(4, 2, "", width=8, dropout=0.3)).double() for _ in range(3)]
         for policy in policies:
             policy.discrete_actions = discrete
             torch.nn.init.normal_(policy.head.log_std)  # type: ignore[union-attr, arg-type]
-        sampler = entry.sampler(trajectories, config, "cpu")
+        sampler = entry.sampler(trajectories, policies[0].config, "cpu")
         index = torch.stack([sampler.draw(1, 5, torch.Generator().manual_seed(seed))[0] for seed in range(3)])
-        batch = sampler.gather(index)
-        together = stack(policies, [torch.Generator()] * 3).loss(batch)["likelihood"]
-        alone = [policy.loss(batch.map(lambda x, i=i: x[i]))["likelihood"] for i, policy in enumerate(policies)]
-        torch.testing.assert_close(together, torch.stack(alone))
+        batch = sampler.gather(index).map(lambda x: x.double() if x.is_floating_point() else x)
+        together = stack(policies, [torch.Generator().manual_seed(seed) for seed in range(3)])
+        joint = together.loss(batch)["likelihood"]
+        of_all = _gradients(joint.sum(), together)
+        for seed, policy in enumerate(policies):
+            torch.manual_seed(seed)
+            alone = policy.loss(batch.map(lambda x, seed=seed: x[seed]))["likelihood"]
+            torch.testing.assert_close(joint[seed], alone)
+            for both, one in zip(of_all, _gradients(alone, policy), strict=True):
+                torch.testing.assert_close(both[seed], one)
+
+
+def _gradients(loss: Tensor, policy: torch.nn.Module) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss, list(policy.parameters()), allow_unused=True, materialize_grads=True)
 
 
 class TestDiscreteActions:
@@ -431,9 +451,6 @@ class TestDiscreteActions:
 
 class TestAsked:
     def test_nothing_where_environments_have_no_goal(self) -> None:
-        from dmm.data.faults import CheckedEnv
-        from dmm.data.observations import build_flat_env
-
         env = CheckedEnv(build_flat_env("Hopper-v5", (), 11, 3))
         env.reset(0, 0)
         wanted = asked([env], 9.0, torch.Generator())

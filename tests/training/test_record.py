@@ -46,6 +46,8 @@ def test_what_earlier_versions_did_not_say_gets_its_default(tmp_path: Path) -> N
         "action_bounds": None,
         "observation_offset": None,
         "step_limit": None,
+        "best_share": 1.0,
+        "delayed_rewards": False,
         "transitions": 0,
         "mean_return": 0.0,
         "max_return": 0.0,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dmm.data.trajectories import Trajectories
 from dmm.data.windows import Windows, WindowSampler
 from dmm.errors import InputError
+from dmm.models.frame import TokenPolicyConfig
 from dmm.models.registry import MODELS
 from dmm.policy import Policy
 from dmm.training.stacking import stack
@@ -18,7 +19,7 @@ from dmm.training.stacking import stack
 SEEDS = (3, 4, 5)
 SIZES: dict[str, Any] = {"width": 8, "layers": 2, "context": 4, "dropout": 0.3}
 CASES: list[tuple[str, dict[str, Any]]] = [
-    *((model, {}) for model in MODELS),
+    *((model, {}) for model, entry in MODELS.items() if issubclass(entry.config, TokenPolicyConfig)),
     ("dt", {"heads": 2, "max_timestep": 3}),
     ("dmm", {"local_mixer": "depthwise", "dsm_bias": True}),
     ("dmm", {"local_mixer": "depthwise"}),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -190,18 +191,17 @@ class Waiting(TorchDispatchMode):
 @pytest.mark.parametrize("model", MODELS)
 def test_nothing_in_an_update_waits_for_the_device(trajectories: Trajectories, model: str, seeds: int) -> None:
     entry = MODELS[model]
-    config = entry.make_config(4, 2, "", context=CONTEXT, width=8, layers=1)
+    sizes = {"context": CONTEXT, "width": 8, "layers": 1}
+    known = {field.name for field in dataclasses.fields(entry.config)}
+    config = entry.make_config(4, 2, "", **{name: size for name, size in sizes.items() if name in known})
     policies = [entry.policy(config).train() for _ in range(seeds)]
     policy = stack(policies, [torch.Generator()] * seeds) if seeds > 1 else policies[0]
     sampler = entry.sampler(trajectories, config, "cpu")
-
-    def losses(batch: Any) -> dict[str, Tensor]:
-        return policy.loss(batch)
-
-    flats, recipe = [FlatWeights(each) for each in policies], TrainConfig(steps=20)
-    update = Update(flats, policy, losses, sampler, recipe, [torch.Generator()], policy.terms)
+    index = sampler.draw(seeds, 4, torch.Generator().manual_seed(0))  # as many as seeds
+    flats = [FlatWeights(each) for each in policies]
+    update = Update(flats, policy, policy.loss, sampler, TrainConfig(steps=20), [torch.Generator()], policy.terms)
     with Waiting() as watch:
-        update(indices(1, seeds)[0])
+        update(index)
     assert watch.seen == [] and watch.count > 50
 
 
