@@ -8,10 +8,10 @@
 **The release leaks the future while training.** g holds one vector for each time step, made of the step's return, state
 *and action*. `[g; g; g]` lays the k of them out three times one after the other, so that token j gets g_(j mod k) where
 that of its own step, floor(j / 3), was surely meant. So most state tokens of a window read later steps, and with them
-the very action that they are to predict. The last step of a window, the only one used for acting, reads g_(k - 2) and
-the first layers' g_(k - 1) without its action: its action is causal. Hence training can lower its loss by copying
-labels, which helps no action that is played. `groups="tile"`, the default, is this release. `groups="previous"` is a
-causal reading of our own: every token of step t gets g_(t - 1), and those of the first step nothing.
+the very action that they are to predict: training copies it, even where nothing else tells what it is, and that helps
+no action which is played. The last step of a window, the only one used for acting, reads g_(k - 2), and its own action
+enters no g: it is causal. `groups="tile"`, the default, is this release. `groups="previous"` is a causal reading of our
+own: every token of step t gets g_(t - 1), and those of the first step nothing.
 
 **Self-evolution is switched off in the release**, which sets its strength alpha to 0 right before it is used. Were it
 on, the target would be (1 - alpha) a + alpha a_hat, where a_hat is the prediction of now, gradient included, and not
@@ -157,6 +157,11 @@ class MultigrainedDecisionMamba(TokenPolicy):
 
     config: MultigrainedConfig
     terms = tuple(WEIGHTS)
+    embed_rtg: Any  # these five are not always the frame's linear layers and LayerNorm
+    embed_state: Any
+    embed_action: Any
+    norm: Any
+    head: Any
 
     def __init__(self, config: MultigrainedConfig):
         super().__init__(config)
@@ -242,8 +247,8 @@ def _official_config(sizes: Mapping[str, Any]) -> MultigrainedConfig:
     return MultigrainedConfig(**{name: sizes[name] for name in names}, **known)
 
 
-MIXER = ("A_log", "D", "conv1d.weight", "conv1d.bias", "in_proj.weight", "x_proj.weight")
-MIXER += ("dt_proj.weight", "dt_proj.bias", "out_proj.weight")
+MIXER = ["A_log", "D", "conv1d.weight", "conv1d.bias", "in_proj.weight", "x_proj.weight"]
+MIXER += ["dt_proj.weight", "dt_proj.bias", "out_proj.weight"]
 
 
 def _sources(policy: MultigrainedDecisionMamba) -> dict[str, str]:

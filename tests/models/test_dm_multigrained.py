@@ -69,7 +69,7 @@ class Recorded:
 
     def windows(self) -> Windows:
         fields = ("raw_returns_to_go", "raw_states", "actions", "raw_timesteps")
-        return Windows(*(self[f"inputs/{field}"] for field in fields), mask=self["inputs/mask"].bool())
+        return Windows(*(self[f"inputs/{field}"] for field in fields), self["inputs/mask"].bool())
 
     def training(self) -> MultigrainedDecisionMamba:
         """The policy as the authors train it, where padded steps hold other numbers; it has no dropout."""
@@ -268,6 +268,31 @@ class TestReach:
             torch.testing.assert_close(f[:, 1:, token], g[:, :-1])
 
 
+SHORT: dict[str, Any] = {"state_size": 1, "action_size": 1, "context": 6, "width": 16, "layers": 1, "ssm_state": 2}
+
+
+def windows_of_chance(b: int) -> Windows:
+    zeros, actions = torch.zeros(b, 6, 1), 2 * torch.rand(b, 6, 1) - 1
+    return Windows(zeros, zeros, actions, torch.arange(6).expand(b, 6), torch.ones(b, 6, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("groups", ["tile", "previous"])
+def test_training_on_actions_of_chance_copies_those_that_the_release_shows(groups: Any) -> None:
+    # nothing but the action itself tells what it is; one layer of k = 6 shows it at steps 0, 1 and 3
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        policy = MultigrainedDecisionMamba(MultigrainedConfig(**SHORT, groups=groups))
+        optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
+        for _ in range(120):
+            optimizer.zero_grad()
+            torch.stack(list(policy.loss(windows_of_chance(32)).values())).sum().backward()
+            optimizer.step()
+        fresh = windows_of_chance(500)
+    error = (policy(fresh) - fresh.actions).square().mean(dim=(0, 2)) / fresh.actions.square().mean()
+    copied = (error < 0.5).nonzero().flatten().tolist()
+    assert copied == ([0, 1, 3] if groups == "tile" else []) and bool((error[[2, 4, 5]] > 0.9).all())
+
+
 class TestLoss:
     def test_terms_are_weighted_means_over_the_steps_that_count(self) -> None:
         policy, windows = small(), random_windows((0, 2, 4))
@@ -297,8 +322,8 @@ class TestLoss:
         torch.testing.assert_close(terms["action"], (1 - alpha) ** 2 * without["action"])
         assert torch.equal(terms["state"], without["state"]) and torch.equal(terms["return"], without["return"])
         for term in (released, terms["action"]):
-            gradient = torch.autograd.grad(term, scaled.head.first.weight, retain_graph=True)[0]  # type: ignore[union-attr]
-            expected = torch.autograd.grad(without["action"], plain.head.first.weight, retain_graph=True)[0]  # type: ignore[union-attr]
+            gradient = torch.autograd.grad(term, scaled.head.first.weight, retain_graph=True)[0]
+            expected = torch.autograd.grad(without["action"], plain.head.first.weight, retain_graph=True)[0]
             torch.testing.assert_close(gradient, (1 - alpha) ** 2 * expected)
 
     @pytest.mark.parametrize(("k", "padded"), [(1, (0, 0)), (5, (4, 4))])

@@ -302,7 +302,8 @@ class TestActing:
     @pytest.mark.parametrize("kind", KINDS)
     def test_acts_by_the_last_steps_without_padding(self, kind: Any) -> None:
         policy, whole = small(kind=kind), episode(9)
-        state, taken = policy.init_state(1, 3.0), []
+        state = policy.init_state(1, 3.0)
+        taken: list[Tensor] = []
         for t in range(9):
             reward = whole.rewards[:, t - 1, 0] if t else None
             action, state = policy.act(state, whole.states[:, t], reward)
