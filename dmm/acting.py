@@ -106,8 +106,8 @@ class Memory(NamedTuple):
 class RecurrentActor:
     """One state per episode, begun with the padding of a window and never reset.
 
-    A time step takes in the tokens that follow the state token of the step before (the action, where it is a token), then
-    those up to its own: the return-to-go, the state.
+    A time step takes in the tokens that follow the state token of the step before (the action, where it is a token),
+    then those up to its own: the return-to-go, the state.
     """
 
     states = 1
@@ -243,7 +243,7 @@ class StaggeredActor(RecurrentActor):
         return max(0, clock - self.context + self.spacing) // self.spacing % self.states
 
     def restart(self, memory: Memory) -> tuple[tuple[Any, ...], Tensor | None]:
-        """At every `spacing`-th step one of the states begins anew, behind the step before, of which it sees nothing."""
+        """At every `spacing`-th step one of the states begins anew, and sees nothing of the step before."""
         if memory.clock == 0 or memory.clock % self.spacing:
             return memory.blocks, None
         n = len(memory.target)
