@@ -121,8 +121,8 @@ class Memory(NamedTuple):
 class RecurrentActor:
     """One state per episode, begun with the padding of a window and never reset.
 
-    A time step takes in the tokens behind the state token of the step before (the action, where it is a token), then
-    those up to its own: the return-to-go, the state.
+    A time step takes in the tokens that follow the state token of the step before (the action, where it is a token),
+    then those up to its own: the return-to-go, the state.
     """
 
     states = 1

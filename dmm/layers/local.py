@@ -201,12 +201,16 @@ class ModalityConv(LocalMixer):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(b, l, d) -> (b, l, d)`."""
+        return self.at(x, None)
+
+    def at(self, x: Tensor, modality: int | None) -> Tensor:
+        """`forward`, at the tokens of one modality alone: `(b, M k, d) -> (b, k, d)`; None is all."""
         if x.ndim != 3 or x.shape[-1] != self.d:
             raise InputError(f"x: got shape {tuple(x.shape)}, allowed is (b, l, {self.d})")
-        return self._convolve(F.pad(x, (0, 0, self.window - 1, 0)), 0)
+        return self._convolve(F.pad(x, (0, 0, self.window - 1, 0)), 0, modality)
 
-    def _convolve(self, tokens: Tensor, first: int) -> Tensor:
-        """`(b, w - 1 + l, d) -> (b, l, d)`, whose first output is of modality `first`.
+    def _convolve(self, tokens: Tensor, first: int, only: int | None = None) -> Tensor:
+        """`(b, w - 1 + l, d) -> (b, l, d)`, whose first output is of modality `first`; or those of one modality alone.
 
         Of several seeds that are stacked, the weights have an axis in front, and each has its part of the batch.
         """
@@ -215,18 +219,20 @@ class ModalityConv(LocalMixer):
         weight = torch.stack([layer.weight[..., 0, :].mT for layer in layers], dim=-3)  # (..., M, w, d)
         bias = torch.stack([cast(Tensor, layer.bias) for layer in layers], dim=-2)  # (..., M, d)
         if weight.ndim == 3:
-            return _modality_conv(tokens[None], weight[None], bias[None])[0]
+            return _modality_conv(tokens[None], weight[None], bias[None], only)[0]
         apart = tokens.reshape(len(weight), -1, *tokens.shape[1:])  # (S, b, w - 1 + l, d)
-        return _modality_conv(apart, weight, bias).flatten(0, 1)
+        return _modality_conv(apart, weight, bias, only).flatten(0, 1)
 
 
-def _modality_conv(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _modality_conv(tokens: Tensor, weight: Tensor, bias: Tensor, only: int | None) -> Tensor:
     """`tokens (S, b, w - 1 + l, d)`, `weight (S, M, w, d)`, `bias (S, M, d)` -> `(S, b, l, d)`."""
     if not watched(tokens, weight, bias):
-        return _ModalityConv.apply(tokens, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+        return _ModalityConv.apply(tokens, weight, bias, only)  # type: ignore[no-any-return, no-untyped-call]
     modalities, window = weight.shape[1:3]
     windows = tokens.unfold(2, window, 1)  # (S, b, l, d, w)
     kind = torch.arange(windows.shape[2], device=tokens.device) % modalities
+    if only is not None:
+        windows, kind = windows[:, :, only::modalities], kind[only::modalities]
     return (windows * weight.mT[:, None, kind]).sum(-1) + bias[:, None, kind]
 
 
@@ -237,32 +243,35 @@ class _ModalityConv(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, tokens: Tensor, weight: Tensor, bias: Tensor, only: int | None) -> Tensor:
         ctx.save_for_backward(tokens, weight)
-        (seeds, b, length, d), window = tokens.shape, weight.shape[2]
-        y = tokens.new_empty(seeds, b, length - window + 1, d)
-        for kind, tap, into, seen in _taps(y.shape[2], weight.shape):
+        (seeds, b, length, d), (modalities, window) = tokens.shape, weight.shape[1:3]
+        ctx.only, ctx.length = only, length - window + 1
+        y = tokens.new_empty(seeds, b, len(range(only or 0, ctx.length, 1 if only is None else modalities)), d)
+        for kind, tap, into, seen in _taps(ctx.length, weight.shape, only):
             if tap == 0:
                 y[:, :, into] = bias[:, kind, None, None]
             y[:, :, into].addcmul_(tokens[:, :, seen], weight[:, kind, tap, None, None])
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         tokens, weight = ctx.saved_tensors
         dtokens, dweight, dbias = torch.zeros_like(tokens), torch.zeros_like(weight), torch.zeros_like(weight[:, :, 0])
-        for kind, tap, into, seen in _taps(dy.shape[2], weight.shape):
+        for kind, tap, into, seen in _taps(ctx.length, weight.shape, ctx.only):
             part = dy[:, :, into]
             if tap == 0:
                 dbias[:, kind] = part.sum((1, 2))
             dtokens[:, :, seen].addcmul_(part, weight[:, kind, tap, None, None])
             dweight[:, kind, tap] = (part * tokens[:, :, seen]).sum((1, 2))
-        return dtokens, dweight, dbias
+        return dtokens, dweight, dbias, None
 
 
-def _taps(length: int, weight: torch.Size) -> Iterator[tuple[int, int, slice, slice]]:
-    """Each modality, each tap, where its outputs are and which of the padded tokens it sees there."""
+def _taps(length: int, weight: torch.Size, only: int | None) -> Iterator[tuple[int, int, slice, slice]]:
+    """Each modality (or one), each tap, where its outputs are and which of the padded tokens it sees there."""
     modalities, window = weight[1:3]
     for kind in range(min(modalities, length)):
-        for tap in range(window):
-            yield kind, tap, slice(kind, None, modalities), slice(kind + tap, length + tap, modalities)
+        if only in (None, kind):
+            into = slice(kind, None, modalities) if only is None else slice(None)
+            for tap in range(window):
+                yield kind, tap, into, slice(kind + tap, length + tap, modalities)

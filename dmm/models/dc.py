@@ -11,9 +11,9 @@ zero behind the norm. An action depends on `layers * (window - 1) + 1` tokens an
 the same action.
 
 Departures: sizes are those of the frame (`sizes=published` takes the authors' sizes and recipe) and padded steps are
-zeros in training too (`padding = "released"`, which `sizes=published` takes, fills them as the authors do). Of the
-three convolutions, each is computed at the tokens of its modality alone, and the last layer's MLP, while training, at
-the state tokens alone, which are all that the head reads. The start is the authors': convolutions as PyTorch has them.
+zeros in training too (`padding = "released"`, which `sizes=published` takes, fills them as the authors do). Each of
+the three convolutions is computed at the tokens of its modality alone and, while training, the last layer at the state
+tokens alone, which are all that the head reads. The start is the authors': convolutions as PyTorch starts them.
 `dc-no-actions` is their `--remove_act_embs`: two tokens per step and two convolutions; their embedding of actions,
 which nothing reads then, is not there.
 """
@@ -33,7 +33,7 @@ from dmm.layers.local import ModalityConv, ModalityState
 from dmm.layers.mlp import GeluMLP
 from dmm.models.dt import RECIPE
 from dmm.models.entry import Facts, Model, Official, Source, domain
-from dmm.models.frame import TimedConfig, TokenPolicy, official_frame, official_sizes
+from dmm.models.frame import Shortening, TimedConfig, TokenPolicy, official_frame, official_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class DCConfig(TimedConfig):
         check_positive(self, "window")
 
 
-class DCLayer(nn.Module):
+class DCLayer(Shortening):
     """`x + conv(LN(x))`, then `x + MLP(LN(x))` with the exact GELU: `(b, l, d) -> (b, l, d)`."""
 
     def __init__(self, config: DCConfig, modalities: int):
@@ -60,6 +60,9 @@ class DCLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._feed(x + self.conv(self.conv_norm(x)))
+
+    def at(self, x: Tensor, place: int, every: int) -> Tensor:
+        return self._feed(x[:, place::every] + self.conv.at(self.conv_norm(x), place))
 
     def init_state(self, batch: int) -> ModalityState:
         """The state before the first token."""

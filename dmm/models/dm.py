@@ -8,10 +8,11 @@ Source: Ota 2024, `Toshihiro-Ota/decision-mamba`, folder `gym`. There is no mask
 and the scan carries what stands in them (`padding`) to the actions of real steps.
 
 Departures: sizes are those of the frame (`sizes=published` takes the authors' sizes and recipe) and padded steps are
-zeros in training too (`padding = "released"`, which `sizes=published` takes, fills them as the authors do). The start
-is the authors', in which the class's own initialisation reaches into Mamba and wipes the step sizes
-(`step_init = "wiped"`; `"mamba"` starts them as Mamba does). Its option without action tokens, which no published
-command uses, is not there. It also acts as the recurrence that it is (see `dmm.acting`), which the paper leaves open.
+zeros in training too (`padding = "released"`, which `sizes=published` takes, fills them as the authors do). While it is
+trained, the last MLP works on the state tokens alone, which are all that the head reads. The start is the authors', in
+which the class's own initialisation reaches into Mamba and wipes the step sizes (`step_init = "wiped"`; `"mamba"`
+starts them as Mamba does). Its option without action tokens, which no published command uses, is not there. It also
+acts as the recurrence that it is (see `dmm.acting`), which the paper leaves open.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from dmm.layers.mamba import MambaBlock, MambaState, StepInit
 from dmm.layers.mlp import GeluMLP
 from dmm.models.dt import RECIPE
 from dmm.models.entry import Facts, Model, Official, Source
-from dmm.models.frame import TimedConfig, TokenPolicy, official_frame, official_sizes
+from dmm.models.frame import Shortening, TimedConfig, TokenPolicy, official_frame, official_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class DMConfig(TimedConfig):
         require_choice("step_init", self.step_init, StepInit)
 
 
-class DMLayer(nn.Module):
+class DMLayer(Shortening):
     """`x + Mamba(LN(x))`, then `x + MLP(LN(x))` with the exact GELU: `(b, l, d) -> (b, l, d)`."""
 
     def __init__(self, config: DMConfig):
@@ -68,8 +69,10 @@ class DMLayer(nn.Module):
         self.mlp, self.dropout = GeluMLP(d), Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        fused = branch(self.mamba_norm, self.mamba, x, normalized=False)
-        return self._feed(fused() if fused is not None else x + self.mamba(self.mamba_norm(x)))
+        return self._feed(self._scan(x))
+
+    def at(self, x: Tensor, place: int, every: int) -> Tensor:
+        return self._feed(self._scan(x)[:, place::every])
 
     def init_state(self, batch: int) -> MambaState:
         """The state before the first token."""
@@ -83,6 +86,10 @@ class DMLayer(nn.Module):
     def parts(self) -> dict[str, nn.Module]:
         """What the layer adds to its input, by name, in order."""
         return {"Mamba": self.mamba, "MLP": self.mlp}
+
+    def _scan(self, x: Tensor) -> Tensor:
+        fused = branch(self.mamba_norm, self.mamba, x, normalized=False)
+        return fused() if fused is not None else x + self.mamba(self.mamba_norm(x))  # type: ignore[no-any-return]
 
     def _feed(self, x: Tensor) -> Tensor:
         return x + self.dropout(self.mlp(self.mlp_norm(x)))  # type: ignore[no-any-return]

@@ -70,6 +70,14 @@ class TimedConfig(TokenPolicyConfig):
         require_choice("start", self.start, Start)
 
 
+class Shortening(nn.Module):
+    """A block that can leave out, while it is trained, what no action depends on if it is the last."""
+
+    def at(self, x: Tensor, place: int, every: int) -> Tensor:
+        """`forward`, of every so many tokens from that place on alone: `(b, l, d) -> (b, k, d)`."""
+        raise NotImplementedError
+
+
 class TokenPolicy(Policy):
     """Embeddings, interleaving, blocks, norm and head: `Windows (b, k, ...) -> actions (b, k, a)`.
 
@@ -136,8 +144,14 @@ class TokenPolicy(Policy):
 
     def decode(self, tokens: Tensor, windows: Windows) -> Tensor:
         """What follows the embedding: tokens `(b, l, d)` of these windows -> actions `(b, k, a)`."""
-        x = self.mix(self.dropout(self.embed_norm(tokens)), windows)
-        states = self.norm(x)[:, self.TOKENS.index("state") :: len(self.TOKENS)]  # (b, k, d)
+        x = self.dropout(self.embed_norm(tokens))
+        place, last = self.TOKENS.index("state"), self.blocks[-1]
+        if self.training and isinstance(last, Shortening) and type(self).mix is TokenPolicy.mix:
+            for block in self.blocks[:-1]:
+                x = block(x)
+            states = self.norm(last.at(x, place, len(self.TOKENS)))  # (b, k, d)
+        else:
+            states = self.norm(self.mix(x, windows))[:, place :: len(self.TOKENS)]  # (b, k, d)
         return torch.tanh(self.head(states))
 
     def newest(self, windows: Windows) -> Tensor:
