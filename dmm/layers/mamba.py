@@ -102,7 +102,11 @@ class MambaBlock(nn.Module):
         sizes = {"d": d, "state_size": state_size, "expand": expand}
         d, state_size, expand = (whole_number(name, value, 1) for name, value in sizes.items())
         conv_width = None if conv_width is None else whole_number("conv_width", conv_width, 1)
-        choices = {"step_init": (step_init, StepInit), "a_init": (a_init, AInit), "activation": (activation, Activation)}
+        choices = {
+            "step_init": (step_init, StepInit),
+            "a_init": (a_init, AInit),
+            "activation": (activation, Activation),
+        }
         for name, (choice, literal) in choices.items():
             require_choice(name, choice, literal)
         e, rank = expand * d, math.ceil(d / 16)

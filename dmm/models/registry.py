@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from dmm.errors import InputError, finite_number, require_choice, true_or_false, whole_number
-from dmm.models import dmm, dt, mamba
+from dmm.models import dmm, ds4, dt, mamba
 from dmm.models.entry import Facts, Model
 
 __all__ = ["MODELS", "Facts", "Model", "find_model", "read_changes", "split_changes"]
 
 Sizes = Literal["frame", "published"]
-MODELS: dict[str, Model] = {model.name: model for model in (dmm.MODEL, dmm.PAPER, dmm.RELEASED, mamba.MODEL, dt.MODEL)}
+MODELS: dict[str, Model] = {
+    model.name: model for model in (dmm.MODEL, dmm.PAPER, dmm.RELEASED, mamba.MODEL, dt.MODEL, ds4.MODEL)
+}
 
 
 def find_model(name: str) -> Model:

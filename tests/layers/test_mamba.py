@@ -305,7 +305,9 @@ class TestActivationAndSkip:
         torch.testing.assert_close(with_skip.y, plain.y + with_skip.x)
 
     @pytest.mark.parametrize("conv_width", CONV_WIDTHS)
-    @pytest.mark.parametrize("changes", [{"activation": "gelu"}, {"skip": False}, {"activation": "relu", "skip": False}])
+    @pytest.mark.parametrize(
+        "changes", [{"activation": "gelu"}, {"skip": False}, {"activation": "relu", "skip": False}]
+    )
     @pytest.mark.parametrize("gradients", [True, False])
     def test_steps_equal_forward(self, conv_width: int | None, changes: dict[str, Any], gradients: bool) -> None:
         block, x = MambaBlock(12, state_size=3, conv_width=conv_width, **changes).double(), tokens()

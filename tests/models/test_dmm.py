@@ -107,7 +107,6 @@ class TestParameterCounts:
         policy = DecisionMetaMamba(DMMConfig(state_size=11, action_size=3, local_mixer=local_mixer))
         assert policy.parameter_count() == 1_475 + 128 + 3 * (256 + 16_000 + one)
 
-
     @pytest.mark.parametrize(
         ("global_mixer", "one"),
         [
@@ -283,7 +282,9 @@ class TestGlobalMixer:
             small(**changes)
 
     @pytest.mark.parametrize(
-        "changes", [{"activation": "gelu"}, {"skip": False}, {"global_mixer": "mamba2"}, {"global_mixer": "s4"}], ids=str
+        "changes",
+        [{"activation": "gelu"}, {"skip": False}, {"global_mixer": "mamba2"}, {"global_mixer": "s4"}],
+        ids=str,
     )
     def test_the_fused_branch_stands_back_where_it_computes_something_else(self, changes: Any) -> None:
         policy, windows = small(**EVEN | changes), random_windows()
@@ -409,6 +410,7 @@ READINGS = {
     "multimodal": {"local_mixer": "multimodal", "a_init": "uniform"},
     "mamba2": {"global_mixer": "mamba2", "head_size": 4},
     "attention": {"global_mixer": "attention", "head_size": 4},
+    "s4": {"global_mixer": "s4", "ssm_state": 4},
     "gelu": {"activation": "gelu"},
     "no skip": {"skip": False},
 }
