@@ -57,7 +57,8 @@ def make_actor(policy: Policy, acting: str = "window", states: int = STATES) -> 
     `window` is the policy itself; the other ways go on with the weights that it has now.
 
     Args:
-        policy: a trained policy; for `recurrent` and `staggered` its blocks must be recurrences.
+        policy: a trained policy; for `recurrent` and `staggered` its blocks must be recurrences. One whose own `act`
+            is a recurrence (`Policy.recurrent`) is served by `recurrent` as by `window`, with its weights frozen.
         acting: `window`, `recurrent` or `staggered`.
         states: `m`, a divisor of the policy's context; `staggered` alone has them.
 
@@ -79,7 +80,7 @@ def _require_recurrence(policy: Policy, acting: str) -> None:
     if not frame or not all(_is_recurrence(block) for block in cast(TokenPolicy, policy).blocks):
         raise InputError(
             f"acting: got {acting!r} for a {type(policy).__name__}, which is no recurrence over its tokens; "
-            "allowed is window"
+            f"allowed is {'window and recurrent' if policy.recurrent else 'window'}"
         )
 
 

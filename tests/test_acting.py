@@ -358,3 +358,10 @@ def test_a_policy_with_a_forward_of_its_own_is_no_recurrence() -> None:
     policy = Other(DMMConfig(state_size=3, action_size=2, width=8, layers=1))
     with pytest.raises(InputError, match=r"^acting: got 'recurrent' for a Other, which is no recurrence"):
         make_actor(policy, "recurrent")
+
+
+@pytest.mark.parametrize("acting", ["recurrent", "staggered"])
+def test_attention_as_the_global_mixer_is_no_recurrence(acting: str) -> None:
+    config = DMMConfig(state_size=3, action_size=2, width=8, layers=1, global_mixer="attention")
+    with pytest.raises(InputError, match=rf"^acting: got '{acting}' for a DecisionMetaMamba, which is no recurrence"):
+        make_actor(DecisionMetaMamba(config), acting)

@@ -33,6 +33,8 @@ from dmm.errors import InputError, whole_number
 from dmm.layers.mamba import STEP_RANGE
 from dmm.ssm import hippo_legs
 
+LONGEST_PRODUCT = 128
+"""Tokens that are convolved by a product of matrices; more go through Fourier transforms."""
 B_LIMIT = 2.0
 """Of the imaginary parts of S4's initial `B`, as in state-spaces/s4."""
 System = tuple[Tensor, Tensor, Tensor]
@@ -77,9 +79,7 @@ class StateSpace(nn.Module):
         models, length, x = self.log_dt.shape[:-1], u.shape[1], _full(u)
         with full_precision(u.device):
             apart = x.mT.reshape(*models, -1, self.d, length)
-            size = 2 * length  # behind as many zeros the convolution of the Fourier transform does not wrap around
-            spectrum = torch.fft.rfft(self.kernel(length), n=size)[..., None, :, :] * torch.fft.rfft(apart, n=size)
-            y = torch.fft.irfft(spectrum, n=size)[..., :length]
+            y = convolve(self.kernel(length), apart)
             if self.D is not None:
                 y = y + _full(self.D)[..., None, :, None] * apart
         return y.reshape(-1, self.d, length).mT.to(u.dtype)
@@ -274,6 +274,23 @@ class S4Block(nn.Module):
 
     def _output(self, y: Tensor) -> Tensor:
         return F.glu(self.project_out(F.gelu(y)), dim=-1)
+
+
+def convolve(kernel: Tensor, u: Tensor) -> Tensor:
+    """`y_t = sum_s K_{t-s} u_s`, causal, for every channel: kernel `(..., d, l)`, signals `(..., b, d, l)`.
+
+    Short signals are multiplied by the Toeplitz matrix of the kernel; long ones go through Fourier transforms, which
+    round over the whole signal, so that there a later token can move an earlier output by a rounding error.
+    """
+    length = u.shape[-1]
+    if length <= LONGEST_PRODUCT:
+        # rows of [K, 0], each cut one short, so that the next begins one place later: (s, t) is K_{t-s}, or zero
+        rows = F.pad(kernel, (0, length))[..., None, :].expand(*kernel.shape[:-1], length, 2 * length).flatten(-2)
+        matrix = rows[..., : length * (2 * length - 1)].unflatten(-1, (length, -1))[..., :length]
+        return (u.transpose(-3, -2) @ matrix).transpose(-3, -2)  # (d, b, s) times (d, s, t)
+    size = 2 * length  # behind as many zeros the circular convolution does not wrap around
+    spectrum = torch.fft.rfft(kernel, n=size)[..., None, :, :] * torch.fft.rfft(u, n=size)
+    return torch.fft.irfft(spectrum, n=size)[..., :length]
 
 
 def legs_pairs(n: int) -> tuple[Tensor, Tensor, Tensor]:

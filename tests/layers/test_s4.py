@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dmm.errors import InputError
 from dmm.layers.mamba import STEP_RANGE
-from dmm.layers.s4 import S4, S4D, S4Block, StateSpace, legs_pairs
+from dmm.layers.s4 import LONGEST_PRODUCT, S4, S4D, S4Block, StateSpace, convolve, legs_pairs
 from dmm.ssm import discretize, hippo_legs
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "ds4.npz"
@@ -229,6 +229,30 @@ class TestLayers:
         assert steps.log().mean().item() == pytest.approx(math.log(0.01), abs=0.1)
 
 
+class TestConvolution:
+    @pytest.mark.parametrize("models", [(), (2,)])
+    def test_products_and_fourier_transforms_agree(self, models: tuple[int, ...]) -> None:
+        kernel, u = torch.randn(*models, 3, 9).double(), torch.randn(*models, 4, 3, 9).double()
+        short, longer = convolve(kernel, u), LONGEST_PRODUCT + 1 - 9
+        long = convolve(F.pad(kernel, (0, longer)), F.pad(u, (0, longer)))[..., :9]
+        torch.testing.assert_close(short, long)
+
+    @pytest.mark.parametrize("length", [5, LONGEST_PRODUCT + 30])
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_later_token_moves_nothing_before_it(self, kind: str, length: int) -> None:
+        layer, x = layer_of(kind), torch.randn(2, length, 5, dtype=torch.float64, requires_grad=True)
+        y = layer(x)
+        (reach,) = torch.autograd.grad(y[:, 3].sum(), x)
+        assert reach[:, :4].abs().amax(dim=(0, 2)).min() > 1e-6
+        assert reach[:, 4:].abs().max() <= (0 if length <= LONGEST_PRODUCT else 1e-14)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_long_convolutions_equal_steps(self, kind: str) -> None:
+        length = 2 * LONGEST_PRODUCT
+        layer, x = layer_of(kind), torch.randn(1, length, 5, dtype=torch.float64)
+        torch.testing.assert_close(by_parts(layer, x, (1,) * length), layer(x))
+
+
 class TestDiscretisation:
     def test_s4_takes_the_bilinear_rule(self) -> None:
         # the whole complex system, both of each pair, by the dense rule of `dmm.ssm`
@@ -282,11 +306,11 @@ class TestBlock:
     def test_steps_equal_forward_and_no_token_sees_a_later_one(self, diagonal: bool) -> None:
         block, x = S4Block(4, state_size=6, diagonal=diagonal).double(), torch.randn(2, 9, 4, dtype=torch.float64)
         torch.testing.assert_close(by_parts(block, x, (2, 7)), block(x))
-        first, state = block.step(x[:, 0], block.init_state(2))
+        first, _ = block.step(x[:, 0], block.init_state(2))
         torch.testing.assert_close(first, block(x)[:, 0])
         later = x.clone()
         later[:, 5:] += 1
-        torch.testing.assert_close(block(later)[:, :5], block(x)[:, :5])  # the Fourier transform rounds over all
+        assert torch.equal(block(later)[:, :5], block(x)[:, :5])
         assert bool((block(later)[:, 5:] - block(x)[:, 5:]).abs().amax() > 1e-3)
 
     def test_frozen_dynamics_leave_two_weights_to_train(self) -> None:

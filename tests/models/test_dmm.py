@@ -410,6 +410,7 @@ READINGS = {
     "multimodal": {"local_mixer": "multimodal", "a_init": "uniform"},
     "mamba2": {"global_mixer": "mamba2", "head_size": 4},
     "attention": {"global_mixer": "attention", "head_size": 4},
+    "s4": {"global_mixer": "s4", "ssm_state": 4},
     "gelu": {"activation": "gelu"},
     "no skip": {"skip": False},
 }
