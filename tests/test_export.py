@@ -14,6 +14,7 @@ from dmm.data.trajectories import Trajectories
 from dmm.data.windows import Windows
 from dmm.errors import InputError
 from dmm.layers.mamba import MambaBlock
+from dmm.models.frame import TokenPolicyConfig
 from dmm.models.registry import MODELS
 from dmm.policy import Policy
 from dmm.scan import scan_backends
@@ -59,7 +60,7 @@ def assert_same_actions(policy: Policy, program: nn.Module, context: int = CONTE
             torch.testing.assert_close(program(*windows), Flat(policy)(*windows), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [name for name in MODELS if issubclass(MODELS[name].config, TokenPolicyConfig)])
 def test_a_program_gives_the_actions_of_the_policy_for_any_batch(model: str) -> None:
     entry = MODELS[model]
     with torch.random.fork_rng():

@@ -193,13 +193,13 @@ def test_nothing_in_an_update_waits_for_the_device(trajectories: Trajectories, m
     config = entry.make_config(4, 2, "", context=CONTEXT, width=8, layers=1)
     policies = [entry.policy(config).train() for _ in range(seeds)]
     policy = stack(policies, [torch.Generator()] * seeds) if seeds > 1 else policies[0]
-    sampler = WindowSampler(trajectories, CONTEXT, generator=torch.Generator())
+    sampler = entry.sampler(trajectories, config, "cpu")
 
-    def losses(windows: Windows) -> dict[str, Tensor]:
-        return policy.loss(windows)
+    def losses(batch: Any) -> dict[str, Tensor]:
+        return policy.loss(batch)
 
-    flats = [FlatWeights(each) for each in policies]
-    update = Update(flats, policy, losses, sampler, TrainConfig(steps=20), [torch.Generator()])
+    flats, recipe = [FlatWeights(each) for each in policies], TrainConfig(steps=20)
+    update = Update(flats, policy, losses, sampler, recipe, [torch.Generator()], policy.terms)
     with Waiting() as watch:
         update(indices(1, seeds)[0])
     assert watch.seen == [] and watch.count > 50
