@@ -69,7 +69,7 @@ def make_actor(policy: Policy, acting: str = "window", states: int = STATES) -> 
     if acting == "window":
         return copy.deepcopy(policy).eval() if policy.training else policy
     if acting == "recurrent" and policy.recurrent:
-        return _frozen(policy)
+        return cast(Policy, _frozen(policy))
     _require_recurrence(policy, acting)
     recurrent = cast(TokenPolicy, policy)
     return RecurrentActor(recurrent) if acting == "recurrent" else StaggeredActor(recurrent, states)

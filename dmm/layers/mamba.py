@@ -86,6 +86,9 @@ class MambaBlock(nn.Module):
         InputError: sizes below 1, an unknown `step_init`, `a_init` or `activation`.
     """
 
+    D: Any
+    """The skip, `(e,)`, or None."""
+
     def __init__(
         self,
         d: int,

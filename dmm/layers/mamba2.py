@@ -16,6 +16,7 @@ channels in heads of `p`, `n` state.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +105,7 @@ class Mamba2Block(nn.Module):
             mixed = mixed if present is None else mixed * present[..., None]
             inputs = torch.cat([state.conv, mixed.mT], dim=-1)  # (b, e + 2n, width - 1 + t)
             windows = inputs.unfold(-1, self.conv1d.kernel_size[0], 1)
-            mixed = (windows * self.conv1d.weight).sum(-1).mT + self.conv1d.bias
+            mixed = (windows * self.conv1d.weight).sum(-1).mT + cast(Tensor, self.conv1d.bias)
             conv = inputs[..., x.shape[1] :]
         mixed = self._activate(mixed)
         if present is not None:

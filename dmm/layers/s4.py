@@ -282,15 +282,18 @@ def convolve(kernel: Tensor, u: Tensor) -> Tensor:
     Short signals are multiplied by the Toeplitz matrix of the kernel; long ones go through Fourier transforms, which
     round over the whole signal, so that there a later token can move an earlier output by a rounding error.
     """
-    length = u.shape[-1]
+    length: int = u.shape[-1]
+    y: Tensor
     if length <= LONGEST_PRODUCT:
         # rows of [K, 0], each cut one short, so that the next begins one place later: (s, t) is K_{t-s}, or zero
         rows = F.pad(kernel, (0, length))[..., None, :].expand(*kernel.shape[:-1], length, 2 * length).flatten(-2)
-        matrix = rows[..., : length * (2 * length - 1)].unflatten(-1, (length, -1))[..., :length]
-        return (u.transpose(-3, -2) @ matrix).transpose(-3, -2)  # (d, b, s) times (d, s, t)
+        matrix = rows[..., : length * (2 * length - 1)].view(*rows.shape[:-1], length, -1)[..., :length]
+        y = (u.transpose(-3, -2) @ matrix).transpose(-3, -2)  # (d, b, s) times (d, s, t)
+        return y
     size = 2 * length  # behind as many zeros the circular convolution does not wrap around
     spectrum = torch.fft.rfft(kernel, n=size)[..., None, :, :] * torch.fft.rfft(u, n=size)
-    return torch.fft.irfft(spectrum, n=size)[..., :length]
+    y = torch.fft.irfft(spectrum, n=size)[..., :length]
+    return y
 
 
 def legs_pairs(n: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -169,7 +169,7 @@ class MultigrainedDecisionMamba(TokenPolicy):
         mlp = config.embedding == "mlp"
         embed = ResidualMLP if mlp else nn.Linear
         self.embed_rtg, self.embed_state, self.embed_action = embed(1, d), embed(s, d), embed(a, d)
-        self.embed_timestep = nn.Embedding(config.max_timestep, d)
+        self.time_table = nn.Embedding(config.max_timestep, d)
         self.blocks.extend(MultigrainedLayer(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(d, eps=EPSILON)
         self.head = MLPHead(d, a) if mlp else nn.Linear(d, a)
@@ -200,7 +200,7 @@ class MultigrainedDecisionMamba(TokenPolicy):
 
     def _hidden(self, tokens: Tensor, windows: Windows) -> Tensor:
         """Behind the last norm, `(b, 3k, d)`. The time is added behind the embedding's norm, unlike elsewhere."""
-        time = self.embed_timestep(windows.timesteps.clamp(max=self.config.max_timestep - 1))  # (b, k, d)
+        time = self.time_table(windows.timesteps.clamp(max=self.config.max_timestep - 1))  # (b, k, d)
         x = self.embed_norm(tokens) + time.repeat_interleave(3, dim=1)
         return self.norm(self.mix(self.dropout(x), windows))  # type: ignore[no-any-return]
 
@@ -253,7 +253,7 @@ MIXER += ["dt_proj.weight", "dt_proj.bias", "out_proj.weight"]
 
 def _sources(policy: MultigrainedDecisionMamba) -> dict[str, str]:
     backbone, mlp = "transformer_model.backbone", policy.config.embedding == "mlp"
-    whole = {"embed_timestep.weight": "embed_timestep.weight", "norm.weight": f"{backbone}.norm_f.weight"}
+    whole = {"time_table.weight": "embed_timestep.weight", "norm.weight": f"{backbone}.norm_f.weight"}
     layers = {"embed_norm": "embed_ln", "state_head": "predict_state", "return_head": "predict_rtg"}
     ends = {"embed_rtg": "embed_return", "embed_state": "embed_state", "embed_action": "embed_action"}
     if mlp:

@@ -201,7 +201,7 @@ class TestSizes:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             policy: Any = MODEL.policy(MODEL.make_config(11, 3, "Hopper-v5"))
-        assert policy.embed_timestep.weight.std().item() == pytest.approx(1, rel=0.02)
+        assert policy.time_table.weight.std().item() == pytest.approx(1, rel=0.02)
         bound = 11**-0.5  # PyTorch's own start
         assert 0.9 * bound < policy.embed_state.weight.abs().max().item() <= bound and bool(policy.head.bias.any())
         steps = torch.nn.functional.softplus(policy.blocks[0].fine.mixer.dt_proj.bias)

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dmm.acting import RecurrentActor, make_actor
 from dmm.data.trajectories import Trajectories
 from dmm.data.windows import HistoryWindows
 from dmm.errors import InputError
+from dmm.layers.s4 import LONGEST_PRODUCT
 from dmm.models import ds4
 from dmm.models.ds4 import MODEL, DecisionS4, DS4Config, DS4State
 from dmm.models.entry import Facts
@@ -268,6 +269,25 @@ class TestPolicy:
         assert torch.equal(policy(windows), policy(windows))
         policy.train()
         assert not torch.equal(policy(windows), policy(windows))
+
+
+class Flat(nn.Module):
+    """A policy that takes the fields of its windows one by one, as a program does."""
+
+    def __init__(self, policy: DecisionS4):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, *fields: Tensor) -> Tensor:
+        return self.policy(HistoryWindows(*fields))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("context", [7, LONGEST_PRODUCT + 1])
+def test_can_be_exported(context: int) -> None:
+    policy, windows = small(context=context), random_windows(k=context, real=context)
+    fields = tuple(getattr(windows, field.name) for field in dataclasses.fields(windows))
+    program = torch.export.export(Flat(policy), fields).module()
+    torch.testing.assert_close(program(*fields), policy(windows))
 
 
 class TestSampler:
