@@ -192,10 +192,9 @@ class WindowSampler:
         shape = (whole_number("batches", batches, 1), whole_number("batch_size", batch_size, 1))
         if self.by == "transition":
             return torch.randint(self.transitions, shape, generator=generator)
-        episode = torch.randint(len(self._starts), shape, generator=generator)
-        part = torch.rand(shape, generator=generator, dtype=torch.float64)
-        full = self._full[episode]
-        return self._starts[episode] + torch.minimum((part * full).long(), full - 1)
+        which, where = torch.rand((*shape, 2), generator=generator, dtype=torch.float64).unbind(dim=-1)
+        episode = _share(which, torch.tensor(len(self._starts)))
+        return self._starts[episode] + _share(where, self._full[episode])
 
     def windows_at(self, first_indices: Tensor) -> Windows:
         """The windows that begin at the given transitions `(b,)`."""
@@ -234,3 +233,8 @@ def _table(columns: Sequence[np.ndarray]) -> Tensor:
         rows[:-1, done : done + column.shape[1]] = torch.from_numpy(column)
         done += column.shape[1]
     return rows
+
+
+def _share(part: Tensor, count: Tensor) -> Tensor:
+    """Uniform numbers below 1 to whole numbers below `count`."""
+    return torch.minimum((part * count).long(), count - 1)

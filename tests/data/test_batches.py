@@ -105,6 +105,11 @@ class TestDraws:
         torch.testing.assert_close(shares, torch.full((3,), 1 / 3), atol=0.01, rtol=0)  # 3.7 standard deviations
         assert set(drawn.tolist()) == {0, 1, 5, 6}  # of the first episode the two starts of full windows
 
+    @pytest.mark.parametrize("by", ["transition", "trajectory"])
+    def test_several_batches_are_the_numbers_of_as_many_draws_of_one(self, trajectories: Trajectories, by: str) -> None:
+        source, one, other = sampler(trajectories, by=by), *(torch.Generator().manual_seed(2) for _ in range(2))
+        assert torch.equal(source.draw(3, 5, one), torch.cat([source.draw(1, 5, other) for _ in range(3)]))
+
     def test_by_transition_each_is_as_likely(self, trajectories: Trajectories) -> None:
         drawn = sampler(trajectories).draw(100, 300, torch.Generator().manual_seed(1)).flatten()
         shares = torch.bincount(drawn, minlength=9) / len(drawn)
