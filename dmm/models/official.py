@@ -74,6 +74,8 @@ def from_official(name: str, weights: Weights, config: Mapping[str, Any]) -> nn.
         made = model.official.config(config)
     except KeyError as error:
         raise InputError(f"config: {error.args[0]!r} is missing, which {name} needs") from None
+    except InputError:
+        raise
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"config: it cannot be one of {name} ({error})") from None
     tensors = read_weights(weights)
