@@ -1,4 +1,4 @@
-"""The branches of a DMM block, each as one function with a gradient of its own, for training on a CPU.
+"""The branches of blocks, each as one function with a gradient of its own, for training on a CPU.
 
 A branch is `r + mixer(LN(x))`. Written as modules it is some twenty operations whose results all travel through memory,
 and as many nodes for autograd. Here one row of the batch goes through all of them, matrix products included, before the
@@ -19,11 +19,14 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks_of_all
 
 from dmm.errors import InputError
-from dmm.fused import kernel
+from dmm.fused import kernel, mlp, modality
 from dmm.fused.dense import dense_branch
 from dmm.fused.mamba import mamba_branch
-from dmm.layers.local import DenseSequenceMixer
+from dmm.fused.mlp import mlp_branch
+from dmm.fused.modality import modality_branch
+from dmm.layers.local import DenseSequenceMixer, ModalityConv
 from dmm.layers.mamba import MambaBlock
+from dmm.layers.mlp import GeluMLP
 from dmm.scan.cpp_kernel import DTYPES
 from dmm.tracing import watched
 
@@ -33,16 +36,25 @@ Choice = Literal["auto", "plain", "fused"]
 LONGEST = 1024
 """Tokens: what the gradient of longer sequences keeps for each would leave the caches."""
 
-_BRANCHES: dict[type, Callable[..., Tensor]] = {DenseSequenceMixer: dense_branch, MambaBlock: mamba_branch}
+_BRANCHES: dict[type, Callable[..., Tensor]] = {
+    DenseSequenceMixer: dense_branch,
+    MambaBlock: mamba_branch,
+    GeluMLP: mlp_branch,
+    ModalityConv: modality_branch,
+}
+_KERNELS = {GeluMLP: mlp.status, ModalityConv: modality.status}
+"""Where it is not that of a DMM block's branches."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _choice: Choice = "auto"
 
 
-def branch(norm: nn.Module, mixer: nn.Module, x: Tensor, normalized: bool) -> Callable[[], Tensor] | None:
+def branch(norm: nn.Module, mixer: nn.Module, x: Tensor, normalized: bool) -> Callable[..., Tensor] | None:
     """What computes `(LN(x) if normalized else x) + mixer(LN(x))` in one, or None where the modules have to.
 
-    It serves a `LayerNorm` with a `DenseSequenceMixer` or a `MambaBlock` while they are trained: in training mode, with
-    gradients, on float32 or float64 on a CPU, where a C++ compiler is. It stands back where somebody looks inside
+    It serves a `LayerNorm` with a `DenseSequenceMixer`, a `MambaBlock`, a `ModalityConv` or, in float32, a `GeluMLP`
+    while they are trained: in training mode, with gradients, on float32 or float64 on a CPU, where a C++ compiler is.
+    That of a `GeluMLP` takes `kept`, what dropout multiplies its output by; that of a `ModalityConv` takes `only`, the
+    modality at whose tokens alone it is wanted; both add to `x`. It stands back where somebody looks inside
     (hooks), where the graph itself is wanted (`torch.export`, `torch.compile`, `torch.func`), and where a `MambaBlock`
     was told how to scan.
 
@@ -54,7 +66,7 @@ def branch(norm: nn.Module, mixer: nn.Module, x: Tensor, normalized: bool) -> Ca
     Raises:
         InputError: it was asked for by `branches("fused")` and cannot serve.
     """
-    reason = _why_not(norm, mixer, x)
+    reason = _why_not(norm, mixer, x, normalized)
     if reason is None:
         return functools.partial(_BRANCHES[type(mixer)], norm, mixer, x, normalized)
     if _choice == "fused":
@@ -79,7 +91,7 @@ def branches(choice: Choice) -> Iterator[None]:
         _choice = before
 
 
-def _why_not(norm: nn.Module, mixer: nn.Module, x: Tensor) -> str | None:
+def _why_not(norm: nn.Module, mixer: nn.Module, x: Tensor, normalized: bool) -> str | None:
     """What stands against one function for this branch, if anything does; what costs least is asked first."""
     if _choice == "plain":
         return "asked for"
@@ -91,11 +103,15 @@ def _why_not(norm: nn.Module, mixer: nn.Module, x: Tensor) -> str | None:
         return f"x is {x.dtype} of shape {tuple(x.shape)} on {x.device}"
     if norm.normalized_shape != x.shape[2:] or not all(_fits(weight, x) for weight in _weights(norm, mixer)):
         return "weights of another kind"
+    if type(mixer) in _KERNELS and normalized:
+        return f"that of a {type(mixer).__name__} adds to x"
+    if type(mixer) is GeluMLP and x.dtype != torch.float32:
+        return f"that of a GeluMLP is in float32, and x is {x.dtype}"
     if watched(x) or torch.is_autocast_enabled("cpu"):
         return "the operations themselves are asked for"
     if any(getattr(hooks_of_all, f"_global{name}") for name in _HOOKS) or _is_watched(norm) or _is_watched(mixer):
         return "there are hooks"
-    found = kernel.status()
+    found = _KERNELS.get(type(mixer), kernel.status)()
     return None if found.library is not None else found.reason
 
 
@@ -103,7 +119,8 @@ def _is_plain(mixer: nn.Module) -> bool:
     """Whether its layers are torch's own, not some that stand for them, and no way to scan was chosen."""
     if isinstance(mixer, MambaBlock) and mixer.backend != "auto":
         return False
-    return all(type(layer) in (nn.Linear, nn.Conv1d) for layer in mixer.children())
+    layers = mixer.convs if isinstance(mixer, ModalityConv) else mixer.children()
+    return all(type(layer) in (nn.Linear, nn.Conv1d, nn.GELU) for layer in layers)
 
 
 def _weights(norm: nn.Module, mixer: nn.Module) -> list[nn.Parameter | None]:

@@ -51,18 +51,19 @@ template <class T> struct Matrix {
 
     template <class F> Matrix(int64_t inner, int64_t outer, const F& entry) : inner(inner), outer(outer) {
         panels.resize((outer + WIDTH<T> - 1) / WIDTH<T> * inner * WIDTH<T>);
-        for (int64_t c = 0; c < outer; ++c) {
-            T* to = panels.data() + c / WIDTH<T> * inner * WIDTH<T> + c % WIDTH<T>;
-            for (int64_t k = 0; k < inner; ++k) to[k * WIDTH<T>] = entry(k, c);
-        }
+        T* to = panels.data();
+        for (int64_t first = 0; first < outer; first += WIDTH<T>)
+            for (int64_t k = 0; k < inner; ++k, to += WIDTH<T>)
+                for (int64_t c = first; c < std::min(first + WIDTH<T>, outer); ++c) to[c - first] = entry(k, c);
     }
-    // to (count, outer) = from + shift + a M, without those that are null
-    void multiply(int64_t count, const T* a, int64_t stride, const T* from, const T* shift, T* to) const {
+    // to (count, outer) = from + shift + a M, without those that are null; rows of `to` and `from` are `jump` apart
+    void multiply(int64_t count, const T* a, int64_t stride, const T* from, const T* shift, T* to, int64_t jump = 0) const {
+        if (!jump) jump = outer;
         for (int64_t c = 0; c < outer; c += WIDTH<T>)
             tiles<T>(0, count, [&](int64_t t, auto tile) {
                 tile.add(inner, a + t * stride, stride, 1, panels.data() + c * inner, WIDTH<T>);
                 for (auto& sums : tile.sums) {
-                    const int64_t at = t++ * outer + c;
+                    const int64_t at = t++ * jump + c;
                     finish(sums[0], from ? from + at : nullptr, shift ? shift + c : nullptr, to + at, outer - c);
                     if (c + W<T> < outer)
                         finish(sums[1], from ? from + at + W<T> : nullptr, shift ? shift + c + W<T> : nullptr, to + at + W<T>, outer - c - W<T>);
