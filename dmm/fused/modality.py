@@ -1,6 +1,6 @@
 r"""The branch of a `ModalityConv` as one function: `y_t = x_t + b^m + sum_j W^m_j n_{t-w+1+j}` with `n = LN(x)`.
 
-`m = t mod M` is the modality of the output; outputs are at all tokens, or at those of one modality. Backward, from `dy`:
+`m = t mod M` is the modality of the output; outputs are at all tokens or at those of one modality. Backward, from `dy`:
 
     dW^m_j = sum_t dy_t n_{t-w+1+j},  db^m = sum_t dy_t          over the outputs t of modality m
     dn_s = sum_j W^m_j dy_t  with  t = s + w - 1 - j             and LayerNorm's gradient of dn, to which dy is added
