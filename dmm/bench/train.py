@@ -1,7 +1,8 @@
 """One training step, whole, with each scan in the same model, beside other models and packages: `dmm bench train`.
 
 The model is the default one at Hopper's sizes; the data are random numbers of the same shapes, on which a step takes as
-long as on any other. "Without its scan" has two readings, and both are measured:
+long as on any other. Every model of the registry is timed beside it in the frame's sizes, and those of which this
+package has a plain transcription in their authors' own. "Without its scan" has two readings, and both are measured:
 
     no recurrence    y = (delta u (B . C) + D u) silu(z): each token by itself, all projections still used and trained
     no scan          y = u silu(z): the projections for delta, B and C are computed and then left unused
@@ -31,11 +32,13 @@ from dmm.bench import check_at_least_one, finisher, interleaved, machine, thread
 from dmm.bench.peers import Scan, compiled_loop, d3rlpy_dt, disagreement, find, find_scans, transformers_dt, versions
 from dmm.bench.products import matrix_products
 from dmm.bench.scan import PATIENCE, automatic, backends_on, head_lines, heading, make_inputs, milliseconds
+from dmm.bench.transcribed import Transcribed, transcribed_step
 from dmm.data.trajectories import Trajectories
 from dmm.data.windows import WINDOWS, Sampler, Windows, WindowSampler
 from dmm.fused import Choice, branches
 from dmm.layers import mamba
-from dmm.models.registry import find_model
+from dmm.models.entry import Facts
+from dmm.models.registry import MODELS, find_model, read_changes
 from dmm.policy import Policy, action_loss
 from dmm.progress import progress_bar
 from dmm.training import TrainConfig, choose_device, train_seeds
@@ -46,6 +49,10 @@ from dmm.training.update import FlatWeights, Update, fastest
 STATE_SIZE, ACTION_SIZE = 11, 3
 DT_PAPER = {"context": 20, "width": 128, "layers": 3, "heads": 1}
 """Decision Transformer's own sizes for MuJoCo (Chen et al. 2021, table 9)."""
+TRANSCRIBED: dict[str, dict[str, int]] = {"dc": {}, "dm": {}}
+"""Models that are timed at their published sizes beside a plain transcription, and what is changed of these sizes."""
+ROUNDS = 3
+"""Of their steps, which take up to seconds."""
 UPDATES = 100_000
 PROJECTED_FROM = (1_000, 5_000)
 """Updates of the two runs from which a GPU's seconds for `UPDATES` are projected."""
@@ -76,7 +83,7 @@ def bench_train(
     place = choose_device(device)
     kept = keep_freed_memory()  # as training does; it speeds up whatever is trained in this process
     bench = _Bench(place)
-    with threads_set(threads), progress_bar(total=3, desc="bench train", disable=not progress) as bar:
+    with threads_set(threads), progress_bar(total=4, desc="bench train", disable=not progress) as bar:
         scans, left_out = bench.scans()
         models, absent = bench.models()
         several = bench.seeds(seeds)
@@ -86,6 +93,7 @@ def bench_train(
             candidates["products"] = bench.products()
         calls = 20 if place.type == "cuda" else 3
         times = interleaved(candidates, repeats=repeats, calls=calls, warm=1, finish=finisher(place))
+        published = interleaved(bench.published(), repeats=min(repeats, ROUNDS), finish=finisher(place))
         bar.update()
         scaling = bench.thread_scaling(repeats) if place.type == "cpu" else []
         bar.update()
@@ -94,6 +102,7 @@ def bench_train(
         "freed_memory_kept": kept,
         "scans": [_scan_row(name, times, bench.differences.get(name)) for name in scans],
         "models": [{"model": name, **times[name], "ratio": _over(times, name, "dmm")} for name in ("dmm", *models)],
+        "published": [_published_row(name, published) for name in TRANSCRIBED],
         "left_out": left_out | absent,
         "sampling": {**times["sampling"], "share": _over(times, "sampling", "dmm")},
         "products": _products_row(times) if place.type == "cpu" else None,
@@ -136,6 +145,12 @@ def _scan_row(name: str, times: dict[str, dict[str, float]], difference: float |
         "over_no_scan": _over(times, name, "no scan"),
     }
     return {"scan": name, **times[name], **ratios, "difference": difference}
+
+
+def _published_row(name: str, times: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """A model's step at its published sizes, and how many times as long the transcription's takes."""
+    own, plain = f"{name}, published", f"{name}, transcribed"
+    return {"model": own, **times[own], "transcribed": times[plain], "speedup": _over(times, plain, own)}
 
 
 def _products_row(times: dict[str, dict[str, float]]) -> dict[str, Any]:
@@ -287,8 +302,8 @@ class _Bench:
             policy = entry.policy(entry.make_config(STATE_SIZE, ACTION_SIZE, "Hopper-v5", **changes))
         return policy.to(self.device)
 
-    def step(self, *policies: Policy, scan: Scan | None = None) -> TrainingStep:
-        return TrainingStep(policies, self.data, self.device, scan)
+    def step(self, *policies: Policy, scan: Scan | None = None, **how: Any) -> TrainingStep:
+        return TrainingStep(policies, self.data, self.device, scan, **how)
 
     def sampling(self) -> object:
         return self.plain.sample()
@@ -333,12 +348,17 @@ class _Bench:
 
     def models(self) -> tuple[dict[str, Step], dict[str, str]]:
         """The steps of other models, and of other packages' Decision Transformers."""
-        steps: dict[str, Step] = {
-            "stock mamba": self.step(self.policy("mamba")),
-            "dt": self.step(self.policy("dt")),
-            "dt, paper's size": self.step(self.policy("dt", **DT_PAPER)),
-        }
-        there, left_out = versions(), {}
+        steps: dict[str, Step] = {}
+        left_out: dict[str, str] = {}
+        for name, entry in MODELS.items():
+            if name != "dmm" and not entry.hidden:
+                made, reason = find(functools.partial(self._model_step, name))
+                if made is None:
+                    left_out[name] = reason
+                else:
+                    steps[name] = made
+        steps["dt, paper's size"] = self.step(self.policy("dt", **DT_PAPER))
+        there = versions()
         for name, package, make in (
             ("transformers' dt, paper's size", "transformers", self._transformers_step),
             ("d3rlpy's dt, paper's size", "d3rlpy", self._d3rlpy_step),
@@ -350,8 +370,29 @@ class _Bench:
                 steps[name] = step
         return steps, left_out
 
-    def _windows(self) -> Windows:
-        sampler = WindowSampler(self.data, DT_PAPER["context"], generator=torch.Generator().manual_seed(0))
+    def _model_step(self, name: str) -> TrainingStep:
+        """The step of a model of the registry; what fails, since these data lack what it needs, fails now."""
+        step = self.step(self.policy(name), sampler=find_model(name).sampler)
+        step()
+        return step
+
+    def published(self) -> dict[str, Step]:
+        """The steps of models at their published sizes, and of their transcriptions over a batch at hand."""
+        facts = Facts(state_size=STATE_SIZE, action_size=ACTION_SIZE, env_id="Hopper-v5")
+        steps: dict[str, Step] = {}
+        for name, changes in TRANSCRIBED.items():
+            entry = find_model(name)
+            fields, recipe = read_changes({"sizes": "published", **changes}, entry, TrainConfig, facts)
+            config = entry.config_for(facts, fields)
+            policy = entry.policy(config).to(self.device)
+            steps[f"{name}, published"] = self.step(policy, config=TrainConfig(**recipe), sampler=entry.sampler)
+            model = Transcribed(name, STATE_SIZE, ACTION_SIZE, config.width, config.layers)
+            windows = self._windows(config.context).to(self.device)
+            steps[f"{name}, transcribed"] = transcribed_step(model.train().to(self.device), windows)
+        return steps
+
+    def _windows(self, context: int = DT_PAPER["context"]) -> Windows:
+        sampler = WindowSampler(self.data, context, generator=torch.Generator().manual_seed(0))
         return sampler.sample(DEFAULTS.batch_size)
 
     def _transformers_step(self) -> Step:
@@ -435,6 +476,10 @@ def report(result: dict[str, Any]) -> str:
             f"{row['over_no_scan']:11.2f}"
         )
     lines += [f"{row['model']:34}{milliseconds(row):>10}{row['ratio']:8.2f}" for row in result["models"][1:]]
+    lines += [
+        f"{row['model']:34}{milliseconds(row):>10}{row['speedup']:8.2f} times as fast as transcribed"
+        for row in result["published"]
+    ]
     lines += [f"{name:34}left out: {reason}" for name, reason in result["left_out"].items()]
     seeds, sampling, products = result["seeds"], result["sampling"], result["products"]
     if products is not None:

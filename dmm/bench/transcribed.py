@@ -104,7 +104,7 @@ class Transcribed(nn.Module):
 
 
 def transcribed_step(model: Transcribed, windows: Windows) -> Callable[[], None]:
-    """Forward, loss on real steps, backward, clipping and AdamW over windows at hand, as the authors' trainers do it."""
+    """Forward, loss on real steps, backward, clipping and AdamW over windows at hand, as the authors' trainers do."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-4)
     real = windows.mask.reshape(-1)
 

@@ -16,7 +16,6 @@ from dmm.experiments import write_result
 from dmm.experiments.grid import Job, arguments, machine, run_jobs, summarize_pooled, train_and_score
 from dmm.experiments.pointmaze import DATASET, maze_job, maze_settings, reference_rows
 
-
 CHANGES: dict[str, dict[str, Any]] = {"ds4": {"batch_size": 8}}
 """Eight whole trajectories hold 1,200 steps, more than twice those of 64 windows of 8."""
 

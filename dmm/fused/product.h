@@ -86,13 +86,14 @@ template <class T> struct Matrix {
         pack(inner, outer, [&](int64_t k, int64_t c) { return weight[c * inner + k]; }, own.data());
     }
     Matrix(const Matrix&) = delete;  // panels may lie in own
-    // to (count, outer) = from + shift + a M, without those that are null
-    void multiply(int64_t count, const T* a, int64_t stride, const T* from, const T* shift, T* to) const {
+    // to (count, outer) = from + shift + a M, without those that are null; rows of `to` and `from` are `jump` apart
+    void multiply(int64_t count, const T* a, int64_t stride, const T* from, const T* shift, T* to, int64_t jump = 0) const {
+        if (!jump) jump = outer;
         for (int64_t c = 0; c < outer; c += WIDTH<T>)
             tiles<T>(0, count, [&](int64_t t, auto tile) {
                 tile.add(inner, a + t * stride, stride, 1, panels + c * inner, WIDTH<T>);
                 for (auto& sums : tile.sums) {
-                    const int64_t at = t++ * outer;
+                    const int64_t at = t++ * jump;
                     write(c, sums, from ? from + at : nullptr, shift, to + at);
                 }
             });

@@ -60,7 +60,9 @@ def inspect(
         RunError: the folder cannot be written.
     """
     if not isinstance(run.policy, TokenPolicy):
-        raise InputError(f"run: got a {type(run.policy).__name__}, allowed are models of the shared frame, which reads tokens")
+        raise InputError(
+            f"run: got a {type(run.policy).__name__}, allowed are models of the shared frame, which reads tokens"
+        )
     out, windows = user_path("out", out), whole_number("windows", windows, 1)
     trajectories, what = _own_data(run) if data is None else _other_data(run, data)
     batch = full_windows(trajectories, run.policy.context, windows, seed=seed)

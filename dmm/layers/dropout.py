@@ -26,17 +26,20 @@ class Dropout(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return x
-        return x * self._kept(x).div_(1 - self.p)
+        kept = self.kept(x)
+        return x if kept is None else x * kept
 
-    def _kept(self, x: Tensor) -> Tensor:
+    def kept(self, x: Tensor) -> Tensor | None:
+        """What `forward` multiplies by, `kept / (1 - p)`, drawn anew for a tensor like this; None where it does not."""
+        if not self.training or self.p == 0:
+            return None
         kept = torch.empty_like(x, requires_grad=False)
         if self.generators is None:
-            return kept.bernoulli_(1 - self.p)
-        for part, generator in zip(kept.chunk(len(self.generators)), self.generators, strict=True):
-            part.bernoulli_(1 - self.p, generator=generator)
-        return kept
+            kept.bernoulli_(1 - self.p)
+        else:
+            for part, generator in zip(kept.chunk(len(self.generators)), self.generators, strict=True):
+                part.bernoulli_(1 - self.p, generator=generator)
+        return kept.div_(1 - self.p)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -209,15 +209,19 @@ class ModalityConv(LocalMixer):
             raise InputError(f"x: got shape {tuple(x.shape)}, allowed is (b, l, {self.d})")
         return self._convolve(F.pad(x, (0, 0, self.window - 1, 0)), 0, modality)
 
+    def weights(self, first: int = 0) -> tuple[Tensor, Tensor]:
+        """Taps `(..., M, w, d)` and biases `(..., M, d)`, those of modality `first` in front."""
+        layers = [cast(nn.Conv1d, layer) for layer in self.convs]
+        layers = layers[first:] + layers[:first]
+        taps = torch.stack([layer.weight[..., 0, :].mT for layer in layers], dim=-3)
+        return taps, torch.stack([cast(Tensor, layer.bias) for layer in layers], dim=-2)
+
     def _convolve(self, tokens: Tensor, first: int, only: int | None = None) -> Tensor:
         """`(b, w - 1 + l, d) -> (b, l, d)`, whose first output is of modality `first`; or those of one modality alone.
 
         Of several seeds that are stacked, the weights have an axis in front, and each has its part of the batch.
         """
-        layers = [cast(nn.Conv1d, layer) for layer in self.convs]
-        layers = layers[first:] + layers[:first]
-        weight = torch.stack([layer.weight[..., 0, :].mT for layer in layers], dim=-3)  # (..., M, w, d)
-        bias = torch.stack([cast(Tensor, layer.bias) for layer in layers], dim=-2)  # (..., M, d)
+        weight, bias = self.weights(first)
         if weight.ndim == 3:
             return _modality_conv(tokens[None], weight[None], bias[None], only)[0]
         apart = tokens.reshape(len(weight), -1, *tokens.shape[1:])  # (S, b, w - 1 + l, d)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from dmm.configs import check_positive
 from dmm.errors import InputError
+from dmm.fused import branch
 from dmm.layers.dropout import Dropout
 from dmm.layers.local import ModalityConv, ModalityState
 from dmm.layers.mlp import GeluMLP
@@ -59,9 +60,13 @@ class DCLayer(Shortening):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._feed(x + self.conv(self.conv_norm(x)))
+        fused = branch(self.conv_norm, self.conv, x, normalized=False)
+        return self._feed(fused() if fused is not None else x + self.conv(self.conv_norm(x)))
 
     def at(self, x: Tensor, place: int, every: int) -> Tensor:
+        fused = branch(self.conv_norm, self.conv, x, normalized=False)
+        if fused is not None:
+            return self._feed(fused(only=place))
         return self._feed(x[:, place::every] + self.conv.at(self.conv_norm(x), place))
 
     def init_state(self, batch: int) -> ModalityState:
@@ -78,6 +83,9 @@ class DCLayer(Shortening):
         return {"convolution": self.conv, "MLP": self.mlp}
 
     def _feed(self, x: Tensor) -> Tensor:
+        fused = branch(self.mlp_norm, self.mlp, x, normalized=False)
+        if fused is not None:
+            return fused(kept=self.dropout.kept(x))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))  # type: ignore[no-any-return]
 
 

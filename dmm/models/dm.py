@@ -92,6 +92,9 @@ class DMLayer(Shortening):
         return fused() if fused is not None else x + self.mamba(self.mamba_norm(x))  # type: ignore[no-any-return]
 
     def _feed(self, x: Tensor) -> Tensor:
+        fused = branch(self.mlp_norm, self.mlp, x, normalized=False)
+        if fused is not None:
+            return fused(kept=self.dropout.kept(x))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))  # type: ignore[no-any-return]
 
 

@@ -71,7 +71,10 @@ class TimedConfig(TokenPolicyConfig):
 
 
 class Shortening(nn.Module):
-    """A block that can leave out, while it is trained, what no action depends on if it is the last."""
+    """A block that can leave out what no action depends on if it is the last.
+
+    Where the last block is one, training leaves it out, and the tokens behind the last state token too.
+    """
 
     def at(self, x: Tensor, place: int, every: int) -> Tensor:
         """`forward`, of every so many tokens from that place on alone: `(b, l, d) -> (b, k, d)`."""
@@ -144,14 +147,15 @@ class TokenPolicy(Policy):
 
     def decode(self, tokens: Tensor, windows: Windows) -> Tensor:
         """What follows the embedding: tokens `(b, l, d)` of these windows -> actions `(b, k, a)`."""
-        x = self.dropout(self.embed_norm(tokens))
-        place, last = self.TOKENS.index("state"), self.blocks[-1]
+        place, every, last = self.TOKENS.index("state"), len(self.TOKENS), self.blocks[-1]
         if self.training and isinstance(last, Shortening) and type(self).mix is TokenPolicy.mix:
+            x = self.dropout(self.embed_norm(tokens[:, : tokens.shape[1] - (every - 1 - place)]))  # to the last state
             for block in self.blocks[:-1]:
                 x = block(x)
-            states = self.norm(last.at(x, place, len(self.TOKENS)))  # (b, k, d)
+            states = self.norm(last.at(x, place, every))  # (b, k, d)
         else:
-            states = self.norm(self.mix(x, windows))[:, place :: len(self.TOKENS)]  # (b, k, d)
+            x = self.mix(self.dropout(self.embed_norm(tokens)), windows)
+            states = self.norm(x)[:, place::every]  # (b, k, d)
         return torch.tanh(self.head(states))
 
     def newest(self, windows: Windows) -> Tensor:

@@ -32,6 +32,7 @@ from dmm.data.windows import WindowSampler
 from dmm.errors import InputError
 from dmm.layers import mamba
 from dmm.models.dmm import DecisionMetaMamba, DMMConfig
+from dmm.models.registry import MODELS
 from dmm.policy import Policy
 from dmm.scan import selective_scan
 from dmm.training import TrainConfig, train
@@ -52,6 +53,7 @@ def result() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "THREADS", (1,))
         patch.setattr(module, "random_trajectories", lambda: random_trajectories(episodes=4, length=20))
+        patch.setattr(module, "TRANSCRIBED", {"dc": {"width": 16}, "dm": {"width": 16, "context": 4}})
         patch.setattr(module, "compiled_loop", lambda inputs: Compiled(plain_loop, "", 0.0))
         found = bench_train(seeds=2, repeats=1, progress=False)
     yield found
@@ -60,11 +62,15 @@ def result() -> Any:
 
 def test_every_scan_and_model_is_timed(result: dict[str, Any]) -> None:
     assert json.loads(json.dumps(result)) == result
-    own = [f"dmm, {name}" for name in backends_on(CPU)]
+    backends = [f"dmm, {name}" for name in backends_on(CPU)]
     peers = ["selective_scan_ref", "mambapy", "transformers", "torch.compile"]
-    assert [row["scan"] for row in result["scans"]] == ["dmm", "dmm, modules", *own, *peers, "no recurrence", "no scan"]
-    models = ["dmm", "stock mamba", "dt", "dt, paper's size", "transformers' dt, paper's size"]
-    assert [row["model"] for row in result["models"]] == models
+    assert [row["scan"] for row in result["scans"]] == [
+        *("dmm", "dmm, modules", *backends, *peers, "no recurrence", "no scan")
+    ]
+    own = [name for name, entry in MODELS.items() if not entry.hidden]
+    models = [row["model"] for row in result["models"]]
+    assert models == [*own, "dt, paper's size", "transformers' dt, paper's size"]
+    assert [row["model"] for row in result["published"]] == ["dc, published", "dm, published"]
     assert result["left_out"] == {"d3rlpy's dt, paper's size": "not installed"}
     assert [row["threads"] for row in result["threads_scaling"]] == [1]
 
@@ -77,6 +83,8 @@ def test_ratios_are_those_of_the_times(result: dict[str, Any]) -> None:
         assert row["over_no_recurrence"] == pytest.approx(row["median"] / rows["no recurrence"]["median"])
         assert row["over_no_scan"] == pytest.approx(row["median"] / rows["no scan"]["median"])
     assert result["sampling"]["share"] == pytest.approx(result["sampling"]["median"] / plain)
+    for row in result["published"]:
+        assert row["speedup"] == pytest.approx(row["transcribed"]["median"] / row["median"])
     alone = result["products"]["median"]
     assert result["products"]["over"] == pytest.approx({"step": plain / alone, "modules": modules / alone})
     seeds = result["seeds"]["rows"]
@@ -101,6 +109,7 @@ def test_report_and_picture(result: dict[str, Any], tmp_path: Path) -> None:
         and "no recurrence" in text
         and "2 seeds, stacked" in text
         and "left out: not installed" in text
+        and "times as fast as transcribed" in text
     )
     draw(result, tmp_path / "train.png")
     assert (tmp_path / "train.png").stat().st_size > 5_000

@@ -90,7 +90,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"width": None}, r"^config: .*"),
+            ({"width": None}, r"^(config|width): .*"),
             ({"width": "wide"}, r"^(config|width): .*"),
             ({"heads": 5}, r"^heads: got 5, allowed are divisors of width 32"),
             ({"layers": 0}, r"^layers: got 0, allowed is at least 1"),
