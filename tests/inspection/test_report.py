@@ -80,5 +80,5 @@ def test_a_folder_that_cannot_be_made_is_one_error(run, datasets_path, tmp_path)
 
 
 def test_other_policies_are_refused(run, tmp_path):
-    with pytest.raises(InputError, match="dmm models"):
+    with pytest.raises(InputError, match=r"^run: got a Policy, allowed are models of the shared frame"):
         inspect(Run(tmp_path, Policy(2, 2, 3), run.info, 2), tmp_path)
