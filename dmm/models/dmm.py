@@ -214,7 +214,7 @@ FORGOTTEN = "unregistered/dsm"
 def _official_config(config: Mapping[str, Any]) -> DMMConfig:
     env = str(config["env"]).lower()
     names: dict[str, Domain] = {"antmaze": "antmaze", "kitchen": "kitchen"}
-    known = next((found for name, found in names.items() if name in env), "mujoco")
+    known: Domain = next((found for name, found in names.items() if name in env), "mujoco")
     sizes = {"context": config["k"], "width": config["d"], "layers": config["layers"], "window": config["window"]}
     scale = {"rtg_scale": config["rtg_scale"]} if "rtg_scale" in config else {}
     return DMMConfig.released(config["s"], config["a"], domain=known, **sizes, **scale)
