@@ -84,12 +84,12 @@ class Transcribed(nn.Module):
         self.embed_timestep = nn.Embedding(1000, d)
         self.embed_return, self.embed_state = nn.Linear(1, d), nn.Linear(state_size, d)
         self.embed_action, self.embed_ln = nn.Linear(action_size, d), nn.LayerNorm(d)
-        self.transformer, self.drop = nn.Module(), nn.Dropout(0.1)
+        self.drop = nn.Dropout(0.1)
         convolutions = name == "dc"
         names = ("ln_1", "conv", "mlp") if convolutions else ("norm_mamba", "mamba", "mlp_channels")
         mixers = [_Convolution(d, window) if convolutions else _Mamba(d) for _ in range(layers)]
-        self.transformer.h = nn.ModuleList(_Block(d, mixer, names) for mixer in mixers)
-        self.transformer.ln_f = nn.LayerNorm(d)
+        blocks = nn.ModuleList(_Block(d, mixer, names) for mixer in mixers)
+        self.transformer = nn.ModuleDict({"h": blocks, "ln_f": nn.LayerNorm(d)})
         self.predict_action = nn.Sequential(nn.Linear(d, action_size), nn.Tanh())
 
     def forward(self, states: Tensor, actions: Tensor, returns_to_go: Tensor, timesteps: Tensor) -> Tensor:
@@ -97,9 +97,9 @@ class Transcribed(nn.Module):
         parts = (self.embed_return(returns_to_go), self.embed_state(states), self.embed_action(actions))
         x = torch.stack([part + time for part in parts], dim=1).permute(0, 2, 1, 3).reshape(b, 3 * k, -1)
         x = self.drop(self.embed_ln(x))
-        for block in self.transformer.h:
+        for block in self.transformer["h"].children():
             x = block(x)
-        x = self.transformer.ln_f(x).reshape(b, k, 3, -1).permute(0, 2, 1, 3)
+        x = self.transformer["ln_f"](x).reshape(b, k, 3, -1).permute(0, 2, 1, 3)
         return self.predict_action(x[:, 1])  # type: ignore[no-any-return]
 
 
