@@ -11,7 +11,7 @@ from dmm.data.windows import Windows
 from dmm.errors import InputError, require_choice
 from dmm.models.dmm import DecisionMetaMamba, DMMConfig
 from dmm.models.dt import DecisionTransformer, DTConfig
-from dmm.models.frame import TokenPolicyConfig
+from dmm.models.frame import TokenPolicy, TokenPolicyConfig
 from dmm.models.mamba import MambaConfig, MambaPolicy
 from dmm.policy import Policy
 
@@ -231,3 +231,11 @@ class TestHelpers:
     def test_config_fields_lists_names_and_types(self) -> None:
         fields = config_fields(MambaConfig)
         assert fields["width"] == "int" and fields["dropout"] == "float" and "conv_width" in fields
+
+
+def test_the_frame_alone_acts() -> None:
+    """A head on the embedded state, as chapter 1 shows it."""
+    policy = TokenPolicy(TokenPolicyConfig(**FRAME))
+    action, state = policy.eval().act(policy.init_state(2, 1.0), torch.zeros(2, 3))
+    torch.testing.assert_close(action, policy(state)[:, -1])
+    assert policy.train()(state).shape == (2, 4, 2)

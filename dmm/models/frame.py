@@ -147,7 +147,8 @@ class TokenPolicy(Policy):
 
     def decode(self, tokens: Tensor, windows: Windows) -> Tensor:
         """What follows the embedding: tokens `(b, l, d)` of these windows -> actions `(b, k, a)`."""
-        place, every, last = self.TOKENS.index("state"), len(self.TOKENS), self.blocks[-1]
+        place, every = self.TOKENS.index("state"), len(self.TOKENS)
+        last = self.blocks[-1] if len(self.blocks) else None  # a frame may stand for itself
         if self.training and isinstance(last, Shortening) and type(self).mix is TokenPolicy.mix:
             x = self.dropout(self.embed_norm(tokens[:, : tokens.shape[1] - (every - 1 - place)]))  # to the last state
             for block in self.blocks[:-1]:
