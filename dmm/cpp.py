@@ -49,6 +49,26 @@ class Status(NamedTuple):
     reason: str
 
 
+class Kernel:
+    """A C++ file that is built when its status is first asked for, by whichever thread, and then remembered.
+
+    Args:
+        source, symbols: see `build`.
+    """
+
+    def __init__(self, source: Path, symbols: tuple[str, ...] = ()):
+        self.source, self.symbols = source, symbols
+        self._building = threading.Lock()
+        self._status: Status | None = None
+
+    def status(self) -> Status:
+        """The compiled library, or why there is none."""
+        with self._building:
+            if self._status is None:
+                self._status = build(self.source, self.symbols)
+            return self._status
+
+
 def build(source: Path, symbols: tuple[str, ...] = ()) -> Status:
     """Find the library of a C++ file or compile it; says which, and where it is, or why there is none. Never raises.
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-import threading
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dmm import cpp
-from dmm.cpp import Status
 from dmm.scan.cpp_kernel import DTYPES
 
-SOURCE = Path(__file__).with_name("branches.cpp")
+KERNEL = cpp.Kernel(Path(__file__).with_name("branches.cpp"))
 SPARE = 64
 """Numbers behind the last token, which the kernel may read and does not use."""
-_BUILDING = threading.Lock()
 
 
 class Sizes(ctypes.Structure):
@@ -30,15 +26,7 @@ class Sizes(ctypes.Structure):
     ]
 
 
-def status() -> Status:
-    """The compiled kernel, or why there is none, as found out once."""
-    with _BUILDING:
-        return _build_once()
-
-
-@functools.cache
-def _build_once() -> Status:
-    return cpp.build(SOURCE)
+status = KERNEL.status
 
 
 def call(name: str, sizes: Sizes, *tensors: Tensor | ctypes.c_void_p | None) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +21,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmm import cpp
-from dmm.cpp import Status
 from dmm.fused.derivatives import differentiable_gradients
 from dmm.layers.mlp import GeluMLP
 
-SOURCE = Path(__file__).with_name("mlp.cpp")
+KERNEL = cpp.Kernel(Path(__file__).with_name("mlp.cpp"))
 GROUP = 96
 """Tokens at a time: a multiple of what the products take at once, few enough that their channels stay in cache."""
 GAP = 16
 """Numbers between the rows of `4 d` channels: rows a power of two apart would meet in the same places of a cache."""
-_BUILDING = threading.Lock()
 
 
 class _Sizes(ctypes.Structure):
     _fields_ = [*((name, ctypes.c_int64) for name in ("tokens", "d", "f", "jump", "group")), ("eps", ctypes.c_double)]
 
 
-def status() -> Status:
-    """The compiled kernel, or why there is none, as found out once."""
-    with _BUILDING:
-        return _build_once()
-
-
-@functools.cache
-def _build_once() -> Status:
-    return cpp.build(SOURCE)
+status = KERNEL.status
 
 
 def mlp_branch(norm: nn.LayerNorm, mlp: GeluMLP, x: Tensor, normalized: bool, kept: Tensor | None = None) -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmm import cpp
-from dmm.cpp import Status
 from dmm.fused.derivatives import differentiable_gradients
 from dmm.layers.local import ModalityConv
 from dmm.scan.cpp_kernel import DTYPES
 
-SOURCE = Path(__file__).with_name("modality.cpp")
-_BUILDING = threading.Lock()
+KERNEL = cpp.Kernel(Path(__file__).with_name("modality.cpp"))
 
 
 class _Sizes(ctypes.Structure):
@@ -33,15 +30,7 @@ class _Sizes(ctypes.Structure):
     _fields_ = [*((name, ctypes.c_int64) for name in names), ("eps", ctypes.c_double)]
 
 
-def status() -> Status:
-    """The compiled kernel, or why there is none, as found out once."""
-    with _BUILDING:
-        return _build_once()
-
-
-@functools.cache
-def _build_once() -> Status:
-    return cpp.build(SOURCE)
+status = KERNEL.status
 
 
 def modality_branch(

@@ -280,7 +280,7 @@ def test_evaluation_with_gradients_takes_the_modules() -> None:
 def test_without_a_compiler_the_modules_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.random.fork_rng():
         norm, mixer, x = branch_pair("dense")
-    monkeypatch.setattr(kernel, "status", lambda: kernel.Status(None, "no C++ compiler found"))
+    monkeypatch.setattr(kernel, "status", lambda: cpp.Status(None, "no C++ compiler found"))
     assert branch(norm, mixer, x, False) is None
     with branches("fused"), pytest.raises(InputError, match="no C\\+\\+ compiler found"):
         branch(norm, mixer, x, False)

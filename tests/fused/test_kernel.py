@@ -16,7 +16,7 @@ def test_it_builds_wherever_there_is_a_compiler() -> None:
 
 
 def test_all_that_the_source_includes_is_there() -> None:
-    text = "\0".join(cpp._texts(kernel.SOURCE, {}).values())
+    text = "\0".join(cpp._texts(kernel.KERNEL.source, {}).values())
     assert all(f"struct {name}" in text for name in ("Norm", "Matrix", "Outer", "Branch", "Selection", "Traits"))
 
 

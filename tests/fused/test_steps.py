@@ -163,7 +163,7 @@ class TestWhatIsLeftToTheModules:
         assert type(cell(nn.LayerNorm(WIDTH), DepthwiseConv(WIDTH, 4), False)) is BranchCell
 
     def test_no_compiler(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(kernel, "status", lambda: kernel.Status(None, "no C++ compiler found"))
+        monkeypatch.setattr(kernel, "status", lambda: cpp.Status(None, "no C++ compiler found"))
         assert type(cell(*pair("dense", torch.float32), False)) is BranchCell
 
     def test_hooks(self) -> None:
