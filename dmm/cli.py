@@ -151,7 +151,11 @@ def train(
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the model or the training."),
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Change a field of the model or the training; sizes=published takes the authors' sizes and recipe.",
+        ),
     ] = None,
     threads: Threads = None,
     rewards: Annotated[
