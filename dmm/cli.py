@@ -206,7 +206,7 @@ def train(
 
 @app.command("import")
 def import_weights(
-    name: Annotated[str, typer.Argument(help="A model that `dmm models` lists with published weights or code.")],
+    name: Annotated[str, typer.Argument(help="A policy that `dmm.from_official` knows, such as dmm, dt or dc.")],
     file: Annotated[Path, typer.Argument(help="The authors' state dict, .safetensors or .npz; never a pickle.")],
     config: Annotated[Path, typer.Option(help="A JSON file with the sizes that their code was run with.")],
     out: Annotated[Path, typer.Option(help="Folder of the new run.")],

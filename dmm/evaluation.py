@@ -178,7 +178,7 @@ def evaluate(
     """
     run = run if isinstance(run, Run) else load_run(run)
     data = run.info["dataset"]
-    wanted = _targets(targets) or _targets(default_targets(data["env_id"], data["max_return"]))
+    wanted = _targets(targets) or _targets(_usual_targets(data))
     episodes, seed = whole_number("episodes", episodes, 1), whole_number("seed", seed, 0, 2**31 - 1)
     states = whole_number("states", states, None)
     actor, reference, scores = make_actor(run.policy, acting, states), _reference(data), []
@@ -190,7 +190,8 @@ def evaluate(
             settings: dict[str, Any] = {"episodes": episodes, "target": target, "seed": seed, "progress": label}
             done = play(actor, envs, max_steps=limit, keep_observations=False, **settings)
             scores.append(score(done, target, reference))
-    behaviour = None if reference is None else float(normalize(data["mean_return"], reference))
+    known = reference is not None and bool(data["id"])  # weights from elsewhere may come without data
+    behaviour = float(normalize(data["mean_return"], reference)) if known and reference else None
     return Evaluation(
         dataset=data["id"],
         model=run.info["model"],
@@ -237,6 +238,13 @@ def step_limit(env: gym.Env, data: dict[str, Any]) -> int | None:
         file=sys.stderr,
     )
     return limit
+
+
+def _usual_targets(data: dict[str, Any]) -> list[float]:
+    """`default_targets`, if there are any."""
+    if not data["id"] and family(data["env_id"]) not in TARGETS:
+        raise InputError("target: got none, and the run has no data whose best return could be asked for; name one")
+    return default_targets(data["env_id"], data["max_return"])
 
 
 def default_targets(env_id: str, best_return: float) -> list[float]:
@@ -457,6 +465,8 @@ def play_tasks(
     """
     episodes, seed = whole_number("episodes", episodes, 1), whole_number("seed", seed, 0, 2**31 - 1)
     limit = sys.maxsize if max_steps is None else whole_number("max_steps", max_steps, 1)
+    if not len(tasks):
+        raise InputError("tasks: got none, allowed is at least one environment")
     if not hasattr(actor, "next_episode"):
         raise InputError(
             f"actor: got a {type(actor).__name__}, allowed are actors with a memory of tasks (next_episode)"
@@ -475,7 +485,7 @@ def play_tasks(
             observation, earned, over = _step(going_on, np.array(action.cpu()))
             returns[places, number[places]] += earned
             length[places] += 1
-            terminated = over.copy()
+            terminated = np.array([env.terminated for env in going_on])
             over |= length[places] >= limit
             if over.any():
                 bar.update(int(over.sum()))

@@ -149,3 +149,15 @@ class TestGoals:
         hopper = Asked(1)
         rollout(hopper, Corridor, episodes=2, max_steps=1)
         assert hopper.target.goals is None
+
+
+class TestEnds:
+    def test_a_time_limit_of_the_environment_terminates_nothing(self) -> None:
+        actor = Remembering()
+        limited = gym.wrappers.TimeLimit(Corridor(5), 2)
+        assert play_tasks(actor, [limited], episodes=2).tolist() == [[2, 2]]
+        assert actor.told == [([1], [False])]
+
+    def test_no_tasks(self) -> None:
+        with pytest.raises(InputError, match=r"^tasks: got none"):
+            play_tasks(Remembering(), [], episodes=1)

@@ -65,6 +65,7 @@ class CheckedEnv:
         self.name = env.spec.id if env.spec else type(env.unwrapped).__name__
         self.shape: tuple[int, ...] | None = getattr(env.observation_space, "shape", None)
         self.episode, self.seed, self.t = 0, 0, 0
+        self.terminated = False
 
     def reset(self, episode: int, seed: int) -> np.ndarray:
         """Begin an episode; its first observation.
@@ -82,6 +83,8 @@ class CheckedEnv:
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
         """One step: observation, reward, and whether the episode is over. A reward of one number in an array counts.
 
+        `terminated` then says whether it was the environment that ended it, and not a time limit.
+
         Raises:
             RunError: the environment failed, or gave something else.
         """
@@ -90,10 +93,10 @@ class CheckedEnv:
             observation, reward, terminated, truncated, _ = self.env.step(action)
         except FAULTS as error:
             self.fault(reason(error), error)
-        if type(terminated) is bool and type(truncated) is bool:  # as nearly always
-            over = terminated or truncated
-        else:
-            over = self._flag("terminated", terminated) | self._flag("truncated", truncated)
+        if type(terminated) is not bool or type(truncated) is not bool:  # nearly always they are
+            terminated, truncated = self._flag("terminated", terminated), self._flag("truncated", truncated)
+        self.terminated = terminated
+        over = terminated or truncated
         return self._checked(observation), self._reward(reward), over
 
     @property

@@ -302,7 +302,7 @@ class Trajectories:
         return max(1000, 10 * steps) if self.terminated[longest].any() else steps
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change when any array does (SHA-256)."""
+        """16 hexadecimal digits that change when any array does (SHA-256); `last_observations` go with the others."""
         digest = hashlib.sha256()
         arrays = [self.observations, self.actions, self.rewards, self.lengths, self.terminated]
         optional = [self.histories, *(self.action_bounds or ()), self.observation_offset]

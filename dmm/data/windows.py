@@ -193,8 +193,8 @@ class WindowSampler:
         if self.by == "transition":
             return torch.randint(self.transitions, shape, generator=generator)
         which, where = torch.rand((*shape, 2), generator=generator, dtype=torch.float64).unbind(dim=-1)
-        episode = _share(which, torch.tensor(len(self._starts)))
-        return self._starts[episode] + _share(where, self._full[episode])
+        episode = whole_share(which, torch.tensor(len(self._starts)))
+        return self._starts[episode] + whole_share(where, self._full[episode])
 
     def windows_at(self, first_indices: Tensor) -> Windows:
         """The windows that begin at the given transitions `(b,)`."""
@@ -235,6 +235,6 @@ def _table(columns: Sequence[np.ndarray]) -> Tensor:
     return rows
 
 
-def _share(part: Tensor, count: Tensor) -> Tensor:
+def whole_share(part: Tensor, count: Tensor) -> Tensor:
     """Uniform numbers below 1 to whole numbers below `count`."""
     return torch.minimum((part * count).long(), count - 1)

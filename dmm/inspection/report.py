@@ -43,7 +43,7 @@ def inspect(
     """Measure a run on windows of its data; write `inspection.json` and four pictures to `out`.
 
     Args:
-        run: of a token policy, as all models of the registry are.
+        run: of a model of the shared frame, which reads tokens.
         out: a folder, made if it is not there; files of the same names are replaced.
         windows: how many, without padding.
         seed: which.

@@ -31,11 +31,11 @@ from torch import Tensor, nn
 
 from dmm.configs import check_positive, plain_fields
 from dmm.data.trajectories import Trajectories
-from dmm.data.windows import HistoryWindows, WindowSampler
+from dmm.data.windows import HistoryWindows, WindowSampler, whole_share
 from dmm.errors import InputError, whole_number
 from dmm.layers.dropout import Dropout
 from dmm.layers.s4 import S4
-from dmm.models.entry import Facts, Model, Official, Source, domain
+from dmm.models.entry import Facts, Model, Official, Source, domain, only
 from dmm.policy import Outcome, Policy, Target, Wanted
 
 
@@ -179,6 +179,10 @@ def _tensors(state: DS4State) -> list[Tensor]:
     return [state.target, state.action, *state.layers]
 
 
+LONGEST = 4096
+"""Steps of a window at most; longer trajectories are cut."""
+
+
 class WholeTrajectories(WindowSampler):
     """Draws a trajectory in proportion to its length, and of it all steps from the first, where the context holds them;
     of a longer one `context` steps from a uniform start."""
@@ -186,11 +190,10 @@ class WholeTrajectories(WindowSampler):
     def draw(self, batches: int, batch_size: int, generator: torch.Generator) -> Tensor:
         """Where the windows of the next batches begin: `(batches, b)`."""
         shape = (whole_number("batches", batches, 1), whole_number("batch_size", batch_size, 1))
-        inside = torch.randint(self.transitions, shape, generator=generator)
+        which, where = torch.rand((*shape, 2), generator=generator, dtype=torch.float64).unbind(dim=-1)
+        inside = whole_share(which, torch.tensor(self.transitions))
         episode = torch.searchsorted(self._starts, inside, right=True) - 1
-        part = torch.rand(shape, generator=generator, dtype=torch.float64)
-        full = self._full[episode]
-        return self._starts[episode] + torch.minimum((part * full).long(), full - 1)
+        return self._starts[episode] + whole_share(where, self._full[episode])
 
 
 def whole_trajectories(trajectories: Trajectories, config: DS4Config, device: torch.device | str) -> WholeTrajectories:
@@ -200,8 +203,8 @@ def whole_trajectories(trajectories: Trajectories, config: DS4Config, device: to
 
 
 def _whole(facts: Facts) -> dict[str, Any]:
-    """As many steps as the longest episode has."""
-    return {"context": facts.longest}
+    """As many steps as the longest episode has, or as a run can be read back with."""
+    return {"context": min(facts.longest, LONGEST)}
 
 
 def _published(facts: Facts) -> dict[str, Any]:
@@ -248,7 +251,7 @@ def _sources(policy: DecisionS4) -> dict[str, Source]:
 
 def _first(weight: Tensor) -> Tensor:
     """Of an axis of one: their heads, of which S4 has a single one here."""
-    return weight[0]
+    return only(weight)
 
 
 MODEL = Model(

@@ -119,6 +119,11 @@ class Stage:
     changes: Callable[[Any], Mapping[str, Any]]
 
 
+def only(weight: Tensor) -> Tensor:
+    """`(1, ...)` -> `(...)`: an axis of one that the authors have and we have not; any other stays as it is."""
+    return weight[0] if weight.ndim and len(weight) == 1 else weight
+
+
 def no_more(facts: Facts) -> dict[str, Any]:
     """The config's own defaults."""
     return {}

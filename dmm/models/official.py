@@ -7,7 +7,8 @@ weights come as a mapping from their keys to arrays or tensors, or from a `.safe
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -79,19 +80,53 @@ def from_official(name: str, weights: Weights, config: Mapping[str, Any]) -> nn.
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"config: it cannot be one of {name} ({error})") from None
     tensors = read_weights(weights)
+    build = partial(model.official.module or model.policy, made)
+    _require_room(build, tensors, name)
     with torch.random.fork_rng():  # the start that is overwritten leaves no trace
-        policy = (model.official.module or model.policy)(made)
+        policy = build()
     if not isinstance(policy, Policy):
         load_official(policy, tensors, model.official, name)
         return policy.eval()
-    moments = [tensors.pop(each, None) if config.get(each) is None else config[each] for each in MOMENTS]
+    moments = _moments(config, {each: tensors.pop(each, None) for each in MOMENTS}, policy.state_size)
     load_official(policy, tensors, model.official, name)
-    if all(moment is not None for moment in moments):
-        mean, std = (torch.as_tensor(np.asarray(moment)).float() for moment in moments)
-        if mean.shape != policy.state_mean.shape or std.shape != mean.shape:
-            raise InputError(f"state_mean: got {tuple(mean.shape)}, allowed is {tuple(policy.state_mean.shape)}")
-        policy.set_state_moments(mean, std)
+    if moments is not None:
+        policy.set_state_moments(*moments)
     return policy.eval()
+
+
+def _require_room(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], name: str) -> None:
+    """Passes when a policy of these sizes has no more numbers than were given, built without memory to find out."""
+    try:
+        with torch.device("meta"):
+            size = sum(weight.numel() for weight in build().state_dict().values())
+    except (RuntimeError, TypeError, OverflowError) as error:  # more numbers than can be counted
+        raise InputError(f"config: no {name} can be as large as these sizes say") from error
+    given = sum(tensor.numel() for tensor in tensors.values())
+    if size > 2 * given + 2**20:
+        raise InputError(f"config: a {name} of these sizes has {size:,} weights, and {given:,} were given")
+
+
+def _moments(config: Mapping[str, Any], kept: Mapping[str, Any], size: int) -> tuple[Tensor, Tensor] | None:
+    """Mean and deviation of states, `(s,)` each, of the config or else of what lies beside the weights."""
+    given = {name: kept[name] if config.get(name) is None else config[name] for name in MOMENTS}
+    lacking = [name for name, values in given.items() if values is None]
+    if len(lacking) == len(given):
+        return None
+    if lacking:
+        raise InputError(f"{lacking[0]}: got none beside the other moment, allowed are both or neither")
+    made = []
+    for name, values in given.items():
+        try:
+            moment = torch.as_tensor(np.asarray(values, dtype=np.float32))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{name}: got {type(values).__name__}, allowed are {size} numbers") from error
+        if moment.shape != (size,):
+            raise InputError(f"{name}: got shape {tuple(moment.shape)}, allowed is ({size},)")
+        if not moment.isfinite().all() or (name == "state_std" and not (moment > 0).all()):
+            kind = "positive" if name == "state_std" else "finite"
+            raise InputError(f"{name}: got {moment.tolist()[:SHOWN]}, allowed are {kind} numbers")
+        made.append(moment)
+    return made[0], made[1]
 
 
 @torch.no_grad()
@@ -111,12 +146,15 @@ def load_official(policy: nn.Module, tensors: Mapping[str, Tensor], official: Of
         if theirs not in tensors:
             missing.append(theirs + official.notes.get(theirs, ""))
             continue
-        tensor = translate(tensors[theirs])
+        try:
+            tensor = translate(tensors[theirs])
+        except (RuntimeError, IndexError):  # of fewer axes than it takes
+            tensor = tensors[theirs][None]
         if tensor.shape != own[key].shape:
             there, here = tuple(tensors[theirs].shape), tuple(own[key].shape)
             wrong.append(f"{theirs} {there} where {key} is {here}")
-        elif not tensor.isfinite().all():
-            wrong.append(f"{theirs} is not finite")
+        elif tensor.is_complex() or not tensor.isfinite().all():
+            wrong.append(f"{theirs} is {'complex' if tensor.is_complex() else 'not finite'}")
         found[key] = tensor
     named = {own[key].data_ptr() for key in sources}  # layers may share weights, which are named once
     forgotten = [key for key, tensor in own.items() if tensor.data_ptr() not in named]
@@ -154,7 +192,10 @@ def _read_file(path: Path) -> dict[str, Any]:
         )
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
+            opened = np.load(path, allow_pickle=False)
+            if not isinstance(opened, np.lib.npyio.NpzFile):
+                raise ValueError("it is one array, not several with names")
+            with opened as arrays:
                 kept = [key for key in arrays.files if key.startswith(PREFIX)]
                 kept += [key for key in arrays.files if kept and key.startswith(UNREGISTERED)]
                 return {key.removeprefix(PREFIX): arrays[key] for key in kept or arrays.files}

@@ -38,7 +38,7 @@ from dmm.configs import check_positive, plain_fields
 from dmm.data.windows import HistoryWindows, WindowDraws
 from dmm.errors import InputError, require_choice
 from dmm.layers.dropout import Dropout
-from dmm.models.entry import Facts, Model, Official, Source
+from dmm.models.entry import Facts, Model, Official, Source, only
 from dmm.policy import Policy, next_window
 
 Kind = Literal["imitation", "reward"]
@@ -222,9 +222,7 @@ BLOCK |= {"attention.value": "attn.value", "attention.project_out": "attn.proj",
 
 def _sources(policy: StARformer) -> dict[str, Source]:
     tables = {"entries": "spatial_emb", "places": "temporal_emb"}
-    named: dict[str, Source] = {
-        f"{ours}.weight": (f"token_emb.{theirs}", lambda table: table[0]) for ours, theirs in tables.items()
-    }
+    named: dict[str, Source] = {f"{ours}.weight": (f"token_emb.{theirs}", only) for ours, theirs in tables.items()}
     layers = {"embed_action": "token_emb.action_emb", "embed_entry": "token_emb.patch_embedding"}
     layers |= {"embed_state": "token_emb.vec_emb", "norm": "ln_head", "head": "action_head.0"}
     if policy.embed_reward is not None:

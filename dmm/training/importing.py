@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium
 import torch
 
-from dmm.data.observations import build_env, register_environments
+from dmm.data.observations import build_flat_env, register_environments
 from dmm.data.scores import reference_returns
 from dmm.data.trajectories import Trajectories, load_trajectories
 from dmm.errors import InputError
@@ -97,10 +97,11 @@ def _described(
 
 def _without_data(environment: str | None, sizes: tuple[int, int]) -> dict[str, Any]:
     """The part of the description that is of the data, where there are none."""
-    reference = None
+    reference, discrete = None, False
     if environment is not None:
         register_environments()
-        env = build_env(environment)
+        env = build_flat_env(environment, (), *sizes)  # raises where it has other sizes
+        discrete = isinstance(env.unwrapped.action_space, gymnasium.spaces.Discrete)
         env.close()
         try:
             reference = list(reference_returns(environment))
@@ -113,7 +114,7 @@ def _without_data(environment: str | None, sizes: tuple[int, int]) -> dict[str, 
         "env_spec": None,
         "observation_keys": [],
         "environment": None,
-        "discrete_actions": False,
+        "discrete_actions": discrete,
         "action_bounds": None,
         "observation_offset": None,
         "reference": reference,

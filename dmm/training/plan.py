@@ -141,7 +141,8 @@ class Plan:
     def __getstate__(self) -> dict[str, Any]:
         """For another process: what is worked out from the trajectories, not themselves."""
         worked_out = {name: getattr(self, name) for name in ("info", "moments", "discrete_actions", "sampler")}
-        return self.__dict__ | worked_out | {"trajectories": None, "prepared": None}
+        entry = dataclasses.replace(self.entry, official=None, published=None)  # of no use there
+        return self.__dict__ | worked_out | {"trajectories": None, "prepared": None, "entry": entry}
 
 
 def make_plan(

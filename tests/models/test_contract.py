@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from dmm.evaluation import rollout
 from dmm.inspection.cards import card
 from dmm.inspection.reach import Reach, random_windows, reach
 from dmm.models.entry import Facts, Model
-from dmm.models.registry import MODELS
+from dmm.models.registry import MODELS, read_changes
 from dmm.policy import Policy, next_window
-from dmm.training import load_run, train, train_seeds
+from dmm.training import TrainConfig, load_run, train, train_seeds
 from dmm.training.loop import Loop
+from dmm.training.plan import make_plan
+from dmm.training.record import require_readable
 from dmm.training.stacking import stack
 
 SMALL: dict[str, Any] = {"context": 4, "width": 8, "layers": 2}
@@ -237,3 +240,37 @@ def test_reach_of_a_policy_known_by_hand() -> None:
     assert torch.equal(found.seen["states"], torch.diag(torch.ones(3, dtype=torch.bool), -1))
     policy.ahead = True
     assert not reach(policy).is_causal() and reach(policy, last=True).last()["actions"] == (-3, 0)
+
+
+def test_draws_do_not_depend_on_how_many_are_made_at_once(model: Model, trajectories: Trajectories) -> None:
+    policy = made(model, trajectories)
+    sampler = model.sampler(trajectories, policy.config, "cpu")
+    one, other = (torch.Generator().manual_seed(5) for _ in range(2))
+    apart = torch.cat([sampler.draw(1, 4, other) for _ in range(3)])
+    assert torch.equal(sampler.draw(3, 4, one), apart)
+
+
+def test_its_seeds_can_be_sent_to_processes_of_their_own(model: Model, trajectories: Trajectories) -> None:
+    options: Any = {"steps": 2, "device": "cpu", "resume": False, "start_from": None}
+    plan, *_ = make_plan(trajectories, model.name, [0], None, small(model), several=False, **options)
+    assert plan.fits_other_processes() == (not model.before)
+    assert ForkingPickler.loads(ForkingPickler.dumps(plan)).model_config == plan.model_config
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "Walker2d-v5", "HalfCheetah-v5", "dmm/AntMaze-v0", "FrankaKitchen-v1"])
+def test_the_authors_sizes_and_recipe_for_every_domain(model: Model, env_id: str) -> None:
+    if model.published is None:
+        with pytest.raises(
+            InputError, match=rf"^sizes: got 'published' for {model.name}, which has no sizes but its own"
+        ):
+            read_changes({"sizes": "published"}, model, TrainConfig, Facts(state_size=29, action_size=8))
+        return
+    facts = Facts(state_size=29, action_size=8, env_id=env_id)
+    changes, recipe = read_changes({"sizes": "published", "batch_size": 3}, model, TrainConfig, facts)
+    if "goal_size" in changes and not changes["goal_size"]:
+        return  # this domain has no goals
+    config, training = model.config_for(facts, changes), TrainConfig(**{"steps": 5, **recipe})
+    assert training.batch_size == 3  # said by hand, on top of theirs
+    require_readable(config, training)
+    with torch.device("meta"):
+        assert model.policy(config).parameter_count() > 0

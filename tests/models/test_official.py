@@ -184,3 +184,73 @@ class TestImport:
         with pytest.raises(SystemExit) as end:
             main([*words, "--out", str(out)])
         assert end.value.code == 2 and "already holds a run" in capsys.readouterr().err
+
+
+class TestMoments:
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"state_mean": [0.0] * 5}, r"^state_std: got none beside the other moment"),
+            ({"state_mean": [0.0] * 5, "state_std": [1.0] * 4}, r"^state_std: got shape \(4,\), allowed is \(5,\)"),
+            ({"state_mean": [0.0] * 5, "state_std": [0.0] * 5}, r"^state_std: got \[0\.0, .*allowed are positive"),
+            ({"state_mean": [float("nan")] * 5, "state_std": [1.0] * 5}, r"^state_mean: got .*allowed are finite"),
+            ({"state_mean": "none", "state_std": [1.0] * 5}, r"^state_mean: got str, allowed are 5 numbers"),
+        ],
+    )
+    def test_that_are_none(self, dt: Any, given: dict[str, Any], message: str) -> None:
+        weights, config = dt
+        with pytest.raises(InputError, match=message):
+            from_official("dt", weights, config | given)
+
+    def test_those_of_the_config_go_before_those_beside_the_weights(self, dt: Any) -> None:
+        weights, config = dt
+        beside = weights | {"state_mean": np.zeros(5), "state_std": np.ones(5)}
+        policy = from_official("dt", beside, config | {"state_mean": [2.0] * 5, "state_std": [3.0] * 5})
+        assert policy.state_mean.tolist() == [2.0] * 5 and policy.state_std.tolist() == [3.0] * 5
+
+
+class TestShapes:
+    def test_weights_of_fewer_axes_are_named(self, dt: Any) -> None:
+        weights, config = dt
+        name = next(name for name in weights if name.endswith("c_attn.weight"))
+        with pytest.raises(InputError, match=rf"of another shape: {re.escape(name)} \(3,\) where"):
+            from_official("dt", weights | {name: np.zeros(3, dtype=np.float32)}, config)
+
+    def test_complex_weights(self, dt: Any) -> None:
+        weights, config = dt
+        spoilt = weights | {"embed_state.weight": weights["embed_state.weight"].astype(np.complex64)}
+        with pytest.raises(InputError, match=r"embed_state\.weight is complex"):
+            from_official("dt", spoilt, config)
+
+    def test_no_memory_is_taken_for_sizes_that_the_weights_do_not_have(self, dt: Any) -> None:
+        weights, config = dt
+        with pytest.raises(InputError, match=r"^config: (a dt of these sizes has|no dt can be as large)"):
+            from_official("dt", weights, config | {"width": 2**20, "heads": 1})
+
+    def test_one_array_is_no_archive(self, dt: Any, tmp_path: Path) -> None:
+        np.save(tmp_path / "one.npy", np.zeros(3))
+        (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+        with pytest.raises(InputError, match=r"one\.npz cannot be read \(it is one array"):
+            from_official("dt", tmp_path / "one.npz", dt[1])
+
+
+class TestWithoutData:
+    def test_an_environment_of_other_sizes(self, dt: Any, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"^environment: 'Hopper-v5' has \(observation, action\) shapes"):
+            import_run("dt", *dt, tmp_path / "run", environment="Hopper-v5")
+
+    def test_evaluation_invents_no_behaviour_and_no_target(self, tmp_path: Path) -> None:
+        sizes = {"state_size": 4, "action_size": 2, "context": 4, "width": 16, "layers": 1, "heads": 1}
+        config = sizes | {"max_timestep": 30, "rtg_scale": 1.0}
+        model = MODELS["dt"]
+        assert model.official is not None
+        policy = model.policy(model.official.config(config))
+        theirs = {}
+        for own, source in model.official.sources(policy).items():
+            weight = policy.state_dict()[own]
+            theirs[source if isinstance(source, str) else source[0]] = weight if isinstance(source, str) else weight.mT
+        run = import_run("dt", theirs, config, tmp_path / "run", environment="CartPole-v1")
+        assert run.policy.discrete_actions
+        with pytest.raises(InputError, match=r"^target: got none, and the run has no data"):
+            dmm.evaluate(run, episodes=1, progress=False)
+        assert dmm.evaluate(run, episodes=1, targets=10.0, progress=False).behaviour is None
