@@ -190,8 +190,9 @@ def evaluate(
             settings: dict[str, Any] = {"episodes": episodes, "target": target, "seed": seed, "progress": label}
             done = play(actor, envs, max_steps=limit, keep_observations=False, **settings)
             scores.append(score(done, target, reference))
-    known = reference is not None and bool(data["id"])  # weights from elsewhere may come without data
-    behaviour = float(normalize(data["mean_return"], reference)) if known and reference else None
+    behaviour = None
+    if reference is not None and data["id"]:  # weights from elsewhere may come without data
+        behaviour = float(normalize(data["mean_return"], reference))
     return Evaluation(
         dataset=data["id"],
         model=run.info["model"],

@@ -129,6 +129,11 @@ class MambaBlock(nn.Module):
         self.out_proj = nn.Linear(e, d, bias=False)
         _init_step_size(self.dt_proj) if step_init == "mamba" else init_linear(self.dt_proj)
 
+    def init_projections(self) -> None:
+        """Start the projections as the frame starts its layers, with `N(0, 0.02)`, and not as PyTorch does."""
+        for layer in (self.in_proj, self.x_proj, self.out_proj):
+            init_linear(layer)
+
     def forward(self, x: Tensor) -> Tensor:
         """All tokens at once: `(b, l, d) -> (b, l, d)`, causal, from the zero state."""
         x, z = self._branches(x)

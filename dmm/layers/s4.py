@@ -22,6 +22,7 @@ state, `m = n / 2` pairs.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ System = tuple[Tensor, Tensor, Tensor]
 """`A_bar`, `B_bar` and `C` of every channel, discrete."""
 
 
-class StateSpace(nn.Module):
+class StateSpace(nn.Module, ABC):
     """What S4 and S4D share: `(b, l, d) -> (b, l, d)`, each channel by itself, causal, from the zero state.
 
     Weights may have an axis of several models in front of all others; a batch is then those of the models in turn.
@@ -62,17 +63,17 @@ class StateSpace(nn.Module):
         self.D = nn.Parameter(torch.randn(self.d)) if skip else None
         self._frozen: System | None = None
 
+    @abstractmethod
     def system(self) -> System:
         """The discrete system with the weights of now."""
-        raise NotImplementedError
 
+    @abstractmethod
     def kernel(self, length: int) -> Tensor:
         """`K_0 .. K_{length - 1}` of every channel: `(d, length)`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def next_state(self, system: System, state: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """`C h_t (b, d)` and `h_t (b, d, n)` from `h_{t-1}` and `u_t (b, d)`."""
-        raise NotImplementedError
 
     def forward(self, u: Tensor) -> Tensor:
         """All tokens at once, by convolution: `(b, l, d) -> (b, l, d)`."""

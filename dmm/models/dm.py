@@ -27,7 +27,6 @@ from dmm.configs import check_positive
 from dmm.errors import require_choice
 from dmm.fused import branch
 from dmm.layers.dropout import Dropout
-from dmm.layers.initial import init_linear
 from dmm.layers.mamba import MambaBlock, MambaState, StepInit
 from dmm.layers.mlp import GeluMLP
 from dmm.models.dt import RECIPE
@@ -64,8 +63,7 @@ class DMLayer(Shortening):
             conv_width=config.conv_width,
             step_init=config.step_init,
         )
-        for layer in (self.mamba.in_proj, self.mamba.x_proj, self.mamba.out_proj):
-            init_linear(layer)
+        self.mamba.init_projections()
         self.mlp, self.dropout = GeluMLP(d), Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from dmm.configs import check_positive
 from dmm.errors import require_choice
 from dmm.fused import Cell, branch, cell, newest
-from dmm.layers.initial import init_linear
 from dmm.layers.mamba import MambaBlock, MambaState, StepInit
 from dmm.models.entry import Model, Official
 from dmm.models.frame import TokenPolicy, TokenPolicyConfig
@@ -51,8 +50,7 @@ class MambaLayer(nn.Module):
             conv_width=config.conv_width,
             step_init=config.step_init,
         )
-        for layer in (self.mixer.in_proj, self.mixer.x_proj, self.mixer.out_proj):
-            init_linear(layer)
+        self.mixer.init_projections()
 
     def forward(self, x: Tensor) -> Tensor:
         fused = branch(self.norm, self.mixer, x, normalized=False)

@@ -199,8 +199,6 @@ def test_it_plays_whole_episodes_and_repeats_them(model: Model, trajectories: Tr
 class TestReach:
     def test_no_action_sees_what_is_ahead(self, model: Model, trajectories: Trajectories) -> None:
         policy = made(model, trajectories)
-        if not issubclass(policy.batch, Windows):
-            pytest.skip("reads no windows")
         found = reach(policy)
         if model.name in SEES_AHEAD:
             assert not found.is_causal()
@@ -211,8 +209,6 @@ class TestReach:
     def test_it_is_what_a_change_changes(self, model: Model, trajectories: Trajectories) -> None:
         """Zeros of the Jacobian, and only they, are what an action does not answer to."""
         policy = made(model, trajectories).double().eval()
-        if not issubclass(policy.batch, Windows):
-            pytest.skip("reads no windows")
         found, generator = reach(policy), torch.Generator().manual_seed(1)
         windows = random_windows(policy, policy.context, generator)
         before = policy(windows)
