@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -60,6 +60,9 @@ class Windows(Batch):
     def shape(self) -> torch.Size:
         """The axes in front: `(..., b)`."""
         return self.mask.shape[:-1]
+
+
+Padded = TypeVar("Padded", bound=Windows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,6 +225,15 @@ class WindowSampler:
         rows = torch.where(mask, rows, self._padding)
         parts = torch.split(self._rows[rows], self._sizes, dim=-1)
         return self.batch(**dict(zip(self._names, parts, strict=True)), timesteps=self._timesteps[rows], mask=mask)
+
+
+def right_padded(windows: Padded) -> Padded:
+    """Windows `(b, k, .)` whose padding, on the left, is moved behind the real steps, where causality hides it."""
+    k = windows.mask.shape[1]
+    short = k - windows.mask.sum(dim=1, keepdim=True)  # (b, 1)
+    index = (torch.arange(k, device=short.device) + short) % k  # (b, k)
+    rows = torch.arange(len(index), device=short.device)[:, None]
+    return windows.map(lambda field: field[rows, index])
 
 
 def _table(columns: Sequence[np.ndarray]) -> Tensor:

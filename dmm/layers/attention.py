@@ -34,6 +34,40 @@ class CausalAttention(nn.Module):
         return self.project_out(mixed.transpose(1, 2).flatten(-2))  # type: ignore[no-any-return]
 
 
+class SplitAttention(nn.Module):
+    """Multi-head attention `(b, l, d) -> (b, l, d)` with a projection each for queries, keys and values (minGPT)."""
+
+    def __init__(self, d: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads, self.weights_dropout, self.dropout = heads, Dropout(dropout), Dropout(dropout)
+        self.query, self.key, self.value, self.project_out = (nn.Linear(d, d) for _ in range(4))
+
+    def forward(self, x: Tensor, allowed: Tensor | None) -> Tensor:
+        """`allowed (l, l)`: True where the row's token may look at the column's; None lets all look at all."""
+        q, k, v = (
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )  # (b, heads, l, d / heads)
+        scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (b, heads, l, l)
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed, float("-inf"))
+        mixed = self.weights_dropout(scores.softmax(dim=-1)) @ v
+        return self.dropout(self.project_out(mixed.transpose(1, 2).flatten(-2)))  # type: ignore[no-any-return]
+
+
+class PreNormBlock(nn.Module):
+    """`x + attention(LN(x))`, then `x + MLP(LN(x))` with GELU: `(b, l, d) -> (b, l, d)`."""
+
+    def __init__(self, d: int, heads: int, dropout: float):
+        super().__init__()
+        self.attention_norm, self.mlp_norm = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.attention = SplitAttention(d, heads, dropout)
+        self.mlp = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Linear(4 * d, d), Dropout(dropout))
+
+    def forward(self, x: Tensor, allowed: Tensor | None = None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), allowed)
+        return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
+
+
 def attention_mask(real: Tensor) -> Tensor:
     """Which token may look at which: `real (b, k)`, True for steps that are not padding -> `(b, 1, 3k, 3k)`.
 

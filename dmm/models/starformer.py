@@ -35,8 +35,9 @@ import torch
 from torch import Tensor, nn
 
 from dmm.configs import check_positive, plain_fields
-from dmm.data.windows import HistoryWindows, WindowDraws
+from dmm.data.windows import HistoryWindows, WindowDraws, right_padded
 from dmm.errors import InputError, require_choice
+from dmm.layers.attention import PreNormBlock
 from dmm.layers.dropout import Dropout
 from dmm.models.entry import Facts, Model, Official, Source, only
 from dmm.policy import Policy, next_window
@@ -81,50 +82,16 @@ class StARformerConfig:
         return self.state_size + (2 if self.kind == "reward" else 1)
 
 
-class Attention(nn.Module):
-    """Multi-head attention `(b, l, d) -> (b, l, d)` with a projection each for queries, keys and values (minGPT)."""
-
-    def __init__(self, d: int, heads: int, dropout: float):
-        super().__init__()
-        self.heads, self.weights_dropout, self.dropout = heads, Dropout(dropout), Dropout(dropout)
-        self.query, self.key, self.value, self.project_out = (nn.Linear(d, d) for _ in range(4))
-
-    def forward(self, x: Tensor, allowed: Tensor | None) -> Tensor:
-        """`allowed (l, l)`: True where the row's token may look at the column's; None lets all look at all."""
-        q, k, v = (
-            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
-        )  # (b, heads, l, d / heads)
-        scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (b, heads, l, l)
-        if allowed is not None:
-            scores = scores.masked_fill(~allowed, float("-inf"))
-        mixed = self.weights_dropout(scores.softmax(dim=-1)) @ v
-        return self.dropout(self.project_out(mixed.transpose(1, 2).flatten(-2)))  # type: ignore[no-any-return]
-
-
-class Block(nn.Module):
-    """`x + attention(LN(x))`, then `x + MLP(LN(x))` with GELU: `(b, l, d) -> (b, l, d)`."""
-
-    def __init__(self, d: int, heads: int, dropout: float):
-        super().__init__()
-        self.attention_norm, self.mlp_norm = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.attention = Attention(d, heads, dropout)
-        self.mlp = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Linear(4 * d, d), Dropout(dropout))
-
-    def forward(self, x: Tensor, allowed: Tensor | None = None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), allowed)
-        return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
-
-
 class StARLayer(nn.Module):
     """Pieces `(b, k, P, e)` and state tokens `(b, k, d)` to the same shapes; `place (b, k, d)`."""
 
     def __init__(self, config: StARformerConfig):
         super().__init__()
         d, e = config.width, config.local_width
-        self.local_block = Block(e, config.local_heads, config.dropout)
+        self.local_block = PreNormBlock(e, config.local_heads, config.dropout)
         self.local_norm = nn.LayerNorm(e)
         self.project, self.step_norm = nn.Linear(config.pieces * e, d), nn.LayerNorm(d)
-        self.block = Block(d, config.heads, config.dropout)
+        self.block = PreNormBlock(d, config.heads, config.dropout)
 
     def forward(self, pieces: Tensor, g: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
         b, k = g.shape[:2]
@@ -182,20 +149,11 @@ class StARformer(Policy):
     ) -> tuple[Tensor, HistoryWindows]:
         """See `Policy.act`. No return is asked for: `reward` is the piece of `kind="reward"`, 0 at the first step."""
         now = next_window(state, observation, reward)
-        made = self.forward(unpadded(dataclasses.replace(now, rewards=now.previous_rewards)))
+        made = self.forward(right_padded(dataclasses.replace(now, rewards=now.previous_rewards)))
         last = now.mask.sum(dim=1) - 1  # (n,)
         action = self.played(made[torch.arange(len(last), device=last.device), last])
         now.actions[:, -1] = action
         return action, now
-
-
-def unpadded(windows: HistoryWindows) -> HistoryWindows:
-    """Windows whose padding, on the left, is moved behind the real steps, where a causal policy does not see it."""
-    k = windows.mask.shape[1]
-    short = k - windows.mask.sum(dim=1, keepdim=True)  # (b, 1)
-    index = (torch.arange(k, device=short.device) + short) % k  # (b, k)
-    rows = torch.arange(len(index), device=short.device)[:, None]
-    return windows.map(lambda field: field[rows, index])
 
 
 def _numbers(x: Tensor) -> Tensor:
