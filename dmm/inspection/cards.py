@@ -51,8 +51,8 @@ def card(model: Model, facts: Facts = HOPPER) -> dict[str, Any]:
 
 def facts_for(model: Model, facts: Facts = HOPPER) -> Facts:
     """These facts, or those of a maze where the model wants goals and data of these facts have none."""
-    wants_goals = "goal_size" in {field.name for field in dataclasses.fields(model.config)}
-    return MAZE if wants_goals and goal_columns(facts) is None else facts
+    defaults = {field.name: field.default for field in dataclasses.fields(model.config)}
+    return MAZE if defaults.get("goal_size") and goal_columns(facts) is None else facts
 
 
 def fresh(model: Model, config: Any) -> Policy:

@@ -34,11 +34,13 @@ class Facts:
     transitions: int = 1_000_000
     observation_keys: tuple[str, ...] = ()  # entries of the environment's dictionary that make the state, in order
     best_end: tuple[float, ...] = ()  # the last state of the episode of the largest return, if it is known
+    returns: tuple[float, ...] = ()  # the smallest and the largest of an episode, if they are known
 
     @classmethod
     def of(cls, trajectories: Trajectories) -> Self:
         """Those of these data."""
-        t, best = trajectories, int(trajectories.returns().argmax())
+        t, returns = trajectories, trajectories.returns()
+        best = int(returns.argmax())
         ends = t.observations[t.starts + t.lengths - 1] if t.last_observations is None else t.last_observations
         return cls(
             state_size=t.state_size,
@@ -48,6 +50,7 @@ class Facts:
             transitions=t.transitions,
             observation_keys=t.observation_keys,
             best_end=tuple(ends[best].tolist()),
+            returns=(float(returns.min()), float(returns.max())),
         )
 
 
@@ -99,6 +102,7 @@ class Official:
     `config` turns their sizes into our config; `sources` names, for a policy of ours, the source of each of its
     weights; `unused` says which of their keys no output depends on, so that they may be there or not. `notes` are what
     an error adds to a key that is missing. `module` makes what the weights are of, where that is not the policy.
+    `named` is given weights and sizes as they came, and returns both as `sources` and `config` name them.
     """
 
     config: Callable[[Mapping[str, Any]], Any]
@@ -106,6 +110,7 @@ class Official:
     unused: Callable[[str], bool] = lambda key: False
     notes: Mapping[str, str] = field(default_factory=dict)
     module: Callable[[Any], nn.Module] | None = None
+    named: Callable[[dict[str, Tensor], Mapping[str, Any]], tuple[dict[str, Tensor], Mapping[str, Any]]] | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ generators, step) and `log.csv` (step, loss, learning rate, seconds). Nothing in
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -187,11 +188,12 @@ def _behind_earlier_stages(
 ) -> Plan:
     """Train what is trained before, each an ordinary run in the run's folder that goes on where it was stopped.
 
-    The policy takes over what they learned before its own first update; later it has that in its weights.
+    The policy takes over what they learned before its own first update; later it has that in its weights, and a run
+    that is trained further does not train them further.
     """
     trained: list[Policy] = []
     for stage in plan.entry.before:
-        earlier = plan.stage(stage).after(trained)
+        earlier = dataclasses.replace(plan, config=run.recipe).stage(stage).after(trained)
         done = _train_alone(earlier, run.config.seed, run.path / stage.model, True, bar).finished()
         trained.append(done.policy.requires_grad_(False))
     if run.saved is None:
