@@ -12,7 +12,6 @@ generators, step) and `log.csv` (step, loss, learning rate, seconds). Nothing in
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -188,17 +187,19 @@ def _behind_earlier_stages(
 ) -> Plan:
     """Train what is trained before, each an ordinary run in the run's folder that goes on where it was stopped.
 
-    The policy takes over what they learned before its own first update; later it has that in its weights, and a run
-    that is trained further does not train them further.
+    The policy takes over what they learned before its own first update; later it has that in its weights. Where the run
+    goes on for longer than it was begun for, they stay as long as they were.
     """
     trained: list[Policy] = []
     for stage in plan.entry.before:
-        earlier = dataclasses.replace(plan, config=run.recipe).stage(stage).after(trained)
+        earlier = plan.stage(stage, run.recipe.steps).after(trained)
         done = _train_alone(earlier, run.config.seed, run.path / stage.model, True, bar).finished()
         trained.append(done.policy.requires_grad_(False))
+    plan = plan.after(trained)
     if run.saved is None:
         run.policy.adopt(trained)
-    return plan.after(trained)
+        run.policy.look_at(plan.prepared)
+    return plan
 
 
 def _train_together(runs: Sequence[SeedRun], plan: Plan, progress: bool) -> None:
@@ -267,6 +268,8 @@ def _why_not_together(runs: Sequence[SeedRun], device: torch.device) -> str | No
     """What keeps these runs from being one program, if anything does."""
     if find_model(runs[0].info["model"]).before:
         return "each has a first stage of its own"
+    if type(runs[0].policy).after_update is not Policy.after_update:
+        return f"{type(runs[0].policy).__name__} moves weights that are not trained"
     if device.type not in ("cpu", "cuda"):
         return f"no generators of their own on {device.type}"
     try:
