@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +34,13 @@ class Facts:
     transitions: int = 1_000_000
     observation_keys: tuple[str, ...] = ()  # entries of the environment's dictionary that make the state, in order
     best_end: tuple[float, ...] = ()  # the last state of the episode of the largest return, if it is known
+    return_range: float = 0.0  # of the best episode over that of the worst; 0 if it is not known
 
     @classmethod
     def of(cls, trajectories: Trajectories) -> Self:
         """Those of these data."""
-        t, best = trajectories, int(trajectories.returns().argmax())
+        t, returns = trajectories, trajectories.returns()
+        best = int(returns.argmax())
         ends = t.observations[t.starts + t.lengths - 1] if t.last_observations is None else t.last_observations
         return cls(
             state_size=t.state_size,
@@ -48,6 +50,7 @@ class Facts:
             transitions=t.transitions,
             observation_keys=t.observation_keys,
             best_end=tuple(ends[best].tolist()),
+            return_range=float(returns.max() - returns.min()),
         )
 
 
@@ -119,6 +122,31 @@ class Stage:
     changes: Callable[[Any], Mapping[str, Any]]
 
 
+class Learner(Protocol):
+    """What trains a policy by updates of its own, where they are not AdamW's on the policy's loss.
+
+    It changes the policy's weights where they lie, draws from torch's default generator alone, and goes on to the same
+    numbers when its tensors, the policy's weights and that generator are put back.
+    """
+
+    def update(self, batch: Any, made: int, rate: float, done: float) -> Mapping[str, float]:
+        """One update on a batch of the model's sampler.
+
+        Args:
+            batch: fields `(b, ...)`, on the policy's device.
+            made: updates before this one.
+            rate: the learning rate that the recipe has for this update.
+            done: the part of the run that lies behind, 0 to 1.
+
+        Returns:
+            The loss's terms by the names in the policy's `terms`; one that this update was not made for has its last
+            value.
+        """
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All that it goes on with beside the policy's weights, by name; not copies, but what updates change."""
+
+
 def only(weight: Tensor) -> Tensor:
     """`(1, ...)` -> `(...)`: an axis of one that the authors have and we have not; any other stays as it is."""
     return weight[0] if weight.ndim and len(weight) == 1 else weight
@@ -143,7 +171,9 @@ class Model:
         published: fields of the config and of `TrainConfig` with the authors' values for these data: what
             `sizes=published` stands for.
         fit_rtg_scale: whether training may set `rtg_scale` by the size of the data's returns.
+        recipe: fields of `TrainConfig` whose defaults are others for this model.
         sampler: how batches are drawn.
+        learner: what trains the policy, made of it and a `TrainConfig`, where that is not AdamW on its `loss`.
         before: what is trained first, each an ordinary run in the run's folder. The policies are given to `prepare`,
             and to the policy's `adopt`, by which what they learned travels in its weights.
         prepare: the data to train on, from those at hand and the policies of `before`.
@@ -159,7 +189,9 @@ class Model:
     defaults: Callable[[Facts], Mapping[str, Any]] = no_more
     published: Callable[[Facts], Mapping[str, Any]] | None = None
     fit_rtg_scale: bool = True
+    recipe: Callable[[Facts], Mapping[str, Any]] = no_more
     sampler: Callable[[Trajectories, Any, torch.device | str], Sampler] = WINDOWS
+    learner: Callable[[Any, Any], Learner] | None = None
     before: tuple[Stage, ...] = ()
     prepare: Callable[[Trajectories, Any, Sequence[Policy]], Trajectories] | None = None
     official: Official | None = None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from dmm.errors import InputError, finite_number, require_choice, true_or_false, whole_number
-from dmm.models import bc, dc, dm, dm_multigrained, dmm, ds4, dt, mamba, rvs, starformer
+from dmm.models import bc, dc, dm, dm_multigrained, dmm, ds4, dt, mamba, rvs, starformer, value_based
 from dmm.models.entry import Facts, Model
 
 __all__ = ["MODELS", "Facts", "Model", "find_model", "read_changes", "split_changes"]
@@ -17,6 +17,7 @@ ENTRIES = (
     *(dmm.MODEL, dmm.PAPER, dmm.RELEASED, mamba.MODEL),
     *(dt.MODEL, dc.MODEL, dc.WITHOUT_ACTIONS, dm.MODEL, dm_multigrained.MODEL, ds4.MODEL, starformer.MODEL),
     *(rvs.RETURNS, rvs.GOALS, bc.MODEL, bc.BEST_TENTH),
+    *(value_based.TD3BC_MODEL, value_based.CQL_MODEL, value_based.IQL_MODEL),
 )
 MODELS: dict[str, Model] = {model.name: model for model in ENTRIES}
 
@@ -40,6 +41,7 @@ def read_changes(
 
     `sizes=frame`, which need not be said, takes the sizes that all models share, so that they can be compared;
     `sizes=published` the authors' own, for the data's domain, with their recipe. Other changes come on top of either.
+    A model's own defaults for its recipe lie below both.
 
     Raises:
         InputError: as `split_changes`, or sizes that are neither.
@@ -48,7 +50,8 @@ def read_changes(
     sizes = plain.pop("sizes", "frame")
     require_choice("sizes", sizes, Sizes)
     if sizes == "frame":
-        return split_changes(plain, model, training)
+        config, recipe = split_changes(plain, model, training)
+        return config, {**model.recipe(facts), **recipe}
     if model.published is None:
         raise InputError(f"sizes: got 'published' for {model.name}, which has no sizes but its own; allowed is frame")
     known = {field.name for field in dataclasses.fields(training)}
@@ -57,7 +60,7 @@ def read_changes(
     config, recipe = split_changes(plain, model, training)
     return (
         {name: value for name, value in base.items() if name not in known} | config,
-        {name: value for name, value in base.items() if name in known} | recipe,
+        {**model.recipe(facts), **{name: value for name, value in base.items() if name in known}, **recipe},
     )
 
 

@@ -265,6 +265,8 @@ def _why_not_together(runs: Sequence[SeedRun], device: torch.device) -> str | No
     """What keeps these runs from being one program, if anything does."""
     if find_model(runs[0].info["model"]).before:
         return "each has a first stage of its own"
+    if runs[0].learner is not None:
+        return "each is trained by updates of another package, which are of one policy"
     if device.type not in ("cpu", "cuda"):
         return f"no generators of their own on {device.type}"
     try:
