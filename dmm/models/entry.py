@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -56,6 +56,11 @@ class Facts:
             best_end=tuple(ends[best].tolist()),
             returns=(float(returns.min()), float(returns.max())),
         )
+
+    @property
+    def return_range(self) -> float:
+        """Of the best episode's return over that of the worst; 0 if it is not known."""
+        return self.returns[1] - self.returns[0] if self.returns else 0.0
 
 
 def domain(env_id: str) -> Domain:
@@ -128,6 +133,31 @@ class Stage:
     changes: Callable[[Any], Mapping[str, Any]]
 
 
+class Learner(Protocol):
+    """What trains a policy by updates of its own, where they are not AdamW's on the policy's loss.
+
+    It changes the policy's weights where they lie, draws from torch's default generator alone, and goes on to the same
+    numbers when its tensors, the policy's weights and that generator are put back.
+    """
+
+    def update(self, batch: Any, made: int, rate: float, done: float) -> Mapping[str, float]:
+        """One update on a batch of the model's sampler.
+
+        Args:
+            batch: fields `(b, ...)`, on the policy's device.
+            made: updates before this one.
+            rate: the learning rate that the recipe has for this update.
+            done: the part of the run that lies behind, 0 to 1.
+
+        Returns:
+            The loss's terms by the names in the policy's `terms`; one that this update was not made for has its last
+            value.
+        """
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All that it goes on with beside the policy's weights, by name; not copies, but what updates change."""
+
+
 def only(weight: Tensor) -> Tensor:
     """`(1, ...)` -> `(...)`: an axis of one that the authors have and we have not; any other stays as it is."""
     return weight[0] if weight.ndim and len(weight) == 1 else weight
@@ -152,7 +182,9 @@ class Model:
         published: fields of the config and of `TrainConfig` with the authors' values for these data: what
             `sizes=published` stands for.
         fit_rtg_scale: whether training may set `rtg_scale` by the size of the data's returns.
+        recipe: fields of `TrainConfig` whose defaults are others for this model.
         sampler: how batches are drawn.
+        learner: what trains the policy, made of it and a `TrainConfig`, where that is not AdamW on its `loss`.
         before: what is trained first, each an ordinary run in the run's folder. The policies are given to `prepare`,
             and to the policy's `adopt`, by which what they learned travels in its weights.
         prepare: the data to train on, from those at hand and the policies of `before`.
@@ -168,7 +200,9 @@ class Model:
     defaults: Callable[[Facts], Mapping[str, Any]] = no_more
     published: Callable[[Facts], Mapping[str, Any]] | None = None
     fit_rtg_scale: bool = True
+    recipe: Callable[[Facts], Mapping[str, Any]] = no_more
     sampler: Callable[[Trajectories, Any, torch.device | str], Sampler] = WINDOWS
+    learner: Callable[[Any, Any], Learner] | None = None
     before: tuple[Stage, ...] = ()
     prepare: Callable[[Trajectories, Any, Sequence[Policy]], Trajectories] | None = None
     official: Official | None = None
