@@ -39,6 +39,7 @@ def result() -> Any:
     before = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SPAN", 3)
+        patch.setattr(module, "versions", lambda: {"d3rlpy": None})
         found = bench_act(steps=(9, 2), episodes=1, progress=False)
     yield found
     assert torch.get_num_threads() == before
