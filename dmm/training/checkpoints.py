@@ -187,9 +187,7 @@ def _require_same(path: Path, declared: Mapping[str, Any], own: Mapping[str, Ten
         raise InputError(f"checkpoint: {path} is of another policy, {len(wrong)} weights do not fit, first {wrong[0]}")
 
 
-def _require_moments(
-    path: Path, declared: Mapping[str, Any], moments: Moments, learned: Mapping[str, Tensor]
-) -> None:
+def _require_moments(path: Path, declared: Mapping[str, Any], moments: Moments, learned: Mapping[str, Tensor]) -> None:
     needed = {f"optimizer.{moment}.{name}": moments[name][moment] for moment in MOMENTS for name in moments}
     needed |= {f"{LEARNED}{name}": tensor for name, tensor in learned.items()}
     missing = sorted((needed.keys() | {"generator.sampler", "generator.torch"}) - declared.keys())
