@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmm.models.d3rlpy_learner import load_d3rlpy
+
 PACKAGES = ("mambapy", "transformers", "mamba-ssm", "d3rlpy")
 """Whose code is compared with, by the names that pip knows."""
 
@@ -385,7 +387,7 @@ def disagreement(found: list[Tensor], expected: list[Tensor]) -> float:
 
 def d3rlpy_dt(state_size: int, action_size: int, width: int, layers: int, context: int, device: str = "cpu") -> Any:
     """d3rlpy's `DecisionTransformer` of these sizes, with weights; its own defaults for all else."""
-    module = importlib.import_module("d3rlpy")
+    module = load_d3rlpy("dt")
     encoder = module.models.VectorEncoderFactory([width], exclude_last_activation=True)
     config = module.algos.DecisionTransformerConfig(
         context_size=context, num_layers=layers, num_heads=1, encoder_factory=encoder

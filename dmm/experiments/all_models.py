@@ -18,6 +18,7 @@ from dmm.experiments.pointmaze import DATASET, maze_job, maze_settings, referenc
 
 CHANGES: dict[str, dict[str, Any]] = {
     "dmm-paper": {"rtg_scale": 1.0},  # returns of 0 and 1 over its 1000 would be one number
+    **{name: {"learning_rate": 3e-4} for name in ("td3bc", "cql", "iql")},  # their own, of critics, too
     "ds4": {"batch_size": 8},  # whole trajectories, which hold 1,200 steps, more than twice those of 64 windows of 8
 }
 

@@ -1,11 +1,11 @@
 """What trains `dmm.models.value_based`: d3rlpy's networks, losses and updates on this package's batches.
 
-Of d3rlpy (the `value-based` extra) only `impl.update` runs, one batch at a time: its own loop, data sets, logs, scalers,
-schedulers and files, which are pickles, are not used. The actor's layers share their memory with the policy's, so that
-an update of one is one of the other. Random numbers are torch's.
+Of d3rlpy (the `value-based` extra) only `impl.update` runs, one batch at a time: its own loop, data sets, logs,
+scalers, schedulers and files, which are pickles, are not used. The actor's layers share their memory with the policy's,
+so that an update of one is one of the other. Random numbers are torch's.
 
-It is imported when the first learner is made, since it takes seconds and is not everywhere. Settings of the process that
-it changes then are put back, and what it prints is dropped.
+It is imported when the first learner is made, since that takes seconds and it is not everywhere. Settings of the
+process that it changes then are put back, and what it prints is dropped.
 """
 
 from __future__ import annotations

@@ -113,7 +113,11 @@ class CQLConfig(ValueBasedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class IQLConfig(ValueBasedConfig):
-    """Values that are learned from the data's actions alone, and cloning of those that are better than expected."""
+    """Values that are learned from the data's actions alone, and cloning of those that are better than expected.
+
+    With `cosine` the actor stands still once the run is as long as it was first planned: trained further, only critics
+    move.
+    """
 
     expectile: float = 0.7  # of Q that V stands for; 0.5 is the mean
     beta: float = 3.0  # how much an advantage counts in cloning

@@ -172,7 +172,10 @@ def make_plan(
     if origin is not None:
         _require_fit(origin, t, model)
         if entry.learner is not None:
-            raise InputError(f"from: got {origin.said['run']}, of whose weights {model!r} needs more than the policy's")
+            raise InputError(
+                f"from: got {origin.said['run']}, allowed is none for {model!r}, whose critics are not handed on; "
+                "--resume trains a run further"
+            )
         config = entry.config(**(origin.config | model_changes))
     else:
         if entry.fit_rtg_scale and hasattr(entry.config, "rtg_scale"):

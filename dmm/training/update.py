@@ -276,5 +276,5 @@ class RecordedUpdate:
 
 
 def fastest(update: Update | LearnedUpdate, first: Tensor) -> Callable[[Tensor], None]:
-    """What makes such an update on indices of the shape of `first`: on CUDA a recording of one of AdamW's, else itself."""
+    """What makes such an update on indices of the shape of `first`: on CUDA a recording of AdamW's, else itself."""
     return RecordedUpdate(update, first) if first.is_cuda and isinstance(update, Update) else update

@@ -42,6 +42,7 @@ def result() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SPAN", 3)
         patch.setattr(module, "costs_of_models", partial(module.costs_of_models, steps=2, rounds=1))
+        patch.setattr(module, "versions", lambda: {"d3rlpy": None})
         found = bench_act(steps=(9, 2), episodes=1, progress=False)
     yield found
     assert torch.get_num_threads() == before

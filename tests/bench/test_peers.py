@@ -51,7 +51,13 @@ def test_the_peers_of_the_test_environment_are_found() -> None:
     found, missing = find_scans()
     assert [peer.name for peer in found] == ["selective_scan_ref", "mambapy", "transformers"] and not missing
     assert versions()["mambapy"] == metadata.version("mambapy")
-    assert versions()["d3rlpy"] is None
+
+
+def test_d3rlpy_s_transformer_acts_if_it_is_there() -> None:
+    if versions()["d3rlpy"] is None:
+        pytest.skip("d3rlpy, of the value-based extra, is not installed")
+    actor = peers.d3rlpy_dt(11, 3, 8, 1, 4).as_stateful_wrapper(target_return=1.0)
+    assert actor.predict(torch.zeros(11).numpy(), 0.0).shape == (3,)
 
 
 def test_packages_that_are_not_installed_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +156,7 @@ def test_whole_blocks_of_peers_can_be_made() -> None:
 
 
 def test_d3rlpy_is_asked_for_the_paper_s_transformer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not among the test packages, so only what is asked of it can be checked here."""
+    """What is asked of it can be checked where it is not installed, too."""
     asked: dict[str, Any] = {}
 
     class Algorithm:

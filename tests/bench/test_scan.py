@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from dmm import scan as scans
 from dmm.bench import in_fresh_process, interleaved
 from dmm.bench import scan as module
-from dmm.bench.peers import PACKAGES, Compiled, find_scans
+from dmm.bench.peers import PACKAGES, Compiled, find_scans, versions
 from dmm.bench.scan import (
     automatic,
     backends_on,
@@ -44,6 +44,7 @@ def result() -> Any:
         patch.setattr(module, "compiled_loop", lambda inputs: Compiled(None, "not in this test", 0.5))
         patch.setattr(module, "in_fresh_process", lambda function, *arguments: function(*arguments))
         patch.setattr(module, "copy_bandwidth", lambda device, repeats: 10.0)
+        patch.setattr(module, "versions", lambda: versions() | {"d3rlpy": None})
         found = bench_scan(LENGTHS, channels=4, states=2, repeats=1, progress=False)
     yield found
     assert torch.get_num_threads() == before

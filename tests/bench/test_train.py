@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from dmm.bench import train as module
-from dmm.bench.peers import Compiled, disagreement, find_scans, plain_loop
+from dmm.bench.peers import Compiled, disagreement, find_scans, plain_loop, versions
 from dmm.bench.scan import backends_on, make_inputs
 from dmm.bench.train import (
     TrainingStep,
@@ -55,6 +55,7 @@ def result() -> Any:
         patch.setattr(module, "random_trajectories", lambda: random_trajectories(episodes=4, length=20))
         patch.setattr(module, "TRANSCRIBED", {"dc": {"width": 16}, "dm": {"width": 16, "context": 4}})
         patch.setattr(module, "compiled_loop", lambda inputs: Compiled(plain_loop, "", 0.0))
+        patch.setattr(module, "versions", lambda: versions() | {"d3rlpy": None})
         found = bench_train(seeds=2, repeats=1, progress=False)
     yield found
     assert torch.get_num_threads() == before
@@ -67,11 +68,13 @@ def test_every_scan_and_model_is_timed(result: dict[str, Any]) -> None:
     assert [row["scan"] for row in result["scans"]] == [
         *("dmm", "dmm, modules", *backends, *peers, "no recurrence", "no scan")
     ]
-    own = [name for name, entry in MODELS.items() if not entry.hidden]
+    learned = [name for name, entry in MODELS.items() if entry.learner is not None]
+    own = [name for name, entry in MODELS.items() if not entry.hidden and name not in learned]
     models = [row["model"] for row in result["models"]]
     assert models == [*own, "dt, paper's size", "transformers' dt, paper's size"]
     assert [row["model"] for row in result["published"]] == ["dc, published", "dm, published"]
-    assert result["left_out"] == {"d3rlpy's dt, paper's size": "not installed"}
+    others = dict.fromkeys(learned, "its updates are another package's")
+    assert result["left_out"] == others | {"d3rlpy's dt, paper's size": "not installed"}
     assert [row["threads"] for row in result["threads_scaling"]] == [1]
 
 
@@ -240,7 +243,7 @@ def test_a_scan_with_wrong_gradients_is_left_out(monkeypatch: pytest.MonkeyPatch
 
 
 def test_d3rlpy_gets_batches_of_its_own_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not among the test packages, so only what it is given can be checked here."""
+    """What it is given can be checked where it is not installed, too."""
     given: list[Any] = []
 
     class Batch:
@@ -256,7 +259,8 @@ def test_d3rlpy_gets_batches_of_its_own_kind(monkeypatch: pytest.MonkeyPatch) ->
     algorithm = type("Algorithm", (), {"update": lambda self, batch: given.append(batch)})()
     monkeypatch.setattr(module, "d3rlpy_dt", lambda *sizes, device: algorithm)
     steps, left_out = module._Bench(CPU).models()
-    assert left_out == {"transformers' dt, paper's size": "not installed"}
+    assert left_out.pop("transformers' dt, paper's size") == "not installed"
+    assert set(left_out) == {name for name, entry in MODELS.items() if entry.learner is not None}
     steps["d3rlpy's dt, paper's size"]()
     (batch, again) = given
     assert batch is again and batch.observations.shape == (64, 20, 11) and batch.masks.dtype == "float32"
