@@ -601,7 +601,7 @@ def _by_data(facts: Facts) -> dict[str, Any]:
     if name is not None:
         low, high = reference_returns(facts.env_id)
         sparse = domain(facts.env_id) != "mujoco"
-        bounds = (low, max(high, *bounds)) if sparse else (low, high)
+        bounds = (low, max((high, *bounds))) if sparse else (low, high)
     found: dict[str, Any] = {"max_timestep": min(facts.longest, LONGEST)}
     if bounds:
         low, high = bounds
