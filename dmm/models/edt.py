@@ -570,8 +570,8 @@ class Candidates:
 
 def visible(k: int, device: torch.device) -> Tensor:
     """Which token of a window may look at which, `(3k, 3k)`: at none ahead, and at no return but the first."""
-    hidden = torch.arange(3 * k, device=device) % 3 == 1
-    hidden[1] = False
+    place = torch.arange(3 * k, device=device)
+    hidden = (place % 3 == 1) & (place > 1)
     return torch.ones(3 * k, 3 * k, dtype=torch.bool, device=device).tril() & ~hidden
 
 
