@@ -51,4 +51,4 @@ def _mixed(x: np.ndarray) -> np.ndarray:
     first, second, third = SHIFTS
     x = (x ^ (x >> first)) * FACTORS[0]
     x = (x ^ (x >> second)) * FACTORS[1]
-    return x ^ (x >> third)
+    return x ^ (x >> third)  # type: ignore[no-any-return]

@@ -61,6 +61,7 @@ def tiny_trajectories(
         dataset_id="tiny/linear-v0",
         env_id=env_id,
         reference=(0.0, 10.0),
+        last_observations=3 + 2 * np.random.default_rng(seed + 1).normal(size=(len(lengths), state_size)),
     )
 
 

@@ -35,10 +35,10 @@ A head for rewards and an embedding of them, which nothing uses, are not there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -177,13 +177,13 @@ class ElasticBlock(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
         """Queries `(b, q, d)`, keys and values `(b, l, d)`, `allowed (q, l)` -> `(b, q, d)`."""
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))  # (b, heads, l, e)
+        q, k, v = (part.view(*part.shape[:2], self.heads, -1).transpose(1, 2) for part in (q, k, v))  # (b, heads, l, e)
         if torch.is_grad_enabled():
             scores = (q * q.shape[-1] ** -0.5) @ k.mT
             read = scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1) @ v
         else:  # faster, and its gradients on a GPU are not the same bits each time
             read = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-        return read.transpose(1, 2).flatten(-2)
+        return read.transpose(1, 2).flatten(-2)  # type: ignore[no-any-return]
 
     def glance(self, x: Tensor, among: Tensor, allowed: Tensor) -> Tensor:
         """What `read` gives, cheaper for a few tokens: without making keys and values of the others.
@@ -193,14 +193,14 @@ class ElasticBlock(nn.Module):
         """
         b, count, d = x.shape
         q = self.query(x).view(b * count, self.heads, -1).transpose(0, 1)  # (heads, b q, e)
-        for_key, for_value = (layer.weight.unflatten(0, (self.heads, -1)) for layer in (self.key, self.value))
+        for_key, for_value = (layer.weight.view(self.heads, -1, d) for layer in (self.key, self.value))
         q = (q * q.shape[-1] ** -0.5 @ for_key).view(self.heads, b, count, d).transpose(0, 1)  # (b, heads, q, d)
         scores = (q.flatten(1, 2) @ among.mT).view(b, self.heads, count, -1)
         hidden = ~allowed if allowed.ndim == 2 else ~allowed[:, None]
         weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
         mean = (weights.flatten(1, 2) @ among).view(b, self.heads, count, d).transpose(0, 1)
         read = mean.reshape(self.heads, b * count, d) @ for_value.mT  # (heads, b q, e)
-        return read.transpose(0, 1).reshape(b, count, d) + self.value.bias
+        return read.transpose(0, 1).reshape(b, count, d) + self.value.bias  # type: ignore[no-any-return]
 
     def add(self, x: Tensor, read: Tensor) -> Tensor:
         """What becomes of tokens whose attention read this, `(b, l, d)` each."""
@@ -404,7 +404,7 @@ class Layout:
     source: Tensor  # (c,) of each token among [h first returns, action and state of each step in turn]
     ends: Tensor  # (h,) of each history's last token among c
     closing: Tensor  # (h, h + c) which of first states and others belong to each history
-    groups: tuple[Group, ...]
+    groups: tuple[Group, ...]  # of all histories, in order
 
 
 @lru_cache(maxsize=64)
@@ -427,8 +427,8 @@ def lay_out(m: int, device: torch.device) -> Layout:
             allowed = same & torch.ones(same.shape, dtype=torch.bool).tril(diagonal=i + 1 - first)
             groups.append(Group(slice(first, i + 1), slice(begin, bounds[i]), allowed.to(device)))
             first, begin = i + 1, bounds[i]
-    tensors = (each.to(device) for each in (source, ends - 1, closing))
-    return Layout(starts, lengths, *tensors, tuple(groups))
+    source, ends, closing = (each.to(device) for each in (source, ends - 1, closing))
+    return Layout(starts, lengths, source, ends, closing, tuple(groups))
 
 
 class Candidates:
@@ -451,12 +451,13 @@ class Candidates:
         h = len(self.layout.starts)
         if draws is not None and draws.shape != (n, h, 2):
             raise InputError(f"draws: got shape {tuple(draws.shape)}, allowed is ({n}, {h}, 2)")
-        self.for_first, self.for_present = (None, None) if draws is None else draws.unbind(dim=-1)  # (n, h) each
+        self.draws = [None, None] if draws is None else draws.unbind(dim=-1)  # for first and present returns, (n, h)
+        self.blocks = cast("Sequence[ElasticBlock]", policy.blocks)
         states, self.asked, actions = policy.tokens(windows)
         self.later = torch.stack([actions[:, :-1], states[:, 1:]], dim=2).flatten(1, 2)  # (n, 2 (m - 1), d)
         self.first_states: list[Tensor] = []  # in front of each block, (n, h, d)
         alone = self._read_first_states(states[:, ::EVERY])
-        self.first_bins = self._drawn(alone, self.for_first)  # (n, h)
+        self.first_bins = self._drawn(alone, self.draws[0])  # (n, h)
         first = policy.return_tokens(decode_return(self.first_bins, policy.config), self.times[:, ::EVERY])
         small = n * len(self.layout.source) * policy.config.width**2 <= SMALL
         seen, last = self._read([first, self.asked[:, ::EVERY]] if every or small else [first])
@@ -479,7 +480,7 @@ class Candidates:
         bins = self.first_bins.gather(1, chosen)
         for place, rows in _alike(self.chosen.tolist()):
             if self.layout.lengths[place] > 1:
-                wanted = None if self.for_present is None else self.for_present[rows, place : place + 1]
+                wanted = None if self.draws[1] is None else self.draws[1][rows, place : place + 1]
                 bins[rows] = self._drawn(self._read_as_asked(place, rows), wanted)
         return self._act(bins, self.layout.closing[chosen])[:, 0]
 
@@ -493,12 +494,12 @@ class Candidates:
     def _present_bins(self) -> Tensor:
         """Of the present return after all histories, `(n, h)`: that of a history of one step is its first."""
         several = sum(length > 1 for length in self.layout.lengths)
-        bins = self._drawn(self.as_asked, self.for_present)
+        bins = self._drawn(self.as_asked, self.draws[1])
         return torch.cat([bins[:, :several], self.first_bins[:, several:]], dim=1)
 
     def _read_first_states(self, x: Tensor) -> Tensor:
         """What becomes of the histories' first states, `(n, h, d)`."""
-        for block in self.policy.blocks:
+        for block in self.blocks:
             self.first_states.append(x)
             x = block.add(x, block.value(x))  # where one token is seen, its value is read
         return x
@@ -511,17 +512,17 @@ class Candidates:
         there, seen, times = self.layout, [], (len(firsts), 1, 1)
         parts = torch.cat([torch.cat(firsts), self.later.repeat(times)], dim=1)
         x = parts[:, there.source]
-        for place, block in enumerate(self.policy.blocks):
+        for place, block in enumerate(self.blocks):
             states = self.first_states[place].repeat(times)
             seen.append(torch.cat([states, x], dim=1))
-            if place == len(self.policy.blocks) - 1:
+            if place == len(self.blocks) - 1:
                 last = x[:, there.ends]
                 return seen, block.add(last, block.glance(last, seen[-1], there.closing))
             if place:
-                tokens = block.query(x), block.key(x), block.value(x)
+                q, k, v = block.query(x), block.key(x), block.value(x)
             else:  # where a token that several histories have is still the same in all of them
-                tokens = tuple(layer(parts)[:, there.source] for layer in (block.query, block.key, block.value))
-            read = self._attend(block, *tokens, block.key(states), block.value(states))
+                q, k, v = (layer(parts)[:, there.source] for layer in (block.query, block.key, block.value))
+            read = self._attend(block, q, k, v, block.key(states), block.value(states))
             x = block.add(x, read)
         raise AssertionError("a policy has blocks")
 
@@ -538,15 +539,15 @@ class Candidates:
 
     def _read_as_asked(self, place: int, rows: Tensor | slice) -> Tensor:
         """What the present state becomes `(rows, 1, d)` if the first return is the one asked for."""
-        start, blocks = self.layout.starts[place], self.policy.blocks
+        start, blocks = self.layout.starts[place], self.blocks
         x = torch.cat([self.asked[rows, start : start + 1], self.later[rows, 2 * start :]], dim=1)
         allowed = torch.ones(x.shape[1], 1 + x.shape[1], dtype=torch.bool, device=x.device).tril(diagonal=1)
         for i, block in enumerate(blocks):
             among = torch.cat([self.first_states[i][rows, place : place + 1], x], dim=1)
             if i == len(blocks) - 1:
                 x = x[:, -1:]
-                return block.add(x, block.glance(x, among, allowed[-1:]))  # type: ignore[no-any-return,operator]
-            x = block.add(x, block.read(x, among, allowed))  # type: ignore[operator]
+                return block.add(x, block.glance(x, among, allowed[-1:]))  # type: ignore[no-any-return]
+            x = block.add(x, block.read(x, among, allowed))
         raise AssertionError("a policy has blocks")
 
     def _act(self, bins: Tensor, allowed: Tensor) -> Tensor:
@@ -554,8 +555,8 @@ class Candidates:
         `(n, q, h + c)`."""
         policy = self.policy
         x = policy.return_tokens(decode_return(bins, policy.config), self.times[:, -1:])
-        for block, seen in zip(policy.blocks, self.seen, strict=True):
-            x = block.add(x, block.glance(x, seen, allowed))  # type: ignore[operator]
+        for block, seen in zip(self.blocks, self.seen, strict=True):
+            x = block.add(x, block.glance(x, seen, allowed))
         return torch.tanh(policy.head(x))
 
     def _drawn(self, states: Tensor, wanted: Tensor | None) -> Tensor:
@@ -569,8 +570,8 @@ class Candidates:
 
 def visible(k: int, device: torch.device) -> Tensor:
     """Which token of a window may look at which, `(3k, 3k)`: at none ahead, and at no return but the first."""
-    hidden = torch.arange(3 * k, device=device) % 3 == 1
-    hidden[1] = False
+    place = torch.arange(3 * k, device=device)
+    hidden = (place % 3 == 1) & (place > 1)
     return torch.ones(3 * k, 3 * k, dtype=torch.bool, device=device).tril() & ~hidden
 
 
@@ -600,7 +601,7 @@ def _by_data(facts: Facts) -> dict[str, Any]:
     if name is not None:
         low, high = reference_returns(facts.env_id)
         sparse = domain(facts.env_id) != "mujoco"
-        bounds = (low, max(high, *bounds)) if sparse else (low, high)
+        bounds = (low, max((high, *bounds))) if sparse else (low, high)
     found: dict[str, Any] = {"max_timestep": min(facts.longest, LONGEST)}
     if bounds:
         low, high = bounds

@@ -28,6 +28,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("dmm", {"share_dsm": True, "train_dsm": False, "a_init": "uniform"}),
     ("dm-multigrained", {"groups": "previous", "embedding": "linear"}),
     ("starformer", {"kind": "reward"}),
+    ("edt", {}),
     ("dmm", {"activation": "gelu", "skip": False}),
     ("dmm", {"global_mixer": "mamba2", "head_size": 4}),
     ("dmm", {"global_mixer": "attention", "head_size": 4}),
