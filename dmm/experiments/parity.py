@@ -1,0 +1,183 @@
+"""How far each model is from what its authors' own code computes: the golden files of the tests, in one table.
+
+    python -m dmm.experiments.parity
+
+Run it in a clone of the repository, where `tests/golden` is. Each of these files holds small random weights, inputs,
+and what the authors' public code makes of them; `dmm.from_official` reads the weights, and the row says how far the
+policy's numbers are from theirs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmm import from_official
+from dmm.data.windows import HistoryWindows, Windows
+from dmm.errors import InputError
+from dmm.experiments import RESULTS, path_argument, write_result
+from dmm.models.entry import Source
+from dmm.models.registry import MODELS
+from dmm.models.rvs import GoalWindows
+
+GOLDEN = Path(__file__).parents[2] / "tests" / "golden"
+Arrays = Mapping[str, Tensor]
+
+
+def frame_windows(arrays: Arrays, policy: Any) -> Windows:
+    """As most files have them: padded on the left."""
+    fields = ("raw_returns_to_go", "raw_states", "actions", "raw_timesteps")
+    return Windows(*(arrays[f"inputs/{field}"] for field in fields), arrays["inputs/mask"].bool())
+
+
+def released_windows(arrays: Arrays, policy: Any) -> Windows:
+    """Of the released DMM: no padding, returns as the network gets them."""
+    states = arrays["inputs/states"]
+    b, k = states.shape[:2]
+    returns, times = arrays["inputs/rtg"] * policy.config.rtg_scale, torch.zeros(b, k, dtype=torch.int64)
+    return Windows(returns, states, arrays["inputs/actions"], times, torch.ones(b, k, dtype=torch.bool))
+
+
+def single_steps(arrays: Arrays, policy: Any) -> Windows:
+    """Of RvS: rows without order, here windows of one step; the average return is that over all that remain."""
+    states, actions, condition = (arrays[f"inputs/{each}"][:, None] for each in ("states", "actions", "condition"))
+    mask = torch.ones(states.shape[:2], dtype=torch.bool)
+    times, nothing = torch.zeros_like(mask, dtype=torch.int64), torch.zeros(*mask.shape, 1)
+    if "goals" in policy.batch.__annotations__:
+        return GoalWindows(nothing, states, actions, times, mask, goals=condition)
+    return Windows(condition * policy.config.longest, states, actions, times, mask)
+
+
+def history_windows(arrays: Arrays, policy: Any) -> HistoryWindows:
+    """Of DS4 and StARformer, which read the action before; the latter's files have -10 before an episode's first."""
+    mask, before = arrays["inputs/mask"], arrays["inputs/previous_actions"]
+    nothing = torch.zeros(*mask.shape, 1)
+    begins = (before == -10).all(-1) & mask
+    times = torch.where(begins, 0, 1 + torch.arange(mask.shape[1]).expand(mask.shape)) * mask
+    return HistoryWindows(
+        returns_to_go=arrays.get("inputs/returns_to_go", nothing),
+        states=arrays["inputs/states"],
+        actions=arrays["inputs/target_actions"],
+        timesteps=times,
+        mask=mask,
+        rewards=arrays.get("inputs/rewards", nothing),
+        previous_actions=torch.where(before == -10, 0.0, before),
+        previous_rewards=nothing,
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """A golden file: of which model, how its inputs become a batch, and under which keys its numbers are."""
+
+    file: str
+    model: str
+    batch: Callable[[Arrays, Any], Windows]
+    actions: str = "outputs/actions"
+    loss: str = "loss/total"
+    target: str = ""  # actions of the loss, where they are not those that the network sees
+
+
+FRAME: dict[str, Any] = {"batch": frame_windows, "actions": "outputs/action_preds", "loss": "loss"}
+RELEASED: dict[str, Any] = {"batch": released_windows, "loss": "loss", "target": "inputs/target"}
+CASES = (
+    Case("dmm_released_hopper", "dmm-released", **RELEASED),
+    Case("dmm_released_antmaze", "dmm-released", **RELEASED),
+    Case("dt", "dt", **FRAME),
+    Case("dc", "dc", **FRAME),
+    Case("dc_no_actions", "dc-no-actions", **FRAME),
+    Case("dm", "dm", **FRAME),
+    Case("dm_multigrained", "dm-multigrained", **FRAME),
+    Case("dm_multigrained_mlp", "dm-multigrained", **FRAME),
+    Case("ds4_actor", "ds4", history_windows),
+    Case("starformer", "starformer", history_windows),
+    Case("starformer_imitation", "starformer", history_windows),
+    Case("rvs_r", "rvs-r", single_steps),
+    Case("rvs_g", "rvs-g", single_steps),
+)
+
+
+def compare(case: Case, folder: Path = GOLDEN) -> dict[str, Any]:
+    """The row of one file: largest deviations of actions, loss and gradients, the latter two as shares.
+
+    `actions` over all real steps of all windows; `episode` over the steps of a recorded episode that is played, None
+    where the file has none; `loss` as a share of theirs; `gradients` as a share of the largest entry of each weight's
+    own, the largest of `compared` weights.
+    """
+    file = folder / f"{case.file}.npz"
+    if not file.is_file():
+        raise InputError(
+            f"golden: no file {file.name} in {folder}; the golden files come with a clone of the repository"
+        )
+    with np.load(file, allow_pickle=False) as stored:
+        arrays = {key: torch.from_numpy(stored[key]) for key in stored.files if key != "config"}
+        config = json.loads(str(stored["config"]))
+    moments = {key: arrays[f"inputs/{key}"] for key in ("state_mean", "state_std") if f"inputs/{key}" in arrays}
+    policy: Any = from_official(case.model, file, config | moments)
+    batch = case.batch(arrays, policy)
+    actions, expected = policy(batch), arrays[case.actions].view(*batch.mask.shape, -1)
+    if case.target:
+        loss = (actions - arrays[case.target]).square().mean()
+    else:
+        loss = torch.stack(list(policy.loss(batch).values())).sum()
+    shares = gradient_shares(case.model, policy, loss, arrays)
+    return {
+        "model": case.model,
+        "file": case.file,
+        "source": MODELS[case.model].source,
+        "numbers": expected[batch.mask].numel(),
+        "actions": float((actions.detach() - expected)[batch.mask].abs().max()),
+        "episode": played(policy, arrays) if "outputs/episode_actions" in arrays else None,
+        "loss": float((loss.detach() - arrays[case.loss]).abs() / arrays[case.loss].abs()),
+        "gradients": max(shares.values()),
+        "compared": len(shares),
+    }
+
+
+def gradient_shares(model: str, policy: Any, loss: Tensor, arrays: Arrays) -> dict[str, float]:
+    """By the authors' key of a weight: how far its gradient is from theirs, over their largest entry."""
+    official = MODELS[model].official
+    assert official is not None
+    named = {_key(source): (ours, source) for ours, source in official.sources(policy).items()}
+    weights, shares = dict(policy.named_parameters()), {}
+    for key in [key for key in arrays if key.startswith("grads/")]:
+        ours, source = named[key.removeprefix("grads/")]
+        expected = arrays[key] if isinstance(source, str) else source[1](arrays[key])
+        (found,) = torch.autograd.grad(loss, weights[ours], retain_graph=True)
+        shares[key] = float((found - expected).abs().max() / expected.abs().max())
+    return shares
+
+
+def played(policy: Any, arrays: Arrays) -> float:
+    """The largest deviation of the actions in the recorded episode."""
+    rewards, largest = arrays["episode/rewards"], 0.0
+    state = policy.init_state(1, float(arrays["episode/target_return"]))
+    for t, observation in enumerate(arrays["episode/observations"]):
+        action, state = policy.act(state, observation[None], rewards[t - 1 : t] if t else None)
+        largest = max(largest, float((action[0] - arrays["outputs/episode_actions"][t]).abs().max()))
+    return largest
+
+
+def _key(source: Source) -> str:
+    return source if isinstance(source, str) else source[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Hold every model against its authors' own numbers.")
+    parser.add_argument("--golden", type=path_argument, default=GOLDEN, help="where the golden files are")
+    parser.add_argument("--out", type=path_argument, default=RESULTS / "parity.json", help="the result file to write")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    write_result(args.out, {"files": [compare(case, args.golden) for case in CASES]})
+
+
+if __name__ == "__main__":
+    main()
