@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,12 +34,15 @@ class Facts:
     longest: int = 1000  # steps of the longest episode
     transitions: int = 1_000_000
     observation_keys: tuple[str, ...] = ()  # entries of the environment's dictionary that make the state, in order
+    returns_to_go: tuple[float, ...] = ()  # the smallest and the largest, if they are known and finite
     best_end: tuple[float, ...] = ()  # the last state of the episode of the largest return, if it is known
 
     @classmethod
     def of(cls, trajectories: Trajectories) -> Self:
         """Those of these data."""
         t, best = trajectories, int(trajectories.returns().argmax())
+        to_go = t.returns_to_go()
+        reach = float(to_go.min(initial=np.inf)), float(to_go.max(initial=-np.inf))
         ends = t.observations[t.starts + t.lengths - 1] if t.last_observations is None else t.last_observations
         return cls(
             state_size=t.state_size,
@@ -47,6 +51,7 @@ class Facts:
             longest=int(t.lengths.max(initial=1)),
             transitions=t.transitions,
             observation_keys=t.observation_keys,
+            returns_to_go=reach if np.isfinite(reach).all() else (),
             best_end=tuple(ends[best].tolist()),
         )
 

@@ -1,0 +1,569 @@
+"""Elastic Decision Transformer: it estimates the best return that can follow, and forgets a past that lowers it.
+
+    tokens = LN(embed(s, R, a) + timestep), of each step in this order                              (b, 3k, d)
+    x = LN(x + attention(x));  x = LN(x + MLP(x))                                               in each layer
+    at the state token    estimate of the largest return that follows (expectile 0.99); logits over bins of returns
+    at the return token   action = tanh(head(x));  next state = linear(x, action)
+
+A return enters as the number of its bin. **All return tokens but the window's first are hidden from every token, their
+own attention included**: a return reaches the action of its own step alone, past the attention. Loss: squared errors of
+action and of the next state, z-scored, 0.5 of the expectile loss of the estimate, 0.001 of the bins' cross-entropy.
+
+Acting is a search over histories. Those of all, all but 2, all but 4, ... of the window's steps are tried:
+
+    1. with the return asked for, less what was earned, as the first return: the bins' logits, towards high returns by
+       a slope; those below their 15 % quantile are dropped, and a bin is drawn for every step
+    2. with the returns that were drawn: estimate and action of the present step
+
+and the action of the largest estimate is played. **What is asked for hardly matters**: it stands before one draw of a
+return, as the first return of the first pass, and reaches the action through that draw alone; with a history of one
+step it reaches nothing. An estimate depends on the first drawn return only, which in turn depends on one state. So
+`act` makes the second pass for all histories and the first for the one that wins.
+
+With `bins="released"` a drawn bin is read back as the one below it: returns are counted in n - 1 intervals and drawn
+bins taken for n. `corrected` reads a bin as its middle. Returns are cut to `return_low` .. `return_high`.
+
+It reads `TransitionWindows`, padded on either side; its authors draw trajectories, not transitions, pad on the right and
+start all layers as PyTorch does. Draws when acting follow from the generator's seed and an episode's first observation
+(`dmm.draws`): an episode is the same whatever is played beside it, and the generator is left as it was.
+
+Source: Wu et al. 2023, arXiv 2307.02484; `kristery/Elastic-DT` at commit 8517ef6. Departures: sizes are those of the
+frame (context 8, width 64, 3 layers; theirs are 20, 512, 4). Bounds of returns are theirs for MuJoCo; for mazes and the
+kitchen, whose returns of 0 and 1 share a bin there, D4RL's, or further apart where the data are; elsewhere the data's.
+A head for rewards and an embedding of them, which nothing uses, are not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dmm.configs import check_positive, plain_fields
+from dmm.data.scores import family, reference_returns
+from dmm.data.windows import TransitionWindows, WindowDraws, Windows
+from dmm.draws import seed_of, streams, uniform
+from dmm.errors import InputError, require_choice
+from dmm.layers.dropout import Dropout
+from dmm.models.entry import Facts, Model, Official, domain
+from dmm.policy import Outcome, Policy, Target, Wanted, masked_mean, next_window, of_merged
+
+Bins = Literal["released", "corrected"]
+WEIGHTS = {"action": 1.0, "state": 1.0, "expectile": 0.5, "cross_entropy": 0.001}
+"""Of the loss's terms."""
+EVERY = 2
+"""Steps between two histories that are tried."""
+SLOPE = 10.0
+"""Of the logits of returns when acting, from the lowest bin to the highest, beside `expert_weight`."""
+DROPPED = 0.15
+"""The quantile of the logits below which no bin is drawn."""
+LONGEST = 4096
+"""Entries of the table of time steps at most, as many as published."""
+EDGE = 1e-3
+"""Part of a bin by which a return may miss the bin's lower end, with `bins="corrected"`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDTConfig:
+    """An Elastic Decision Transformer; all but the sizes is its authors'."""
+
+    state_size: int  # s
+    action_size: int  # a, continuous and within [-1, 1]
+    context: int = 8  # k time steps, 3k tokens
+    width: int = 64  # d channels
+    layers: int = 3
+    heads: int = 4
+    dropout: float = 0.1  # on what attention reads, on what it adds and on what the MLP adds
+    max_timestep: int = 1000  # time steps that have an embedding; later ones share the last
+    rtg_scale: float = 1000.0  # returns are divided by this, for the estimate
+    return_bins: int = 60
+    return_low: float = 0.0  # the lowest bin begins here; lower returns are cut to it
+    return_high: float = 1000.0  # the highest bin begins here; higher returns are cut to it
+    bins: Bins = "released"  # how a drawn bin is read: as the one below (released), or as its middle
+    expectile: float = 0.99  # of the returns that follow
+    expert_weight: float = 15.0  # how much more than its logits a high return is drawn for
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        check_positive(self, "state_size", "action_size", "context", "width", "layers", "heads", "max_timestep")
+        if self.width % self.heads:
+            raise InputError(f"heads: got {self.heads}, allowed are divisors of width {self.width}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout: got {self.dropout:g}, allowed is 0 <= dropout < 1")
+        if not 0 < self.rtg_scale < float("inf"):
+            raise InputError(f"rtg_scale: got {self.rtg_scale:g}, allowed is a positive number")
+        if self.return_bins < 2:
+            raise InputError(f"return_bins: got {self.return_bins}, allowed is at least 2")
+        if not self.return_low < self.return_high:
+            raise InputError(
+                f"return_high: got {self.return_high:g}, allowed is more than return_low ({self.return_low:g})"
+            )
+        if not 0 < self.expectile < 1:
+            raise InputError(f"expectile: got {self.expectile:g}, allowed is 0 < expectile < 1")
+        require_choice("bins", self.bins, Bins)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """`return_low` and `return_high`, scaled."""
+        return self.return_low / self.rtg_scale, self.return_high / self.rtg_scale
+
+
+def encode_return(returns: Tensor, config: EDTConfig) -> Tensor:
+    """Returns `(...)` in the environment's units to their bins `(...)`, int64 in 0 .. return_bins - 1.
+
+    There are n - 1 intervals; the last bin holds the upper bound alone, and in the release not always that: cut to it,
+    a return may come to lie a rounding error below.
+    """
+    low, high = config.bounds
+    interval = (high - low) / (config.return_bins - 1)
+    place = ((returns / config.rtg_scale).clamp(low, high) - low) / interval
+    return (place + (EDGE if config.bins == "corrected" else 0.0)).floor().long()
+
+
+def decode_return(bins: Tensor, config: EDTConfig) -> Tensor:
+    """Drawn bins `(...)` to returns `(...)` in the environment's units, float32.
+
+    As released, bins are taken for n intervals, and every bin but the lowest is encoded again as the one below it.
+    Corrected, a bin is its middle, the last one the upper bound, and all are encoded again as themselves.
+    """
+    (low, high), n = config.bounds, config.return_bins
+    if config.bins == "released":
+        scaled = bins * ((high - low) / n) + low
+    else:
+        scaled = ((bins + 0.5) * ((high - low) / (n - 1)) + low).clamp(max=high)
+    return scaled.float() * config.rtg_scale
+
+
+def return_probabilities(logits: Tensor, config: EDTConfig) -> Tensor:
+    """What a return's bin is drawn from when acting: logits `(..., return_bins)` to probabilities of that shape."""
+    slope = SLOPE + config.expert_weight
+    raised = logits + slope * torch.linspace(0, 1, config.return_bins, device=logits.device, dtype=logits.dtype)
+    low = raised < raised.quantile(DROPPED, dim=-1, keepdim=True)
+    return raised.masked_fill(low, float("-inf")).softmax(dim=-1)
+
+
+class ElasticBlock(nn.Module):
+    """`LN(x + attention(x))`, then `LN(x + MLP(x))` with GELU: `(b, l, d) -> (b, l, d)`.
+
+    Its parts can be called one by one, for a few tokens that read many.
+    """
+
+    def __init__(self, config: EDTConfig):
+        super().__init__()
+        d, self.heads = config.width, config.heads
+        self.query, self.key, self.value, self.project_out = (nn.Linear(d, d) for _ in range(4))
+        self.mlp = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Linear(4 * d, d), Dropout(config.dropout))
+        self.attention_norm, self.mlp_norm = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.read_dropout, self.dropout = Dropout(config.dropout), Dropout(config.dropout)
+
+    def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
+        """`allowed (l, l)`: True where the row's token may look at the column's."""
+        return self.add(x, self.read(self.query(x), self.key(x), self.value(x), allowed))
+
+    def read(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """Queries `(b, q, d)`, keys and values `(b, l, d)` -> `(b, q, d)`; `allowed (q, l)`, None lets all see all."""
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))  # (b, heads, l, e)
+        scores = (q * q.shape[-1] ** -0.5) @ k.mT
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed, float("-inf"))
+        return (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(-2)
+
+    def add(self, x: Tensor, read: Tensor) -> Tensor:
+        """What becomes of tokens whose attention read this, `(b, l, d)` each."""
+        x = self.attention_norm(x + self.dropout(self.project_out(self.read_dropout(read))))
+        return self.mlp_norm(x + self.mlp(x))  # type: ignore[no-any-return]
+
+
+class Predictions(NamedTuple):
+    """What the heads say of every step."""
+
+    actions: Tensor
+    """`(b, k, a)`."""
+    next_states: Tensor
+    """`(b, k, s)`, z-scored."""
+    estimates: Tensor
+    """`(b, k, 1)`, the largest return that follows, scaled."""
+    logits: Tensor
+    """`(b, k, return_bins)`, of the return that follows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """What acting found out for one step of n episodes, for h lengths of history."""
+
+    lengths: Tensor  # (h,) int64, time steps of each history, the present one included, from the longest on
+    estimates: Tensor  # (h, n), the largest return that follows, in the environment's units
+    actions: Tensor  # (h, n, a), of the present step
+    chosen: Tensor  # (n,) int64, the row of the largest estimate
+
+    @property
+    def action(self) -> Tensor:
+        """The actions of the chosen histories, `(n, a)`."""
+        return self.actions[self.chosen, torch.arange(len(self.chosen), device=self.chosen.device)]
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """What acting remembers of n episodes."""
+
+    windows: TransitionWindows  # (n, k, .), padded on the left
+    seeds: Tensor  # (n,) int64
+    streams: Tensor  # (n,) int64, of random numbers, once the first observation is there
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Memory:
+        """`function` of every tensor."""
+        return Memory(self.windows.map(function), function(self.seeds), function(self.streams))
+
+    def tensors(self) -> list[Tensor]:
+        """All, in the order of `map`."""
+        return [*(getattr(self.windows, field.name) for field in fields(self.windows)), self.seeds, self.streams]
+
+
+class ElasticDecisionTransformer(Policy):
+    """`config.layers` blocks of attention, and a search over histories: see the module."""
+
+    batch = TransitionWindows
+    terms = tuple(WEIGHTS)
+    config: EDTConfig
+
+    def __init__(self, config: EDTConfig):
+        super().__init__(config.state_size, config.action_size, config.context)
+        self.config, d, s, a = config, config.width, config.state_size, config.action_size
+        self.embed_state, self.embed_rtg, self.embed_action = nn.Linear(s, d), nn.Linear(1, d), nn.Linear(a, d)
+        self.embed_timestep = nn.Embedding(config.max_timestep, d)
+        self.embed_norm = nn.LayerNorm(d)
+        self.blocks = nn.ModuleList(ElasticBlock(config) for _ in range(config.layers))
+        self.head, self.state_head = nn.Linear(d, a), nn.Linear(d + a, s)
+        self.estimate_head, self.bins_head = nn.Linear(d, 1), nn.Linear(d, config.return_bins)
+
+    def forward(self, windows: Windows) -> Tensor:
+        return self.predict(windows).actions
+
+    def predict(self, windows: Windows) -> Predictions:
+        """What all heads say, of which acting needs those of one step."""
+        k = windows.mask.shape[1]
+        behind = torch.arange(k, device=windows.mask.device)
+        first = windows.mask.int().argmax(dim=1, keepdim=True)  # (b, 1), the first real step
+        rows = torch.arange(len(first), device=first.device)[:, None]
+        ahead = (behind + first) % k
+        windows = windows.map(lambda field: field[rows, ahead])  # padding behind the real steps, as trained
+        tokens = torch.stack([*self.tokens(windows)], dim=2).flatten(1, 2)  # (b, 3k, d)
+        allowed = visible(k, tokens.device)
+        for block in self.blocks:
+            tokens = block(tokens, allowed)
+        back = (behind - first) % k
+        states, returns = tokens[:, 0::3][rows, back], tokens[:, 1::3][rows, back]
+        actions = torch.tanh(self.head(returns))
+        next_states = self.state_head(torch.cat([returns, actions], dim=-1))
+        return Predictions(actions, next_states, self.estimate_head(states), self.bins_head(states))
+
+    def tokens(self, windows: Windows) -> tuple[Tensor, Tensor, Tensor]:
+        """Those of states, returns and actions, `(b, k, d)` each."""
+        states = self.embed_state((windows.states - self.state_mean) / self.state_std)
+        time = self._time(windows.timesteps)
+        made = (states, self._returns(windows.returns_to_go), self.embed_action(windows.actions))
+        states, returns, actions = (self.embed_norm(token + time) for token in made)
+        return states, returns, actions
+
+    def return_tokens(self, returns: Tensor, timesteps: Tensor) -> Tensor:
+        """Those of returns `(...)` at these time steps: `(..., d)`."""
+        return self.embed_norm(self._returns(returns[..., None]) + self._time(timesteps))  # type: ignore[no-any-return]
+
+    def _returns(self, returns: Tensor) -> Tensor:
+        half = self.config.return_bins / 2
+        level = (encode_return(returns, self.config).to(self.state_mean.dtype) - half) / half
+        if returns.requires_grad:  # whoever asks what depends on a return is not told that a step's slope is zero
+            level = level + (returns - returns.detach()) / self.config.rtg_scale
+        return self.embed_rtg(level)  # type: ignore[no-any-return]
+
+    def _time(self, timesteps: Tensor) -> Tensor:
+        return self.embed_timestep(timesteps.clamp(max=self.config.max_timestep - 1))  # type: ignore[no-any-return]
+
+    def loss(self, batch: TransitionWindows) -> dict[str, Tensor]:
+        """The four terms, weighted; each a mean over real steps."""
+        found, config = of_merged(self.predict, batch), self.config
+        next_states = (batch.next_states - self.state_mean) / self.state_std
+        above = batch.returns_to_go / config.rtg_scale - found.estimates
+        weight = torch.where(above > 0, config.expectile, 1 - config.expectile)
+        bins = encode_return(batch.returns_to_go, config)
+        surprise = -found.logits.log_softmax(dim=-1).gather(-1, bins)
+        terms = {
+            "action": (found.actions - batch.actions).square(),
+            "state": (found.next_states - next_states).square(),
+            "expectile": weight * above.square(),
+            "cross_entropy": surprise,
+        }
+        return {name: WEIGHTS[name] * masked_mean(term, batch.mask) for name, term in terms.items()}
+
+    def init_state(self, n: int, target: Target) -> Memory:
+        """The memory of `n` episodes before their first observation."""
+        windows: TransitionWindows = super().init_state(n, target)
+        seeds = torch.full((n,), seed_of(Wanted.of(target).generator), device=self.state_mean.device)
+        return Memory(windows, seeds, torch.zeros_like(seeds))
+
+    @torch.no_grad()
+    def act(self, state: Memory, observation: Tensor, reward: Tensor | None = None) -> tuple[Tensor, Memory]:
+        """See `Policy.act`; the search is made among the histories of each episode."""
+        observation = observation.to(self.state_mean.device)
+        begun = state.windows.mask[:, -1]
+        stream = torch.where(begun, state.streams, streams(state.seeds, observation))
+        now: TransitionWindows = next_window(state.windows, observation, reward)
+        real, action = now.mask.sum(dim=1), torch.empty_like(now.actions[:, -1])
+        for length in real.unique().tolist():
+            rows = (real == length).nonzero()[:, 0]
+            draws = _uniforms(stream[rows], now.timesteps[rows, -1], length)
+            action[rows] = Candidates(self, _cut(now, rows, length), draws).best()
+        action = self.played(action)
+        now.actions[:, -1] = action
+        return action, Memory(now, state.seeds, stream)
+
+    @torch.no_grad()
+    def search(self, windows: Windows, draws: Tensor | None = None) -> Search:
+        """All histories that acting compares for the last step of windows, and what it would do after each.
+
+        Args:
+            windows: `(n, k, .)`, padded on the left, with the returns still asked for and the action of the last step
+                not known, as `dmm.policy.next_window` makes them; each with as many real steps as the others.
+            draws: `(n, h, 2)`, uniform numbers by which each history's first and present return are drawn; None takes
+                the likeliest bins.
+
+        Raises:
+            InputError: windows of several lengths or without a last step, or draws of another shape.
+        """
+        real = windows.mask.sum(dim=1)
+        m = int(real.max()) if len(real) else 0
+        if m == 0 or not bool((windows.mask[:, -m:].all() & (real == m).all())):
+            raise InputError(
+                f"windows: got rows of {sorted(set(real.tolist()))} real steps, allowed are rows of as many steps each, "
+                "the last of them real"
+            )
+        candidates = Candidates(self, _cut(windows, torch.arange(len(real), device=real.device), m), draws)
+        return candidates.all()
+
+    def select(self, state: Memory, rows: Tensor) -> Memory:
+        return state.map(lambda field: field[rows])
+
+    def next_episode(self, state: Memory, rows: Tensor, target: Target, outcome: Outcome) -> Memory:
+        """These rows begin anew."""
+        begun = iter(self.init_state(len(rows), target).tensors())
+        return state.map(lambda field: field.index_copy(0, rows, next(begun)))
+
+
+class Candidates:
+    """The histories of an episode's step that are compared: the last m, m - 2, m - 4, ... steps, h of them.
+
+    Only what estimates and actions of the present step depend on is computed. A history's tokens here are its first
+    state, which sees itself alone, and behind it: the first return, then action and state of each step in turn. So
+    every token sees all before it, and the present return is a single token behind them.
+
+    Args:
+        policy: in whose blocks they are read.
+        windows: `(n, m, .)`, without padding.
+        draws: see `ElasticDecisionTransformer.search`.
+    """
+
+    def __init__(self, policy: ElasticDecisionTransformer, windows: Windows, draws: Tensor | None):
+        n, m = windows.mask.shape
+        self.policy, self.times, self.draws = policy, windows.timesteps, draws
+        self.starts = list(range(0, m, EVERY))
+        self.lengths = [m - start for start in self.starts]
+        if draws is not None and draws.shape != (n, len(self.starts), 2):
+            raise InputError(f"draws: got shape {tuple(draws.shape)}, allowed is ({n}, {len(self.starts)}, 2)")
+        states, self.asked, actions = policy.tokens(windows)
+        self.first_states = states[:, self.starts]  # (n, h, d)
+        self.later = torch.stack([actions[:, :-1], states[:, 1:]], dim=2).flatten(1, 2)  # (n, 2 (m - 1), d)
+        ends = list(accumulate(2 * length - 1 for length in self.lengths))
+        self.spans = [slice(end - 2 * length + 1, end) for end, length in zip(ends, self.lengths, strict=True)]
+        self.before, alone = self._read_first_states()
+        self.first_bins = self._drawn(policy.bins_head(alone), slice(None), slice(None), 0)  # (n, h)
+        self.seen: list[tuple[Tensor, Tensor]] = []  # keys and values of each block, (n, tokens of all histories, d)
+        self.estimates = self._estimate(alone)  # (n, h), scaled
+        self.chosen = self.estimates.argmax(dim=1)  # (n,)
+
+    def best(self) -> Tensor:
+        """The actions `(n, a)` after the chosen histories."""
+        action = self.later.new_empty(len(self.chosen), self.policy.action_size)
+        for place in self.chosen.unique().tolist():
+            rows = (self.chosen == place).nonzero()[:, 0]
+            action[rows] = self.action(place, rows)
+        return action
+
+    def all(self) -> Search:
+        """What is to be known of each."""
+        actions = [self.action(place, slice(None)) for place in range(len(self.lengths))]
+        lengths = torch.tensor(self.lengths, device=self.times.device)
+        return Search(lengths, self.estimates.mT * self.policy.config.rtg_scale, torch.stack(actions), self.chosen)
+
+    def action(self, place: int, rows: Tensor | slice) -> Tensor:
+        """Some episodes' actions `(rows, a)` after the history at this place."""
+        policy, span = self.policy, self.spans[place]
+        before = [(k[rows, place : place + 1], v[rows, place : place + 1]) for k, v in self.before]
+        if self.lengths[place] == 1:
+            bins = self.first_bins[rows, place]
+        else:
+            bins = self._drawn(policy.bins_head(self._as_asked(place, rows, before)), rows, place, 1)
+        x = policy.return_tokens(decode_return(bins, policy.config), self.times[rows, -1])[:, None]
+        for block, own, other in zip(policy.blocks, self.seen, before, strict=True):
+            k, v = (torch.cat([first, rest[rows, span]], dim=1) for first, rest in zip(other, own, strict=True))
+            x = block.add(x, block.read(block.query(x), k, v))
+        return torch.tanh(policy.head(x[:, 0]))
+
+    def _read_first_states(self) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Keys and values of the first states in each block, and what they become: `(n, h, d)` each."""
+        x, found = self.first_states, []
+        for block in self.policy.blocks:
+            value = block.value(x)
+            found.append((block.key(x), value))
+            x = block.add(x, value)  # of one token that is seen, attention reads the value
+        return found, x
+
+    def _estimate(self, alone: Tensor) -> Tensor:
+        """All histories side by side, with the first returns that were drawn."""
+        policy, last = self.policy, len(self.policy.blocks) - 1
+        returns = decode_return(self.first_bins, policy.config)
+        first = policy.return_tokens(returns, self.times[:, self.starts])  # (n, h, d)
+        x = self._laid_out(first, self.later)
+        ends = [span.stop - 1 for span in self.spans]
+        for place, block in enumerate(policy.blocks):
+            if place == 0:  # the same token is the same in all histories as yet
+                k, v = (self._laid_out(layer(first), layer(self.later)) for layer in (block.key, block.value))
+            else:
+                k, v = block.key(x), block.value(x)
+            self.seen.append((k, v))
+            if place == last:
+                x = x[:, ends]
+            q, read = block.query(x), []
+            for i, span in enumerate(self.spans):
+                k0, v0 = self.before[place]
+                keys, values = (
+                    torch.cat([one[:, i : i + 1], rest[:, span]], dim=1) for one, rest in ((k0, k), (v0, v))
+                )
+                if place == last:
+                    read.append(block.read(q[:, i : i + 1], keys, values))
+                else:
+                    allowed = _behind(keys.shape[1] - 1, x.device)
+                    read.append(block.read(q[:, span], keys, values, allowed))
+            x = block.add(x, torch.cat(read, dim=1))
+        if self.lengths[-1] == 1:  # the present state is the first
+            x = torch.cat([x[:, :-1], alone[:, -1:]], dim=1)
+        return policy.estimate_head(x)[..., 0]
+
+    def _as_asked(self, place: int, rows: Tensor | slice, before: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """What the present state becomes `(rows, d)` if the first return is the one asked for."""
+        start = self.starts[place]
+        x = torch.cat([self.asked[rows, start : start + 1], self.later[rows, 2 * start :]], dim=1)
+        for i, (block, (k, v)) in enumerate(zip(self.policy.blocks, before, strict=True)):
+            k, v = torch.cat([k, block.key(x)], dim=1), torch.cat([v, block.value(x)], dim=1)
+            allowed = None if i == len(before) - 1 else _behind(x.shape[1], x.device)
+            x = x if allowed is not None else x[:, -1:]
+            x = block.add(x, block.read(block.query(x), k, v, allowed))
+        return x[:, -1]
+
+    def _laid_out(self, first: Tensor, later: Tensor) -> Tensor:
+        """One after the other, the tokens of all histories: of each its own of `first (n, h, .)`, then of `later`."""
+        parts = [(first[:, i : i + 1], later[:, 2 * start :]) for i, start in enumerate(self.starts)]
+        return torch.cat([piece for pair in parts for piece in pair], dim=1)
+
+    def _drawn(self, logits: Tensor, rows: Any, places: Any, which: int) -> Tensor:
+        """Bins out of logits `(..., return_bins)`."""
+        likely = return_probabilities(logits, self.policy.config)
+        if self.draws is None:
+            return likely.argmax(dim=-1)
+        below = likely.cumsum(dim=-1)
+        wanted = self.draws[rows, places, which].to(below)[..., None] * below[..., -1:]
+        return (below <= wanted).sum(dim=-1).clamp(max=likely.shape[-1] - 1)
+
+
+def visible(k: int, device: torch.device) -> Tensor:
+    """Which token of a window may look at which, `(3k, 3k)`: at none ahead, and at no return but the first."""
+    hidden = torch.arange(3 * k, device=device) % 3 == 1
+    hidden[1] = False
+    return torch.ones(3 * k, 3 * k, dtype=torch.bool, device=device).tril() & ~hidden
+
+
+def _behind(count: int, device: torch.device) -> Tensor:
+    """`(count, 1 + count)`: tokens that see one before them all, and each other but for those ahead."""
+    return torch.ones(count, 1 + count, dtype=torch.bool, device=device).tril(diagonal=1)
+
+
+def _cut(windows: Windows, rows: Tensor, length: int) -> Windows:
+    """The last steps of some windows, with what the search reads."""
+    names = ("returns_to_go", "states", "actions", "timesteps", "mask")
+    return Windows(**{name: getattr(windows, name)[rows, -length:] for name in names})
+
+
+def _uniforms(stream: Tensor, step: Tensor, length: int) -> Tensor:
+    """What the returns of all histories `(n, h, 2)` are drawn by at these steps `(n,)` of these streams."""
+    histories = len(range(0, length, EVERY))
+    return uniform(stream, step, 2 * histories).unflatten(1, (histories, 2))  # type: ignore[no-untyped-call,no-any-return]
+
+
+def _by_data(facts: Facts) -> dict[str, Any]:
+    """Bounds of returns, the table of time steps and the weight of high returns."""
+    name = family(facts.env_id)
+    bounds = facts.returns_to_go
+    if name is not None:
+        low, high = reference_returns(facts.env_id)
+        sparse = domain(facts.env_id) != "mujoco"
+        bounds = (low, max(high, *bounds)) if sparse else (low, high)
+    found: dict[str, Any] = {"max_timestep": min(facts.longest, LONGEST)}
+    if bounds:
+        low, high = bounds
+        found |= {"return_low": low, "return_high": high if high > low else low + 1.0}
+    return found | {"expert_weight": 1.0 if name == "halfcheetah" else EDTConfig.expert_weight}
+
+
+def _published(facts: Facts) -> dict[str, Any]:
+    """The authors' sizes and recipe, of MuJoCo; they have no others, and the scale elsewhere is what returns fit."""
+    sizes: dict[str, Any] = {"context": 20, "width": 512, "layers": 4, "heads": 4, "max_timestep": LONGEST}
+    if domain(facts.env_id) == "mujoco":
+        sizes["rtg_scale"] = 1000.0
+    batch = 128 if family(facts.env_id) == "halfcheetah" else 256
+    recipe = {"steps": 50_000, "batch_size": batch, "learning_rate": 1e-4, "warmup": 0.2}
+    return sizes | recipe | {"weight_decay": 1e-4, "decay": "all", "clip": 0.25}
+
+
+def _official_config(sizes: Mapping[str, Any]) -> EDTConfig:
+    scale = sizes.get("rtg_scale", 1000.0)
+    names = {"state_size": "state_size", "action_size": "action_size", "context": "context", "width": "width"}
+    names |= {"layers": "blocks", "heads": "heads", "max_timestep": "max_timestep", "return_bins": "bins"}
+    bounds = {"return_low": sizes["return_min"] * scale, "return_high": sizes["return_max"] * scale}
+    return EDTConfig(**{ours: sizes[theirs] for ours, theirs in names.items()}, rtg_scale=scale, **bounds)
+
+
+BLOCK = {"query": "attention.q_net", "key": "attention.k_net", "value": "attention.v_net", "mlp.0": "mlp.0"}
+BLOCK |= {"project_out": "attention.proj_net", "mlp.2": "mlp.2", "attention_norm": "ln1", "mlp_norm": "ln2"}
+
+
+def _sources(policy: ElasticDecisionTransformer) -> dict[str, str]:
+    layers = {name: name for name in ("embed_state", "embed_rtg", "embed_action")}
+    layers |= {"embed_norm": "embed_ln", "head": "predict_action.0", "state_head": "predict_state"}
+    layers |= {"estimate_head": "predict_rtg2", "bins_head": "predict_rtg"}
+    for i in range(policy.config.layers):
+        layers |= {f"blocks.{i}.{own}": f"transformer.{i}.{other}" for own, other in BLOCK.items()}
+    parts = ("weight", "bias")
+    found = {f"{ours}.{part}": f"{theirs}.{part}" for ours, theirs in layers.items() for part in parts}
+    return found | {"embed_timestep.weight": "embed_timestep.weight"}
+
+
+def _unused(key: str) -> bool:
+    """The head and the embedding of rewards, which nothing trains or reads, and the causal masks."""
+    return key.startswith(("predict_reward.", "embed_reward.")) or key.endswith(".attention.mask")
+
+
+MODEL = Model(
+    name="edt",
+    policy=ElasticDecisionTransformer,
+    config=EDTConfig,
+    description="Elastic Decision Transformer, which searches for the length of history to act on",
+    source="Wu et al. 2023, arXiv 2307.02484; kristery/Elastic-DT@8517ef6",
+    defaults=_by_data,
+    published=_published,
+    sampler=WindowDraws(batch=TransitionWindows, by="trajectory", pad="right"),
+    official=Official(config=_official_config, sources=_sources, unused=_unused),
+)
