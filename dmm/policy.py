@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from dmm.data.trajectories import Trajectories
 from dmm.data.windows import Batch, Windows
 from dmm.errors import whole_number
 
@@ -91,6 +92,16 @@ class Policy(nn.Module):
 
     def adopt(self, stages: Sequence[Policy]) -> None:
         """Take over, into weights that are kept with this policy's own, what earlier stages of training learned."""
+
+    def look_at(self, data: Trajectories) -> None:
+        """Keep, in buffers, what a reader may ask of the data that earlier stages prepared; before the first update."""
+
+    def after_update(self) -> None:
+        """Move what follows the trained weights without a gradient, such as targets; after every update.
+
+        What it moves are parameters that are not trained, or buffers, which checkpoints hold; in place, without waiting
+        for the device, so that a CUDA graph can hold it.
+        """
 
     def forward(self, batch: Any) -> Tensor:
         """The predicted action at every step of every window: `(b, k, a)`."""

@@ -215,16 +215,18 @@ class WindowSampler:
 
         Nothing here waits for the device or looks at the numbers, so that a CUDA graph can hold it.
         """
-        first = first.to(self._rows.device, non_blocking=True)
-        if self.pad == "left":
-            rows = self._ends[first][..., None] + self._offsets  # (..., b, k), ends with the window's last real step
-            mask = rows >= first[..., None]
-        else:
-            rows = first[..., None] + self._offsets
-            mask = rows < self._ends[first][..., None]
+        rows, mask = self.places(first.to(self._rows.device, non_blocking=True))
         rows = torch.where(mask, rows, self._padding)
         parts = torch.split(self._rows[rows], self._sizes, dim=-1)
         return self.batch(**dict(zip(self._names, parts, strict=True)), timesteps=self._timesteps[rows], mask=mask)
+
+    def places(self, first: Tensor) -> tuple[Tensor, Tensor]:
+        """The transitions of the windows that begin at `first (..., b)`, and which are real: `(..., b, k)` each."""
+        if self.pad == "left":
+            rows = self._ends[first][..., None] + self._offsets  # (..., b, k), ends with the window's last real step
+            return rows, rows >= first[..., None]
+        rows = first[..., None] + self._offsets
+        return rows, rows < self._ends[first][..., None]
 
 
 def right_padded(windows: Padded) -> Padded:

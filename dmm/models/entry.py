@@ -104,6 +104,7 @@ class Official:
     `config` turns their sizes into our config; `sources` names, for a policy of ours, the source of each of its
     weights; `unused` says which of their keys no output depends on, so that they may be there or not. `notes` are what
     an error adds to a key that is missing. `module` makes what the weights are of, where that is not the policy.
+    `prefix` may stand before each of their keys, in a file that holds several things.
     """
 
     config: Callable[[Mapping[str, Any]], Any]
@@ -111,6 +112,7 @@ class Official:
     unused: Callable[[str], bool] = lambda key: False
     notes: Mapping[str, str] = field(default_factory=dict)
     module: Callable[[Any], nn.Module] | None = None
+    prefix: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from dmm.errors import InputError, finite_number, require_choice, true_or_false, whole_number
-from dmm.models import bc, dc, dm, dm_multigrained, dmm, ds4, dt, edt, mamba, rvs, starformer
+from dmm.models import bc, conservative_q, dc, dm, dm_multigrained, dmm, ds4, dt, edt, mamba, qldt, rvs, starformer
 from dmm.models.entry import Facts, Model
 
 __all__ = ["MODELS", "Facts", "Model", "find_model", "read_changes", "split_changes"]
@@ -17,6 +17,7 @@ ENTRIES = (
     *(dmm.MODEL, dmm.PAPER, dmm.RELEASED, mamba.MODEL),
     *(dt.MODEL, dc.MODEL, dc.WITHOUT_ACTIONS, dm.MODEL, dm_multigrained.MODEL, ds4.MODEL, starformer.MODEL),
     edt.MODEL,
+    *(conservative_q.MODEL, qldt.MODEL),
     *(rvs.RETURNS, rvs.GOALS, bc.MODEL, bc.BEST_TENTH),
 )
 MODELS: dict[str, Model] = {model.name: model for model in ENTRIES}

@@ -187,16 +187,19 @@ def _behind_earlier_stages(
 ) -> Plan:
     """Train what is trained before, each an ordinary run in the run's folder that goes on where it was stopped.
 
-    The policy takes over what they learned before its own first update; later it has that in its weights.
+    The policy takes over what they learned before its own first update; later it has that in its weights. Where the run
+    goes on for longer than it was begun for, they stay as long as they were.
     """
     trained: list[Policy] = []
     for stage in plan.entry.before:
-        earlier = plan.stage(stage).after(trained)
+        earlier = plan.stage(stage, run.recipe.steps).after(trained)
         done = _train_alone(earlier, run.config.seed, run.path / stage.model, True, bar).finished()
         trained.append(done.policy.requires_grad_(False))
+    plan = plan.after(trained)
     if run.saved is None:
         run.policy.adopt(trained)
-    return plan.after(trained)
+        run.policy.look_at(plan.prepared)
+    return plan
 
 
 def _train_together(runs: Sequence[SeedRun], plan: Plan, progress: bool) -> None:

@@ -113,11 +113,11 @@ class Plan:
         prepare = self.entry.prepare
         return self.trajectories if prepare is None else prepare(self.trajectories, self.model_config, self.stages)
 
-    def stage(self, stage: Stage) -> Plan:
-        """What is trained before this model, on the same data."""
+    def stage(self, stage: Stage, steps: int) -> Plan:
+        """What is trained before this model, on the same data, for so many updates unless the stage says how many."""
         entry, facts = find_model(stage.model), Facts.of(self.trajectories)
         changes = dict(stage.changes(self.model_config))
-        steps = changes.pop("steps", self.config.steps)
+        steps = changes.pop("steps", steps)
         model_changes, train_changes = read_changes(changes, entry, TrainConfig, facts)
         config = TrainConfig(steps=steps, seed=self.config.seed, **train_changes)
         made = {"entry": entry, "model_config": entry.config_for(facts, model_changes), "config": config}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dmm.data.windows import Sampler
+from dmm.policy import Policy
 
 ALIGNMENT = 32
 """Each weight begins at a multiple of this many numbers (128 bytes), as matrix kernels and memory like it."""
@@ -130,6 +131,8 @@ class Update:
         for seed, flat in enumerate(flats):
             flat.move({name: matrix[seed] for name, matrix in self.rows.items()}, self.step)
         self.trained = [weight for weight in policy.parameters() if weight.requires_grad]
+        self.frozen = [w for w in (*policy.parameters(), *policy.buffers()) if not w.requires_grad]
+        self.after_update = policy.after_update if isinstance(policy, Policy) else None
         for weight, slot in zip(self.trained, self.slots, strict=True):
             weight.data = self.rows["weights"][:, slot].view(weight.shape)
         self.total = torch.zeros(len(self.terms), len(flats), device=self.step.device)
@@ -147,11 +150,13 @@ class Update:
         if self.decayed is not None:
             self.weights.data.mul_(1 - self.rate * self.config.weight_decay * self.decayed)
         self.optimizer.step()
+        if self.after_update is not None:
+            self.after_update()
         self.total += losses.detach()
 
     def state(self) -> list[Tensor]:
         """All that an update changes beside the generators, as it is now; not copies."""
-        return [*self.rows.values(), self.step, self.total]
+        return [*self.rows.values(), *self.frozen, self.step, self.total]
 
     def _make_optimizer(self) -> torch.optim.AdamW:
         config = self.config
