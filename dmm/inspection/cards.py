@@ -29,7 +29,8 @@ def cards(facts: Facts = HOPPER) -> Iterator[dict[str, Any]]:
 
 def card(model: Model, facts: Facts = HOPPER) -> dict[str, Any]:
     """A model at the sizes that all share, and at its authors' where there are such, for data of these facts."""
-    if "goal_size" in {field.name for field in dataclasses.fields(model.config)} and goal_columns(facts) is None:
+    defaults = {field.name: field.default for field in dataclasses.fields(model.config)}
+    if defaults.get("goal_size") and goal_columns(facts) is None:
         facts = MAZE
     sizes = {name: sizes_of(model, facts, name) for name in ("frame", "published") if _has(model, name)}
     with torch.random.fork_rng():

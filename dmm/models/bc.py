@@ -58,13 +58,42 @@ class BCConfig:
             raise InputError(f"dropout: got {self.dropout:g}, allowed is 0 <= dropout < 1")
 
 
-class BehaviourCloning(Policy):
+class LikelihoodPolicy(Policy):
+    """A policy that is trained by the likelihood of actions and plays the mean, or the likeliest of discrete ones.
+
+    Sub-classes have a `head`, and `outputs`.
+    """
+
+    terms = ("likelihood",)
+    head: GaussianHead
+
+    def outputs(self, windows: Any) -> Tensor:
+        """The Gaussian's means, or logits of discrete actions: `(b, k, a)`."""
+        raise NotImplementedError
+
+    def forward(self, windows: Any) -> Tensor:
+        """The means, or the probabilities of discrete actions: `(b, k, a)`."""
+        out = self.outputs(windows)
+        return out.softmax(dim=-1) if self.discrete_actions else out
+
+    def log_prob(self, windows: Any) -> Tensor:
+        """How likely the windows' actions are, as a log density or probability: `(b, k)`."""
+        out = self.outputs(windows)
+        if self.discrete_actions:
+            return (out.log_softmax(dim=-1) * windows.actions).sum(dim=-1)
+        return self.head.log_prob(out, windows.actions)
+
+    def loss(self, batch: Any) -> dict[str, Tensor]:
+        """Minus the mean log likelihood over real steps: fields `(..., b, k, .)` -> `(...)`."""
+        likelihood = of_merged(self.log_prob, batch)
+        return {"likelihood": -masked_mean(likelihood[..., None], batch.mask)}
+
+
+class BehaviourCloning(LikelihoodPolicy):
     """`Windows (b, k, ...) -> actions (b, k, a)`, each step by itself; see the module.
 
     Sub-classes have a condition of `condition_size` numbers beside the state.
     """
-
-    terms = ("likelihood",)
 
     def __init__(self, config: BCConfig, condition_size: int = 0):
         super().__init__(config.state_size, config.action_size, config.context)
@@ -83,28 +112,10 @@ class BehaviourCloning(Policy):
         return windows.states
 
     def outputs(self, windows: Windows) -> Tensor:
-        """The Gaussian's means, or logits of discrete actions: `(b, k, a)`."""
         x = self.inputs(windows)
         for layer in self.hidden:
             x = self.dropout(torch.relu(layer(x)))
         return self.head(x)  # type: ignore[no-any-return]
-
-    def forward(self, windows: Windows) -> Tensor:
-        """The means, or the probabilities of discrete actions: `(b, k, a)`."""
-        out = self.outputs(windows)
-        return out.softmax(dim=-1) if self.discrete_actions else out
-
-    def log_prob(self, windows: Windows) -> Tensor:
-        """How likely the windows' actions are, as a log density or probability: `(b, k)`."""
-        out = self.outputs(windows)
-        if self.discrete_actions:
-            return (out.log_softmax(dim=-1) * windows.actions).sum(dim=-1)
-        return self.head.log_prob(out, windows.actions)  # type: ignore[no-any-return]
-
-    def loss(self, batch: Windows) -> dict[str, Tensor]:
-        """Minus the mean log likelihood over real steps: fields `(..., b, k, .)` -> `(...)`."""
-        likelihood = of_merged(self.log_prob, batch)
-        return {"likelihood": -masked_mean(likelihood[..., None], batch.mask)}
 
     @torch.no_grad()
     def act(self, state: Any, observation: Tensor, reward: Tensor | None = None) -> tuple[Tensor, Any]:

@@ -36,11 +36,13 @@ class Facts:
     observation_keys: tuple[str, ...] = ()  # entries of the environment's dictionary that make the state, in order
     returns_to_go: tuple[float, ...] = ()  # the smallest and the largest, if they are known and finite
     best_end: tuple[float, ...] = ()  # the last state of the episode of the largest return, if it is known
+    returns: tuple[float, ...] = ()  # the smallest and the largest of an episode, if they are known
 
     @classmethod
     def of(cls, trajectories: Trajectories) -> Self:
         """Those of these data."""
-        t, best = trajectories, int(trajectories.returns().argmax())
+        t, returns = trajectories, trajectories.returns()
+        best = int(returns.argmax())
         to_go = t.returns_to_go()
         reach = float(to_go.min(initial=np.inf)), float(to_go.max(initial=-np.inf))
         ends = t.observations[t.starts + t.lengths - 1] if t.last_observations is None else t.last_observations
@@ -53,6 +55,7 @@ class Facts:
             observation_keys=t.observation_keys,
             returns_to_go=reach if np.isfinite(reach).all() else (),
             best_end=tuple(ends[best].tolist()),
+            returns=(float(returns.min()), float(returns.max())),
         )
 
 
@@ -105,6 +108,7 @@ class Official:
     weights; `unused` says which of their keys no output depends on, so that they may be there or not. `notes` are what
     an error adds to a key that is missing. `module` makes what the weights are of, where that is not the policy.
     `prefix` may stand before each of their keys, in a file that holds several things.
+    `named` is given weights and sizes as they came, and returns both as `sources` and `config` name them.
     """
 
     config: Callable[[Mapping[str, Any]], Any]
@@ -113,6 +117,7 @@ class Official:
     notes: Mapping[str, str] = field(default_factory=dict)
     module: Callable[[Any], nn.Module] | None = None
     prefix: str = ""
+    named: Callable[[dict[str, Tensor], Mapping[str, Any]], tuple[dict[str, Tensor], Mapping[str, Any]]] | None = None
 
 
 @dataclass(frozen=True)

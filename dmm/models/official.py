@@ -32,7 +32,7 @@ MOMENTS = ("state_mean", "state_std")
 """What the authors keep beside their weights; a file may have them under these names."""
 PREFIX = "weights/"
 """Of the authors' keys in an `.npz` file that holds other arrays too."""
-UNREGISTERED = "unregistered/"
+BESIDE = ("unregistered/", "waypoint_weights/", "waypoint.")
 """Of weights in such a file that the authors' state dict does not hold; they keep the whole name."""
 
 
@@ -71,7 +71,10 @@ def from_official(name: str, weights: Weights, config: Mapping[str, Any]) -> nn.
         raise InputError(f"name: got {name!r}, which has no weights from elsewhere; allowed are {known}")
     if not isinstance(config, Mapping):
         raise InputError(f"config: got {type(config).__name__}, allowed is a mapping from names to sizes")
+    tensors = read_weights(weights)
     try:
+        if model.official.named is not None:
+            tensors, config = model.official.named(tensors, config)
         made = model.official.config(config)
     except KeyError as error:
         raise InputError(f"config: {error.args[0]!r} is missing, which {name} needs") from None
@@ -80,7 +83,7 @@ def from_official(name: str, weights: Weights, config: Mapping[str, Any]) -> nn.
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"config: it cannot be one of {name} ({error})") from None
     prefix = model.official.prefix
-    tensors = {key.removeprefix(prefix): tensor for key, tensor in read_weights(weights).items()}
+    tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     build = partial(model.official.module or model.policy, made)
     _require_room(build, tensors, name)
     with torch.random.fork_rng():  # the start that is overwritten leaves no trace
@@ -198,7 +201,7 @@ def _read_file(path: Path) -> dict[str, Any]:
                 raise ValueError("it is one array, not several with names")
             with opened as arrays:
                 kept = [key for key in arrays.files if key.startswith(PREFIX)]
-                kept += [key for key in arrays.files if kept and key.startswith(UNREGISTERED)]
+                kept += [key for key in arrays.files if kept and key.startswith(BESIDE)]
                 return {key.removeprefix(PREFIX): arrays[key] for key in kept or arrays.files}
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)

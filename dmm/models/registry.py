@@ -7,7 +7,23 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from dmm.errors import InputError, finite_number, require_choice, true_or_false, whole_number
-from dmm.models import bc, conservative_q, dc, dm, dm_multigrained, dmm, ds4, dt, edt, mamba, qldt, rvs, starformer
+from dmm.models import (
+    bc,
+    conservative_q,
+    dc,
+    dm,
+    dm_multigrained,
+    dmm,
+    ds4,
+    dt,
+    edt,
+    mamba,
+    qldt,
+    rvs,
+    starformer,
+    waypoints,
+    wt,
+)
 from dmm.models.entry import Facts, Model
 
 __all__ = ["MODELS", "Facts", "Model", "find_model", "read_changes", "split_changes"]
@@ -19,6 +35,7 @@ ENTRIES = (
     edt.MODEL,
     *(conservative_q.MODEL, qldt.MODEL),
     *(rvs.RETURNS, rvs.GOALS, bc.MODEL, bc.BEST_TENTH),
+    *(wt.MODEL, waypoints.MODEL),
 )
 MODELS: dict[str, Model] = {model.name: model for model in ENTRIES}
 

@@ -80,23 +80,28 @@ class RvSGConfig(BCConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.goal_size:
-            raise InputError(
-                "goal_size: got 0, the states of these data show no goal (achieved_goal of a maze, or the kitchen's); "
-                f"allowed are goal_start and goal_size of columns among the {self.state_size} of the state"
-            )
-        whole_number("goal_start", self.goal_start, 0, self.state_size - 1)
-        whole_number("goal_size", self.goal_size, 1, self.state_size - self.goal_start)
-        if self.goal and len(self.usual_goal) != self.goal_size:
-            raise InputError(f"goal: got {len(self.usual_goal)} numbers, allowed are {self.goal_size}")
+        check_goal(self)
 
-    @property
-    def usual_goal(self) -> tuple[float, ...]:
-        """The numbers of `goal`."""
-        try:
-            return tuple(finite_number("goal", float(word)) for word in self.goal.split())
-        except ValueError:
-            raise InputError(f"goal: got {self.goal[:40]!r}, allowed are finite numbers with blanks between") from None
+
+def check_goal(config: Any) -> None:
+    """Passes when `goal_start`, `goal_size` and `goal` of a config belong to its states."""
+    if not config.goal_size:
+        raise InputError(
+            "goal_size: got 0, the states of these data show no goal (achieved_goal of a maze, or the kitchen's); "
+            f"allowed are goal_start and goal_size of columns among the {config.state_size} of the state"
+        )
+    whole_number("goal_start", config.goal_start, 0, config.state_size - 1)
+    whole_number("goal_size", config.goal_size, 1, config.state_size - config.goal_start)
+    if config.goal and len(usual_goal(config.goal)) != config.goal_size:
+        raise InputError(f"goal: got {len(usual_goal(config.goal))} numbers, allowed are {config.goal_size}")
+
+
+def usual_goal(goal: str) -> tuple[float, ...]:
+    """The numbers of a config's `goal`."""
+    try:
+        return tuple(finite_number("goal", float(word)) for word in goal.split())
+    except ValueError:
+        raise InputError(f"goal: got {goal[:40]!r}, allowed are finite numbers with blanks between") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +159,7 @@ class RvSG(BehaviourCloning):
 
     def __init__(self, config: RvSGConfig):
         super().__init__(config, condition_size=config.goal_size)
-        self.register_buffer("usual_goal", torch.tensor(config.usual_goal), persistent=False)
+        self.register_buffer("usual_goal", torch.tensor(usual_goal(config.goal)), persistent=False)
 
     def field_sizes(self) -> dict[str, int]:
         return super().field_sizes() | {"goals": self.config.goal_size}
@@ -170,21 +175,31 @@ class RvSG(BehaviourCloning):
         Raises:
             InputError: no goals and no `config.goal`, or goals of another shape.
         """
-        size, goals = self.config.goal_size, Wanted.of(target).goals
-        if goals is None and not len(self.usual_goal):
-            raise InputError(
-                f"goals: got none, allowed is one for each episode, ({n}, {size}): this environment has no "
-                "desired_goal, and rvs-g goes where it is asked to"
-            )
-        goals = self.usual_goal.expand(n, -1) if goals is None else goals.to(self.state_mean)
-        if goals.shape != (n, size):
-            raise InputError(f"goals: got shape {tuple(goals.shape)}, allowed is ({n}, {size})")
+        goals = wanted_goals(n, target, self.config.goal_size, self.usual_goal, "rvs-g")
         begun: GoalWindows = super().init_state(n, target)
         return dataclasses.replace(begun, goals=goals[:, None].clone())
 
     def next_step(self, state: GoalWindows, observation: Tensor) -> GoalWindows:
         now: GoalWindows = super().next_step(state, observation)
         return dataclasses.replace(now, goals=state.goals)
+
+
+def wanted_goals(n: int, target: Target, size: int, usual: Tensor, name: str) -> Tensor:
+    """The goals of n episodes, `(n, size)`: those asked for, else the usual one, `(size,)`, or `(0,)` if there is none.
+
+    Raises:
+        InputError: neither, or goals of another shape.
+    """
+    goals = Wanted.of(target).goals
+    if goals is None and not len(usual):
+        raise InputError(
+            f"goals: got none, allowed is one for each episode, ({n}, {size}): this environment has no "
+            f"desired_goal, and {name} goes where it is asked to"
+        )
+    goals = usual.expand(n, -1) if goals is None else goals.to(usual)
+    if goals.shape != (n, size):
+        raise InputError(f"goals: got shape {tuple(goals.shape)}, allowed is ({n}, {size})")
+    return goals
 
 
 def _longest(facts: Facts) -> dict[str, Any]:

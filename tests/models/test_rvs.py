@@ -22,7 +22,7 @@ from dmm.models.bc import BehaviourCloning
 from dmm.models.entry import Facts, goal_columns
 from dmm.models.official import from_official
 from dmm.models.registry import MODELS, read_changes
-from dmm.models.rvs import GoalPairs, GoalWindows, RvSG, RvSGConfig, RvSR, RvSRConfig
+from dmm.models.rvs import GoalPairs, GoalWindows, RvSG, RvSGConfig, RvSR, RvSRConfig, usual_goal
 from dmm.policy import Wanted
 from dmm.training import TrainConfig, load_run, train
 from dmm.training.stacking import stack
@@ -360,7 +360,7 @@ class TestGoals:
         config = MODELS["rvs-g"].config_for(Facts.of(data), {"width": 4})
         expected = states[7].astype(np.float32)
         expected[[20, 21, 25]] = [0.5, -0.7, 0.3]
-        np.testing.assert_allclose(config.usual_goal, expected, rtol=1e-6)
+        np.testing.assert_allclose(usual_goal(config.goal), expected, rtol=1e-6)
         state = RvSG(config).init_state(2, 4.0)
         np.testing.assert_allclose(state.goals[1, 0], expected, rtol=1e-6)
 
