@@ -21,13 +21,16 @@ import torch
 from torch import Tensor
 
 from dmm import from_official
-from dmm.data.windows import HistoryWindows, Windows
+from dmm.data.windows import HistoryWindows, TransitionWindows, Windows
 from dmm.errors import InputError
 from dmm.experiments import RESULTS, path_argument, write_result
 from dmm.models.entry import Source
 from dmm.models.registry import MODELS
 from dmm.models.rvs import GoalWindows
+from dmm.models.waypoints import ConditionWindows
 
+PART, OTHER_LOSS = "maze/", "grads/waypoint/"
+"""What gradients of QLDT's maze network stand behind, and those of WT's first stage, which has a loss of its own."""
 GOLDEN = Path(__file__).parents[2] / "tests" / "golden"
 Arrays = Mapping[str, Tensor]
 
@@ -74,16 +77,45 @@ def history_windows(arrays: Arrays, policy: Any) -> HistoryWindows:
     )
 
 
+def transition_windows(arrays: Arrays, policy: Any) -> TransitionWindows:
+    """Of EDT: padded on the right, returns and rewards scaled, states z-scored."""
+    found = {each: arrays[f"inputs/{each}"] for each in ("states", "actions", "timesteps", "mask", "next_states")}
+    scaled = {each: arrays[f"inputs/{each}"] * policy.config.rtg_scale for each in ("returns_to_go", "rewards")}
+    return TransitionWindows(**found, **scaled, ended=torch.zeros(*found["mask"].shape, 1))
+
+
+def condition_windows(arrays: Arrays, policy: Any) -> ConditionWindows:
+    """Of WT: windows with a goal or two returns."""
+    found = {each: arrays[f"inputs/{each}"] for each in ("states", "actions", "condition", "mask")}
+    times = torch.zeros_like(found["mask"], dtype=torch.int64)
+    return ConditionWindows(**found, returns_to_go=torch.zeros(*times.shape, 1), timesteps=times)
+
+
 @dataclass(frozen=True)
 class Case:
-    """A golden file: of which model, how its inputs become a batch, and under which keys its numbers are."""
+    """A golden file: of which model, how its inputs become a batch, and under which keys its numbers are.
+
+    Without `batch` it is the authors' network for mazes of states and actions that are numbers (QLDT).
+    """
 
     file: str
     model: str
-    batch: Callable[[Arrays, Any], Windows]
+    batch: Callable[[Arrays, Any], Windows] | None
     actions: str = "outputs/actions"
     loss: str = "loss/total"
     target: str = ""  # actions of the loss, where they are not those that the network sees
+
+    def compute(self, arrays: Arrays, policy: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """What is predicted of all steps, which of them are real, and the loss."""
+        if self.batch is None:
+            rows = arrays["inputs/maze/windows"]
+            mask = torch.ones(rows.shape[:2], dtype=torch.bool)
+            return policy(rows), mask, policy.loss(rows, arrays["inputs/maze/targets"])
+        batch = self.batch(arrays, policy)
+        actions = policy(batch)
+        if self.target:
+            return actions, batch.mask, (actions - arrays[self.target]).square().mean()
+        return actions, batch.mask, torch.stack(list(policy.loss(batch).values())).sum()
 
 
 FRAME: dict[str, Any] = {"batch": frame_windows, "actions": "outputs/action_preds", "loss": "loss"}
@@ -102,6 +134,10 @@ CASES = (
     Case("starformer_imitation", "starformer", history_windows),
     Case("rvs_r", "rvs-r", single_steps),
     Case("rvs_g", "rvs-g", single_steps),
+    Case("edt", "edt", transition_windows),
+    Case("wt", "wt", condition_windows),
+    Case("wt_goal", "wt", condition_windows),
+    Case("qldt", "qldt", None, "outputs/maze/action_logits", "loss/maze/action"),
 )
 
 
@@ -122,19 +158,15 @@ def compare(case: Case, folder: Path = GOLDEN) -> dict[str, Any]:
         config = json.loads(str(stored["config"]))
     moments = {key: arrays[f"inputs/{key}"] for key in ("state_mean", "state_std") if f"inputs/{key}" in arrays}
     policy: Any = from_official(case.model, file, config | moments)
-    batch = case.batch(arrays, policy)
-    actions, expected = policy(batch), arrays[case.actions].view(*batch.mask.shape, -1)
-    if case.target:
-        loss = (actions - arrays[case.target]).square().mean()
-    else:
-        loss = torch.stack(list(policy.loss(batch).values())).sum()
+    actions, mask, loss = case.compute(arrays, policy)
+    expected = arrays[case.actions].view(*mask.shape, -1)
     shares = gradient_shares(case.model, policy, loss, arrays)
     return {
         "model": case.model,
         "file": case.file,
         "source": MODELS[case.model].source,
-        "numbers": expected[batch.mask].numel(),
-        "actions": float((actions.detach() - expected)[batch.mask].abs().max()),
+        "numbers": expected[mask].numel(),
+        "actions": float((actions.detach() - expected)[mask].abs().max()),
         "episode": played(policy, arrays) if "outputs/episode_actions" in arrays else None,
         "loss": float((loss.detach() - arrays[case.loss]).abs() / arrays[case.loss].abs()),
         "gradients": max(shares.values()),
@@ -148,8 +180,8 @@ def gradient_shares(model: str, policy: Any, loss: Tensor, arrays: Arrays) -> di
     assert official is not None
     named = {_key(source): (ours, source) for ours, source in official.sources(policy).items()}
     weights, shares = dict(policy.named_parameters()), {}
-    for key in [key for key in arrays if key.startswith("grads/")]:
-        ours, source = named[key.removeprefix("grads/")]
+    for key in [key for key in arrays if key.startswith("grads/") and not key.startswith(OTHER_LOSS)]:
+        ours, source = named[key.removeprefix("grads/").removeprefix(PART)]
         expected = arrays[key] if isinstance(source, str) else source[1](arrays[key])
         (found,) = torch.autograd.grad(loss, weights[ours], retain_graph=True)
         shares[key] = float((found - expected).abs().max() / expected.abs().max())
