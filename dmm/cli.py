@@ -295,7 +295,7 @@ def inspect(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Activations, norms, gradients and gates of a trained run, as pictures and numbers."""
+    """What a trained run sees, what an action costs and, of models that read tokens, what they do with them."""
     from dmm.files import user_path
     from dmm.inspection.report import inspect as look
     from dmm.training import load_run
@@ -303,9 +303,10 @@ def inspect(
     _set_threads(threads)
     folder = user_path("out", out) if out else user_path("run", run) / "inspection"
     result = look(load_run(run), folder, windows=windows, seed=seed, data=data)
-    lines = [
-        f"{result['model']} on {result['dataset']}, step {result['step']:,}, {windows} windows of {result['data']}"
-    ]
+    lines = [f"{result['model']} on {result['dataset']}, step {result['step']:,}, {result['weights']:,} weights"]
+    lines += [f"an action takes {result['action']['us']:.0f} us and {result['action']['memory']:,} bytes of memory"]
+    if "data" in result:
+        lines += [f"tokens: {windows} windows of {result['data']}"]
     lines += [str(folder / name) for name in result["files"]]
     _print(as_json, result, "\n".join(lines))
 

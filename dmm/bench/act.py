@@ -18,8 +18,11 @@ from dmm.bench.peers import d3rlpy_dt, find, versions
 from dmm.bench.scan import head_lines, heading
 from dmm.errors import InputError
 from dmm.evaluation import make_env, rollout
+from dmm.inspection.cards import facts_for, fresh, sizes_of
+from dmm.inspection.cost import costs_of_actions
 from dmm.models.dmm import DecisionMetaMamba, DMMConfig
 from dmm.models.dt import DecisionTransformer, DTConfig
+from dmm.models.registry import MODELS
 from dmm.policy import Policy
 from dmm.progress import progress_bar
 from dmm.training import Run
@@ -52,7 +55,8 @@ def bench_act(
     device: str = "cpu",
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Microseconds per action in one environment, and the time of whole episodes over the simulator's own time.
+    """Microseconds per action in one environment, for DMM's ways of acting and for every model, and the time of whole
+    episodes over the simulator's own time.
 
     Args:
         steps: the steps behind a policy at which it is timed.
@@ -71,8 +75,23 @@ def bench_act(
     with threads_set(threads):
         actors, left_out = acting_candidates(place)
         latency = latencies(actors, sorted(steps), place, progress)
+        models = costs_of_models()
         played = playing_times(episodes, progress)
-    return {**heading(place, threads), "latency": latency, "left_out": left_out, "episodes": played}
+    return {**heading(place, threads), "latency": latency, "left_out": left_out, "models": models, "episodes": played}
+
+
+def costs_of_models(steps: int = SPAN, rounds: int = 5) -> dict[str, dict[str, Any]]:
+    """Of each model that lists show: one action's time, its part of DMM's, its memory, and the data it is sized for.
+
+    All are at the sizes that models share, past the end of their windows, in one episode on the CPU.
+    """
+    facts = {model.name: facts_for(model) for model in MODELS.values() if not model.hidden}
+    made = {name: fresh(MODELS[name], sizes_of(MODELS[name], of, "frame")[0]) for name, of in facts.items()}
+    found = costs_of_actions(made, steps=steps, rounds=rounds)
+    return {
+        name: {**cost, "over_dmm": cost["us"] / found["dmm"]["us"], "data": facts[name].env_id}
+        for name, cost in found.items()
+    }
 
 
 def acting_candidates(device: torch.device) -> tuple[dict[str, Act], dict[str, str]]:
@@ -244,6 +263,9 @@ def report(result: dict[str, Any]) -> str:
         figures = "".join(f"{each['us']['median']:9.0f}" for each in row["steps"])
         lines.append(f"{name:32}{figures}   last over first {row['last_over_first']:.2f}")
     lines += [f"{name:32}{reason}" for name, reason in result["left_out"].items()]
+    lines += ["", f"{'one action of each model':32}{'us':>9}{'over dmm':>10}{'memory, bytes':>16}"]
+    for name, row in result["models"].items():
+        lines.append(f"{name:32}{row['us']:9.0f}{row['over_dmm']:10.2f}{row['memory']:16,}")
     lines += ["", f"{played['episodes']} episodes of {played['environment']}, policy {played['policy']}"]
     lines[-1] += ", CPU time"
     for name, row in played["ways"].items():

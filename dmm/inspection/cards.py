@@ -12,6 +12,7 @@ from dmm.data.windows import Windows
 from dmm.inspection.reach import reach
 from dmm.models.entry import Facts, Model, goal_columns
 from dmm.models.registry import MODELS, read_changes
+from dmm.policy import Policy
 from dmm.training import TrainConfig
 
 HOPPER = Facts(state_size=11, action_size=3, env_id="Hopper-v5")
@@ -29,13 +30,9 @@ def cards(facts: Facts = HOPPER) -> Iterator[dict[str, Any]]:
 
 def card(model: Model, facts: Facts = HOPPER) -> dict[str, Any]:
     """A model at the sizes that all share, and at its authors' where there are such, for data of these facts."""
-    defaults = {field.name: field.default for field in dataclasses.fields(model.config)}
-    if defaults.get("goal_size") and goal_columns(facts) is None:
-        facts = MAZE
+    facts = facts_for(model, facts)
     sizes = {name: sizes_of(model, facts, name) for name in ("frame", "published") if _has(model, name)}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        policy = model.policy(sizes["frame"][0])
+    policy = fresh(model, sizes["frame"][0])
     windows = issubclass(policy.batch, Windows)
     return {
         "name": model.name,
@@ -50,6 +47,19 @@ def card(model: Model, facts: Facts = HOPPER) -> dict[str, Any]:
         "reach": reach(policy, last=True).last() if windows else None,
         "official": model.official is not None,
     }
+
+
+def facts_for(model: Model, facts: Facts = HOPPER) -> Facts:
+    """These facts, or those of a maze where the model wants goals and data of these facts have none."""
+    defaults = {field.name: field.default for field in dataclasses.fields(model.config)}
+    return MAZE if defaults.get("goal_size") and goal_columns(facts) is None else facts
+
+
+def fresh(model: Model, config: Any) -> Policy:
+    """A policy with the weights that it has before its first update, of seed 0, in evaluation mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return model.policy(config).eval()
 
 
 def sizes_of(model: Model, facts: Facts, name: str) -> tuple[Any, dict[str, Any]]:

@@ -17,6 +17,7 @@ from dmm.data.preview import preview
 from dmm.data.recipes import RECIPES
 from dmm.data.rewards import Rewards
 from dmm.data.trajectories import MARK, Trajectories, load_trajectories
+from dmm.data.windows import Windows
 from dmm.errors import InputError, RunError, whole_number
 from dmm.files import strict_json, user_path
 from dmm.inspection import (
@@ -28,22 +29,30 @@ from dmm.inspection import (
     gradient_norms,
     token_norms,
 )
+from dmm.inspection.cost import costs_of_actions
+from dmm.inspection.reach import Reach, reach
 from dmm.models.frame import TokenPolicy
 from dmm.plots import COLORS, use_style
 from dmm.training import Run
 from dmm.training.checkpoints import write_atomically
 
 PREVIEW_EPISODES = 100
+MOST_ROWS = 32
+"""Of longer windows only the last action's reach is looked at."""
 Numbers = dict[str, dict[str, list[float]]]
 
 
 def inspect(
     run: Run, out: str | Path, *, windows: int = 128, seed: int = 0, data: str | Trajectories | None = None
 ) -> dict[str, Any]:
-    """Measure a run on windows of its data; write `inspection.json` and four pictures to `out`.
+    """Measure a run; write `inspection.json` and pictures to `out`.
+
+    Of any policy: its weights, what each action depends on (`dmm.inspection.reach`), and what one action costs
+    (`dmm.inspection.cost`). Of models of the shared frame, which read tokens, also activations, norms, gradients and
+    gates on windows of the data.
 
     Args:
-        run: of a model of the shared frame, which reads tokens.
+        run: of any model.
         out: a folder, made if it is not there; files of the same names are replaced.
         windows: how many, without padding.
         seed: which.
@@ -51,26 +60,49 @@ def inspect(
             and a recipe makes it, its first episodes.
 
     Returns:
-        The content of `inspection.json`: `norms` by stage, `gradients` by objective and `gates` by layer, each a list
-        over the `3k` tokens, `data`, what was looked at, and `files`, the names of what was written.
+        The content of `inspection.json`: `weights`; `reach`, the first and last step that the last action sees of each
+        field, relative to it, None where it sees none; `action`, microseconds and bytes of memory; `files`, the names
+        of what was written. Of models of the frame also `norms` by stage, `gradients` by objective and `gates` by
+        layer, each a list over the `3k` tokens, and `data`, what was looked at.
 
     Raises:
-        InputError: another kind of policy, `windows` below 1, data that are neither on this machine nor a recipe's or
-            have states or actions of other sizes, or a data set that has been replaced since the run was trained on it.
+        InputError: `windows` below 1, data that are neither on this machine nor a recipe's or have states or actions of
+            other sizes, or a data set that has been replaced since the run was trained on it.
         RunError: the folder cannot be written.
     """
-    if not isinstance(run.policy, TokenPolicy):
-        raise InputError(
-            f"run: got a {type(run.policy).__name__}, allowed are models of the shared frame, which reads tokens"
-        )
     out, windows = user_path("out", out), whole_number("windows", windows, 1)
+    policy, figures = run.policy, {}
+    result: dict[str, Any] = {
+        "dataset": run.info["dataset"]["id"],
+        "model": run.info["model"],
+        "step": run.step,
+        "weights": policy.parameter_count(),
+        "action": costs_of_actions({"action": policy})["action"],
+        "reach": None,
+    }
+    if issubclass(policy.batch, Windows):
+        found = reach(policy, last=policy.context > MOST_ROWS)
+        result["reach"] = {name: span and list(span) for name, span in found.last().items()}
+        figures["reach.png"] = draw_reach(found)
+    if isinstance(policy, TokenPolicy):
+        made, more = _tokens(run, policy, windows, seed, data)
+        result, figures = result | made, more | figures
+    result["files"] = ["inspection.json", *figures]
+    _write(out, result, figures)
+    return result
+
+
+def _tokens(
+    run: Run, policy: TokenPolicy, windows: int, seed: int, data: str | Trajectories | None
+) -> tuple[dict[str, Any], dict[str, Figure]]:
+    """What is measured of tokens, and the pictures of it."""
     trajectories, what = _own_data(run) if data is None else _other_data(run, data)
-    batch = full_windows(trajectories, run.policy.context, windows, seed=seed)
-    stages, kinds = activations(run.policy, batch), run.policy.TOKENS
+    batch = full_windows(trajectories, policy.context, windows, seed=seed)
+    stages, kinds = activations(policy, batch), policy.TOKENS
     numbers: Numbers = {
         "norms": {name: token_norms(x).tolist() for name, x in stages.items()},
-        "gradients": {name: gradient_norms(run.policy, batch, name).tolist() for name in get_args(Objective)},
-        "gates": {name: share.tolist() for name, share in gate_shares(run.policy, batch).items()},
+        "gradients": {name: gradient_norms(policy, batch, name).tolist() for name in get_args(Objective)},
+        "gates": {name: share.tolist() for name, share in gate_shares(policy, batch).items()},
     }
     figures = {
         "activations.png": draw_activations({name: x[0] for name, x in stages.items() if name.startswith("layer")}),
@@ -79,18 +111,20 @@ def inspect(
     }
     if numbers["gates"]:
         figures["gates.png"] = draw_tokens(numbers["gates"], "share that the gate lets through", kinds)
-    result = {
-        "dataset": run.info["dataset"]["id"],
-        "model": run.info["model"],
-        "step": run.step,
-        "windows": windows,
-        "data": what,
-        "tokens": [f"{kind} {step}" for step in range(run.policy.context) for kind in kinds],
-        **numbers,
-        "files": ["inspection.json", *figures],
-    }
-    _write(out, result, figures)
-    return result
+    tokens = [f"{kind} {step}" for step in range(policy.context) for kind in kinds]
+    return {"windows": windows, "data": what, "tokens": tokens, **numbers}, figures
+
+
+def draw_reach(found: Reach) -> Figure:
+    """One square per field: which of its steps (columns) the action of each step (rows) depends on."""
+    use_style()
+    fig, axes = plt.subplots(1, len(found.seen), figsize=(2.4 * len(found.seen), 2.7), squeeze=False)
+    for ax, (name, seen) in zip(axes[0], found.seen.items(), strict=True):
+        ax.imshow(seen.numpy(), cmap="Greys", vmin=0, vmax=1.3, interpolation="nearest")
+        ax.grid(False)
+        ax.set(xlabel="step", title=name.replace("_", " "))
+    axes[0, 0].set_ylabel("action of step")
+    return fig
 
 
 def draw_activations(stages: dict[str, Tensor]) -> Figure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from dmm.cli import app
 from dmm.data.observations import FlatObservation
 from dmm.errors import InputError
 from dmm.models.dmm import DecisionMetaMamba, DMMConfig
+from dmm.models.registry import MODELS
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,7 @@ def result() -> Any:
     before = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SPAN", 3)
+        patch.setattr(module, "costs_of_models", partial(module.costs_of_models, steps=2, rounds=1))
         found = bench_act(steps=(9, 2), episodes=1, progress=False)
     yield found
     assert torch.get_num_threads() == before
@@ -62,6 +65,15 @@ def test_episodes_are_played_in_every_way(result: dict[str, Any]) -> None:
         assert row["over_whole_simulator"] == pytest.approx(row["seconds"] / sum(parts.values()))
         assert row["ratio"] > row["over_whole_simulator"] > 1
         assert row["steps"] > 1
+
+
+def test_one_action_of_every_model_is_timed(result: dict[str, Any]) -> None:
+    assert set(result["models"]) == {name for name, model in MODELS.items() if not model.hidden}
+    dmm, bc = result["models"]["dmm"], result["models"]["bc"]
+    assert dmm["over_dmm"] == 1 and bc["us"] > 0 and bc["over_dmm"] == pytest.approx(bc["us"] / dmm["us"])
+    window = DecisionMetaMamba(DMMConfig(**HOPPER)).init_state(1, 0.0)  # type: ignore[arg-type]
+    assert dmm["memory"] == sum(x.numel() * x.element_size() for x in vars(window).values()) > bc["memory"] > 0
+    assert result["models"]["rvs-g"]["data"].startswith("AntMaze") and "rvs-g" in report(result)
 
 
 def test_report_and_picture(result: dict[str, Any], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`dmm inspect`: the files it writes, and that their numbers are those of `dmm.inspection`."""
 
+import dataclasses
 import json
 
 import matplotlib.image
@@ -8,11 +9,11 @@ import torch
 
 from dmm.cli import main
 from dmm.data.preview import preview
-from dmm.errors import InputError, RunError
+from dmm.errors import RunError
 from dmm.inspection import activations, full_windows, gradient_norms, token_norms
+from dmm.inspection.reach import reach
 from dmm.inspection.report import inspect
-from dmm.policy import Policy
-from dmm.training import Run, train
+from dmm.training import train
 
 SMALL = {"width": 8, "layers": 2, "batch_size": 4, "context": 3}
 MAZE = "dmm/pointmaze/umaze-v0"
@@ -42,7 +43,14 @@ def test_numbers_are_those_of_the_policy_on_windows_of_its_data(run, data, datas
 
 def test_every_named_file_is_a_picture_with_something_on_it(run, datasets_path, tmp_path):
     result = inspect(run, tmp_path, windows=4)
-    assert result["files"] == ["inspection.json", "activations.png", "norms.png", "gradients.png", "gates.png"]
+    assert result["files"] == [
+        "inspection.json",
+        "activations.png",
+        "norms.png",
+        "gradients.png",
+        "gates.png",
+        "reach.png",
+    ]
     for name in result["files"][1:]:
         picture = matplotlib.image.imread(tmp_path / name)
         assert picture.shape[1] > 300 and picture[..., :3].std() > 0.05
@@ -79,6 +87,16 @@ def test_a_folder_that_cannot_be_made_is_one_error(run, datasets_path, tmp_path)
         inspect(run, tmp_path / "file", windows=4)
 
 
-def test_other_policies_are_refused(run, tmp_path):
-    with pytest.raises(InputError, match=r"^run: got a Policy, allowed are models of the shared frame"):
-        inspect(Run(tmp_path, Policy(2, 2, 3), run.info, 2), tmp_path)
+@pytest.mark.parametrize("model", ["bc", "starformer"])
+def test_models_without_the_frames_tokens_have_reach_and_cost(model, data, datasets_path, tmp_path):
+    changes = {"width": 8, "layers": 1, "batch_size": 4}
+    run = train(data, model, steps=2, out=tmp_path / "run", changes=changes, progress=False, device="cpu")
+    result = inspect(run, tmp_path / "out")
+    assert result["files"] == ["inspection.json", "reach.png"] and "norms" not in result
+    assert result["weights"] == run.policy.parameter_count() and result["action"]["us"] > 0
+    spans = reach(run.policy, last=True).last()
+    assert result["reach"] == {name: span and list(span) for name, span in spans.items()} and spans["states"][1] == 0
+    state = run.policy.init_state(1, 1.0)
+    sizes = [getattr(state, field.name) for field in dataclasses.fields(state)]
+    assert result["action"]["memory"] == sum(x.numel() * x.element_size() for x in sizes)
+    assert matplotlib.image.imread(tmp_path / "out" / "reach.png").std() > 0.05
