@@ -107,7 +107,9 @@ def window_returns(rewards: Tensor, last: Tensor, mask: Tensor | None = None) ->
     Raises:
         InputError: shapes that do not fit.
     """
-    if rewards.ndim < 1 or last.shape != rewards.shape[:-1]:
+    if not rewards.ndim or not rewards.shape[-1]:
+        raise InputError(f"rewards: got shape {tuple(rewards.shape)}, allowed is (..., k) with k >= 1")
+    if last.shape != rewards.shape[:-1]:
         raise InputError(f"last: got shape {tuple(last.shape)}, allowed is {tuple(rewards.shape[:-1])}")
     real = torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask
     if real.shape != rewards.shape:

@@ -10,9 +10,9 @@ actor. The logsumexp is over all discrete actions, else estimated from uniform o
 1 / its density. Rewards are divided by `rtg_scale` before and values multiplied by it behind, so that the weights below
 are in the unit of returns.
 
-    value(s)      mean over the critics: the largest over discrete actions, else the mean over actions that the actor draws
+    value(s)      mean over the critics: the largest over discrete actions, else the mean over 10 actions of the actor
 
-Source: Kumar et al. 2020, arXiv 2006.04779, with the values of `reproductions/offline/qdt.py` of takuseno/d3rlpy@38c34b6.
+Source: Kumar et al. 2020, arXiv 2006.04779, with values as in takuseno/d3rlpy@38c34b6, `reproductions/offline/qdt.py`.
 Departures: one AdamW of one rate trains actor and critics together, so the actor climbs the targets, which no gradient
 moves; the weight of the entropy is fixed; sampled actions are those of the present state alone.
 

@@ -17,6 +17,7 @@ its 1002 embeddings is nobody's there, the last nobody's here. `from_official` r
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmm.configs import check_positive
 from dmm.data.relabelling import (
     Drawn,
     LastReward,
@@ -35,7 +37,7 @@ from dmm.data.relabelling import (
     window_returns,
 )
 from dmm.data.trajectories import Trajectories
-from dmm.errors import require_choice, whole_number
+from dmm.errors import InputError, require_choice, whole_number
 from dmm.models.conservative_q import ConservativeQ, observed_values
 from dmm.models.dt import RECIPE, DecisionTransformer, DTConfig
 from dmm.models.entry import Facts, Model, Stage, domain
@@ -66,6 +68,13 @@ class QLDTConfig(DTConfig):
         require_choice("last_reward", self.last_reward, LastReward)
         require_choice("drawn", self.drawn, Drawn)
         whole_number("critic_steps", self.critic_steps, 0)
+        check_positive(self, "critic_width", "critic_layers", "critic_batch")
+        if not 0 <= self.conservative < math.inf:
+            raise InputError(f"conservative: got {self.conservative:g}, allowed is 0 or more")
+        if not 0 < self.critic_rate < math.inf:
+            raise InputError(f"critic_rate: got {self.critic_rate:g}, allowed is a positive number")
+        if not 0 < self.critic_target_rate <= 1:
+            raise InputError(f"critic_target_rate: got {self.critic_target_rate:g}, allowed is above 0 and at most 1")
 
 
 class QLearningDT(DecisionTransformer):

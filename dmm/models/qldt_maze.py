@@ -54,7 +54,7 @@ class TableConfig:
 
 
 class TableTransformer(nn.Module):
-    """Rows of (action before, state, return-to-go), `(b, k, 3)`, to logits of actions, `(b, k, a + 1)`; k <= context."""
+    """Rows (action before, state, return-to-go) to logits of actions: `(b, k, 3) -> (b, k, a + 1)`, k <= context."""
 
     def __init__(self, config: TableConfig):
         super().__init__()
