@@ -81,7 +81,7 @@ class LikelihoodPolicy(Policy):
         out = self.outputs(windows)
         if self.discrete_actions:
             return (out.log_softmax(dim=-1) * windows.actions).sum(dim=-1)
-        return self.head.log_prob(out, windows.actions)
+        return self.head.log_prob(out, windows.actions)  # type: ignore[no-any-return]
 
     def loss(self, batch: Any) -> dict[str, Tensor]:
         """Minus the mean log likelihood over real steps: fields `(..., b, k, .)` -> `(...)`."""

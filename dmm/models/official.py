@@ -33,7 +33,7 @@ MOMENTS = ("state_mean", "state_std")
 PREFIX = "weights/"
 """Of the authors' keys in an `.npz` file that holds other arrays too."""
 BESIDE = ("unregistered/", "waypoint_weights/", "waypoint.")
-"""Of weights in such a file that the authors' state dict does not hold; they keep the whole name."""
+"""Of weights in such a file that are not in the policy's own state dict; they keep the whole name."""
 
 
 Weights = Mapping[str, Any] | str | Path
@@ -53,6 +53,9 @@ def from_official(name: str, weights: Weights, config: Mapping[str, Any]) -> nn.
     For `mamba` it is one block, a `MambaBlock`, and the weights are those of one `mamba_ssm.Mamba`, whose arguments
     `config` holds (`d_model`, and `d_state`, `d_conv`, `expand`, `dt_rank` where they are not its defaults): the policy
     around the blocks is this package's own.
+
+    For `wt` they are those of two networks: the policy's, and behind `waypoint_weights/` or `waypoint.` those of the
+    waypoint network.
 
     Args:
         name: a model with published weights or code: `dmm`, `mamba`, `dt`, ... as in `dmm models`.

@@ -22,7 +22,6 @@ episode is held out, and the last checkpoint is taken, where the authors choose 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any, Literal
@@ -51,7 +50,8 @@ class ConditionConfig:
     action_size: int  # a
     condition: Condition = "returns"  # returns: average and cumulative; goal: columns of a state that comes later
     goal_start: int = 0  # the first column of the state that belongs to a goal
-    goal_size: int = 0  # how many do
+    goal_size: int = 0  # g, how many do
+    goal: str = ""  # g numbers with blanks between: what is wanted where the environment asks for nothing
     return_scale: float = 1000.0  # N, what the cumulative return is divided by
     released_padding: bool = True  # padded windows are asked for returns of (0, 0), and waypoints in padding count
 
@@ -243,17 +243,13 @@ def return_scale(returns: tuple[float, ...]) -> float | None:
     return rounded if rounded > 0 else max(map(abs, returns)) or 1.0
 
 
-def _defaults(facts: Facts) -> Mapping[str, Any]:
-    return {name: value for name, value in condition_fields(facts).items() if name != "goal"}
-
-
 MODEL = Model(
     name="waypoints",
     policy=Waypoints,
     config=WaypointConfig,
     description="the waypoint network, which is trained before the Waypoint Transformer",
     source="Badrinath et al. 2023, arXiv 2306.14069; StanfordAI4HI/waypoint-transformer@716f514",
-    defaults=_defaults,
+    defaults=condition_fields,
     sampler=ConditionDraws(WaypointWindows),
     hidden=True,
 )

@@ -88,7 +88,6 @@ class WTConfig(ConditionConfig):
     dropout: float = 0.1  # on attention weights and on what each block adds
     places: int = 0  # in the window that have a vector, at least k; 0: one more than k, as in the release
     longest: int = 1000  # L, steps of the longest episode of the data
-    goal: str = ""  # numbers with blanks between: the goal where the environment asks for none
     waypoint_width: int = 64  # of each hidden layer of the waypoint network
     waypoint_layers: int = 4  # hidden ones
     waypoint_horizon: int = HORIZON  # how many steps ahead a waypoint lies; of goals only
