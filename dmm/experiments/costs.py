@@ -1,9 +1,9 @@
-"""What one action of each model costs: CPU time in one environment, on one thread, as a ratio to the default model.
+"""What one action of each model costs, as a ratio to the default model, on one thread.
 
     python -m dmm.experiments.costs
 
-All models have the sizes that they share, for the point maze, and random weights, which change no time. They act in
-turn, one step each, so that whatever else the machine does meets all alike.
+All models have the sizes that they share and random weights, which change no time. A model whose memory is a recurrence
+acts as one. What is counted is the CPU's time, which others on the machine hardly change; models take turns.
 """
 
 from __future__ import annotations
@@ -17,80 +17,61 @@ from dmm.experiments.all_models import shown_models
 from dmm.experiments.grid import machine
 
 REFERENCE = "dmm"
-STEPS, TIMED = 120, 100
-"""Steps that each model acts, and how many of them, the last ones, are timed: by then every window is full."""
+STEPS, ROUNDS = 20, 12
+"""Actions that each model takes in a turn, and turns; those of the first are not timed, windows fill up in it."""
 
 
-def facts() -> Any:
-    """What models know of the data for the point maze."""
-    from dmm.data.recipes import find_recipe
-    from dmm.experiments.pointmaze import DATASET
-    from dmm.models.entry import Facts
-
-    recipe = find_recipe(DATASET)
-    return Facts(
-        state_size=6, action_size=2, env_id=recipe.env_id, longest=150, observation_keys=recipe.observation_keys
-    )
-
-
-def make_policy(name: str) -> Any:
-    """An untrained policy at the shared sizes."""
-    import torch
-
-    from dmm.models.registry import MODELS
-
-    model = MODELS[name]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return model.policy(model.config_for(facts(), {})).eval()
-
-
-class Actor:
-    """A policy in one episode, that keeps its memory itself; one that is a recurrence acts as such."""
+class Player:
+    """One episode of an actor on observations of random numbers."""
 
     def __init__(self, policy: Any):
         import torch
 
         from dmm.acting import make_actor
-        from dmm.policy import Wanted
+        from dmm.inspection.cost import wanted_of
 
-        self.policy = make_actor(policy, "recurrent" if policy.recurrent else "window")
-        self.state = self.policy.init_state(1, Wanted(returns=1.0, goals=torch.zeros(1, 2)))
-        self.reward: Any = None
+        self.actor: Any = make_actor(policy, "recurrent" if policy.recurrent else "window")
+        self.state = self.actor.init_state(1, wanted_of(policy))
+        self.observation, self.reward = torch.zeros(1, policy.state_size), torch.zeros(1)
+        self.begun = False
 
-    def seconds(self, observation: Any, reward: Any) -> float:
-        """CPU seconds of the next action."""
-        begin = time.process_time()
-        _, self.state = self.policy.act(self.state, observation, self.reward)
-        used = time.process_time() - begin
-        self.reward = reward
-        return used
+    def play(self, steps: int) -> list[float]:
+        """CPU microseconds of each of so many actions."""
+        taken = []
+        for _ in range(steps):
+            self.observation.normal_()
+            begin = time.process_time()
+            _, self.state = self.actor.act(self.state, self.observation, self.reward if self.begun else None)
+            taken.append(1e6 * (time.process_time() - begin))
+            self.begun = True
+        return taken
 
 
-def measure(steps: int = STEPS, timed: int = TIMED) -> list[dict[str, Any]]:
-    """Median and quartiles of each model's microseconds, and the ratio of medians to that of the reference."""
+def measure(steps: int = STEPS, rounds: int = ROUNDS) -> list[dict[str, Any]]:
+    """Weights, quartiles of an action's microseconds, and the ratio of medians to the reference's, of each model."""
     import numpy as np
     import torch
 
+    from dmm.inspection.cards import facts_for, fresh, sizes_of
+    from dmm.models.registry import MODELS
+
     torch.set_num_threads(1)
-    generator = torch.Generator().manual_seed(0)
-    policies = {name: make_policy(name) for name in shown_models()}
-    actors = {name: Actor(policy) for name, policy in policies.items()}
-    taken: dict[str, list[float]] = {name: [] for name in actors}
-    for _ in range(steps):
-        observation, reward = torch.randn(1, 6, generator=generator), torch.zeros(1)
-        for name, actor in actors.items():
-            taken[name].append(1e6 * actor.seconds(observation, reward))
-    quartiles = {name: np.quantile(values[-timed:], (0.25, 0.5, 0.75)) for name, values in taken.items()}
-    reference = quartiles[REFERENCE][1]
+    facts = {name: facts_for(MODELS[name]) for name in shown_models()}
+    policies = {name: fresh(MODELS[name], sizes_of(MODELS[name], of, "frame")[0]) for name, of in facts.items()}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        players = {name: Player(policy) for name, policy in policies.items()}
+        turns = [{name: player.play(steps) for name, player in players.items()} for _ in range(rounds)]
+    found = {name: np.quantile([turn[name] for turn in turns[1:]], (0.25, 0.5, 0.75)) for name in players}
     return [
         {
             "name": name,
+            "data": facts[name].env_id,
             "weights": sum(weight.numel() for weight in policies[name].parameters()),
-            "us": dict(zip(("low", "median", "high"), map(float, found), strict=True)),
-            "ratio": float(found[1] / reference),
+            "us": dict(zip(("low", "median", "high"), map(float, us), strict=True)),
+            "ratio": float(us[1] / found[REFERENCE][1]),
         }
-        for name, found in quartiles.items()
+        for name, us in found.items()
     ]
 
 
@@ -98,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time one action of every model.")
     parser.add_argument("--out", type=path_argument, default=RESULTS / "costs.json", help="the result file to write")
     args = parser.parse_args()
-    settings = {"reference": REFERENCE, "steps": STEPS, "timed": TIMED, "threads": 1}
+    settings = {"reference": REFERENCE, "steps": STEPS, "rounds": ROUNDS, "threads": 1}
     write_result(args.out, {"settings": settings, "machine": machine(), "models": measure()})
 
 
