@@ -8,13 +8,14 @@ Source: SplitMix64 (Steele, Lea and Flood 2014), whose outputs are a hash of a c
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-STRIDE = 0x9E3779B97F4A7C15 - 2**64
-"""Between two counters, as a signed number: 2^64 over the golden ratio."""
-FACTORS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
-SHIFTS = (30, 27, 31)
+STRIDE = np.uint64(0x9E3779B97F4A7C15)
+"""Between two counters: 2^64 over the golden ratio."""
+FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
 BITS = 24
 """Of a uniform number: as many as float32 holds."""
 
@@ -27,27 +28,27 @@ def seed_of(generator: torch.Generator | None) -> int:
 
 
 def streams(seeds: Tensor, observation: Tensor) -> Tensor:
-    """The streams `(n,)` int64 of episodes with these seeds `(n,)` that begin with `observation (n, s)`."""
-    bits = observation.double().contiguous().view(torch.int64)
-    places = torch.arange(1, bits.shape[-1] + 1, device=bits.device) * STRIDE
-    return _mixed(_mixed(bits + places).sum(dim=-1) + _mixed(seeds))
+    """Of episodes with these seeds `(n,)` that begin with `observation (n, s)`: `(n,)` int64, on the CPU."""
+    bits = observation.cpu().double().contiguous().numpy().view(np.uint64)
+    each = _mixed(bits + STRIDE * np.arange(1, bits.shape[1] + 1, dtype=np.uint64))
+    mixed = _mixed(each.sum(axis=1) + _mixed(_bits(seeds)))
+    return torch.from_numpy(mixed.view(np.int64))
 
 
 def uniform(stream: Tensor, step: Tensor, count: int) -> Tensor:
     """`count` numbers from [0, 1) for each episode's time step: streams and steps `(n,)` -> `(n, count)` float32."""
-    numbers = torch.arange(1, count + 1, device=stream.device) * STRIDE
-    mixed = _mixed(_mixed(stream + step * STRIDE)[:, None] + numbers)
-    return _shifted(mixed, 64 - BITS).float() / 2**BITS
+    episode = _mixed(_bits(stream) + STRIDE * _bits(step))
+    mixed = _mixed(episode[:, None] + STRIDE * np.arange(1, count + 1, dtype=np.uint64))
+    return torch.from_numpy((mixed >> np.uint64(64 - BITS)).astype(np.float32) / np.float32(2**BITS))
 
 
-def _mixed(x: Tensor) -> Tensor:
-    """SplitMix64's hash of int64 numbers, whose products wrap around."""
+def _bits(numbers: Tensor) -> np.ndarray:
+    return numbers.cpu().contiguous().numpy().view(np.uint64)
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's hash of 64-bit numbers, whose products wrap around."""
     first, second, third = SHIFTS
-    x = (x ^ _shifted(x, first)) * FACTORS[0]
-    x = (x ^ _shifted(x, second)) * FACTORS[1]
-    return x ^ _shifted(x, third)
-
-
-def _shifted(x: Tensor, bits: int) -> Tensor:
-    """To the right, with zeros coming in."""
-    return (x >> bits) & (2 ** (64 - bits) - 1)
+    x = (x ^ (x >> first)) * FACTORS[0]
+    x = (x ^ (x >> second)) * FACTORS[1]
+    return x ^ (x >> third)

@@ -409,7 +409,7 @@ def _run_batch(
         _require_finite(playing, observation)
         action, state = actor.act(state, torch.from_numpy(observation), reward)
         # a copy: what an environment does to its action must not reach the actor's memory
-        observation, earned, over = _step(playing, np.array(action.cpu()))
+        observation, earned, over = _step(playing, action.cpu().numpy().copy())
         with np.errstate(over="ignore"):  # `play` looks at the sums
             returns[going_on] += earned
         lengths[going_on] += 1

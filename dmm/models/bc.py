@@ -76,12 +76,12 @@ class LikelihoodPolicy(Policy):
         out = self.outputs(windows)
         return out.softmax(dim=-1) if self.discrete_actions else out
 
-    def log_prob(self, windows: Any) -> Tensor:
+    def log_prob(self, windows: Windows) -> Tensor:
         """How likely the windows' actions are, as a log density or probability: `(b, k)`."""
         out = self.outputs(windows)
         if self.discrete_actions:
             return (out.log_softmax(dim=-1) * windows.actions).sum(dim=-1)
-        return self.head.log_prob(out, windows.actions)  # type: ignore[no-any-return]
+        return self.head.log_prob(out, windows.actions)
 
     def loss(self, batch: Any) -> dict[str, Tensor]:
         """Minus the mean log likelihood over real steps: fields `(..., b, k, .)` -> `(...)`."""

@@ -23,9 +23,9 @@ step it reaches nothing. An estimate depends on the first drawn return only, whi
 With `bins="released"` a drawn bin is read back as the one below it: returns are counted in n - 1 intervals and drawn
 bins taken for n. `corrected` reads a bin as its middle. Returns are cut to `return_low` .. `return_high`.
 
-It reads `TransitionWindows`, padded on either side; its authors draw trajectories, not transitions, pad on the right and
-start all layers as PyTorch does. Draws when acting follow from the generator's seed and an episode's first observation
-(`dmm.draws`): an episode is the same whatever is played beside it, and the generator is left as it was.
+It reads `TransitionWindows`, padded on either side; its authors draw trajectories, not transitions, pad on the right
+and start all layers as PyTorch does. Draws when acting follow from the generator's state, which is left as it was, and
+from an episode's first observation (`dmm.draws`): an episode is the same whatever is played beside it.
 
 Source: Wu et al. 2023, arXiv 2307.02484; `kristery/Elastic-DT` at commit 8517ef6. Departures: sizes are those of the
 frame (context 8, width 64, 3 layers; theirs are 20, 512, 4). Bounds of returns are theirs for MuJoCo; for mazes and the
@@ -37,7 +37,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from itertools import accumulate
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -66,6 +66,10 @@ LONGEST = 4096
 """Entries of the table of time steps at most, as many as published."""
 EDGE = 1e-3
 """Part of a bin by which a return may miss the bin's lower end, with `bins="corrected"`."""
+TOGETHER = 64
+"""Tokens of several histories whose attention is one call, in which most pairs are of different histories."""
+SMALL = 2**19
+"""Tokens times channels squared: up to here a pass over all histories costs less than one more over a single one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,9 +146,11 @@ def decode_return(bins: Tensor, config: EDTConfig) -> Tensor:
 def return_probabilities(logits: Tensor, config: EDTConfig) -> Tensor:
     """What a return's bin is drawn from when acting: logits `(..., return_bins)` to probabilities of that shape."""
     slope = SLOPE + config.expert_weight
-    raised = logits + slope * torch.linspace(0, 1, config.return_bins, device=logits.device, dtype=logits.dtype)
-    low = raised < raised.quantile(DROPPED, dim=-1, keepdim=True)
-    return raised.masked_fill(low, float("-inf")).softmax(dim=-1)
+    raised = logits + torch.linspace(0, slope, config.return_bins, device=logits.device, dtype=logits.dtype)
+    below, part = divmod(DROPPED * (config.return_bins - 1), 1)
+    ordered = raised.sort(dim=-1).values[..., int(below) : int(below) + 2]
+    quantile = torch.lerp(ordered[..., :1], ordered[..., 1:], part)
+    return raised.masked_fill(raised < quantile, float("-inf")).softmax(dim=-1)
 
 
 class ElasticBlock(nn.Module):
@@ -163,15 +169,38 @@ class ElasticBlock(nn.Module):
 
     def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
         """`allowed (l, l)`: True where the row's token may look at the column's."""
-        return self.add(x, self.read(self.query(x), self.key(x), self.value(x), allowed))
+        return self.add(x, self.read(x, x, allowed))
 
-    def read(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """Queries `(b, q, d)`, keys and values `(b, l, d)` -> `(b, q, d)`; `allowed (q, l)`, None lets all see all."""
+    def read(self, x: Tensor, among: Tensor, allowed: Tensor) -> Tensor:
+        """What tokens `(b, q, d)` read among others `(b, l, d)`; `allowed (q, l)`."""
+        return self.attend(self.query(x), self.key(among), self.value(among), allowed)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
+        """Queries `(b, q, d)`, keys and values `(b, l, d)`, `allowed (q, l)` -> `(b, q, d)`."""
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))  # (b, heads, l, e)
-        scores = (q * q.shape[-1] ** -0.5) @ k.mT
-        if allowed is not None:
-            scores = scores.masked_fill(~allowed, float("-inf"))
-        return (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(-2)
+        if torch.is_grad_enabled():
+            scores = (q * q.shape[-1] ** -0.5) @ k.mT
+            read = scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1) @ v
+        else:  # faster, and its gradients on a GPU are not the same bits each time
+            read = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        return read.transpose(1, 2).flatten(-2)
+
+    def glance(self, x: Tensor, among: Tensor, allowed: Tensor) -> Tensor:
+        """What `read` gives, cheaper for a few tokens: without making keys and values of the others.
+
+        With `q` a head's query and `W_k y + b_k` a key, scores are `(W_k^T q) y` but for what all keys share; and the
+        weighted mean of values is the value of the weighted mean. `allowed` is `(q, l)` or `(b, q, l)`.
+        """
+        b, count, d = x.shape
+        q = self.query(x).view(b * count, self.heads, -1).transpose(0, 1)  # (heads, b q, e)
+        for_key, for_value = (layer.weight.unflatten(0, (self.heads, -1)) for layer in (self.key, self.value))
+        q = (q * q.shape[-1] ** -0.5 @ for_key).view(self.heads, b, count, d).transpose(0, 1)  # (b, heads, q, d)
+        scores = (q.flatten(1, 2) @ among.mT).view(b, self.heads, count, -1)
+        hidden = ~allowed if allowed.ndim == 2 else ~allowed[:, None]
+        weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
+        mean = (weights.flatten(1, 2) @ among).view(b, self.heads, count, d).transpose(0, 1)
+        read = mean.reshape(self.heads, b * count, d) @ for_value.mT  # (heads, b q, e)
+        return read.transpose(0, 1).reshape(b, count, d) + self.value.bias
 
     def add(self, x: Tensor, read: Tensor) -> Tensor:
         """What becomes of tokens whose attention read this, `(b, l, d)` each."""
@@ -211,9 +240,9 @@ class Search:
 class Memory:
     """What acting remembers of n episodes."""
 
-    windows: TransitionWindows  # (n, k, .), padded on the left
-    seeds: Tensor  # (n,) int64
-    streams: Tensor  # (n,) int64, of random numbers, once the first observation is there
+    windows: Windows  # (n, k, .), padded on the left
+    seeds: Tensor  # (n,) int64, on the CPU
+    streams: Tensor  # (n,) int64, of random numbers, once the first observation is there; on the CPU
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Memory:
         """`function` of every tensor."""
@@ -302,22 +331,22 @@ class ElasticDecisionTransformer(Policy):
 
     def init_state(self, n: int, target: Target) -> Memory:
         """The memory of `n` episodes before their first observation."""
-        windows: TransitionWindows = super().init_state(n, target)
-        seeds = torch.full((n,), seed_of(Wanted.of(target).generator), device=self.state_mean.device)
-        return Memory(windows, seeds, torch.zeros_like(seeds))
+        seeds = torch.full((n,), seed_of(Wanted.of(target).generator))
+        return Memory(_of_acting(super().init_state(n, target)), seeds, torch.zeros_like(seeds))
 
     @torch.no_grad()
     def act(self, state: Memory, observation: Tensor, reward: Tensor | None = None) -> tuple[Tensor, Memory]:
         """See `Policy.act`; the search is made among the histories of each episode."""
-        observation = observation.to(self.state_mean.device)
-        begun = state.windows.mask[:, -1]
-        stream = torch.where(begun, state.streams, streams(state.seeds, observation))
-        now: TransitionWindows = next_window(state.windows, observation, reward)
-        real, action = now.mask.sum(dim=1), torch.empty_like(now.actions[:, -1])
-        for length in real.unique().tolist():
-            rows = (real == length).nonzero()[:, 0]
-            draws = _uniforms(stream[rows], now.timesteps[rows, -1], length)
-            action[rows] = Candidates(self, _cut(now, rows, length), draws).best()
+        begun, stream = state.windows.mask[:, -1].cpu(), state.streams
+        if not begun.all():
+            stream = torch.where(begun, stream, streams(state.seeds, observation))
+        now: Windows = next_window(state.windows, observation, reward)
+        real = now.mask.sum(dim=1).tolist()
+        action = torch.empty_like(now.actions[:, -1])
+        for length, rows in _alike(real):
+            some = now.map(lambda field: field[rows, -length:])  # noqa: B023 (called at once)
+            draws = _uniforms(stream[rows], some.timesteps[:, -1], length)
+            action[rows] = Candidates(self, some, draws, every=False).best()
         action = self.played(action)
         now.actions[:, -1] = action
         return action, Memory(now, state.seeds, stream)
@@ -335,15 +364,14 @@ class ElasticDecisionTransformer(Policy):
         Raises:
             InputError: windows of several lengths or without a last step, or draws of another shape.
         """
-        real = windows.mask.sum(dim=1)
-        m = int(real.max()) if len(real) else 0
-        if m == 0 or not bool((windows.mask[:, -m:].all() & (real == m).all())):
+        windows, real = _of_acting(windows), set(windows.mask.sum(dim=1).tolist())
+        m = max(real, default=0)
+        if len(real) != 1 or not m or not bool(windows.mask[:, -m:].all()):
             raise InputError(
-                f"windows: got rows of {sorted(set(real.tolist()))} real steps, allowed are rows of as many steps each, "
-                "the last of them real"
+                f"windows: got rows of {sorted(real)} real steps, allowed are rows of as many steps each, the last of "
+                "them real"
             )
-        candidates = Candidates(self, _cut(windows, torch.arange(len(real), device=real.device), m), draws)
-        return candidates.all()
+        return Candidates(self, windows.map(lambda field: field[:, -m:]), draws, every=True).all()
 
     def select(self, state: Memory, rows: Tensor) -> Memory:
         return state.map(lambda field: field[rows])
@@ -351,132 +379,192 @@ class ElasticDecisionTransformer(Policy):
     def next_episode(self, state: Memory, rows: Tensor, target: Target, outcome: Outcome) -> Memory:
         """These rows begin anew."""
         begun = iter(self.init_state(len(rows), target).tensors())
-        return state.map(lambda field: field.index_copy(0, rows, next(begun)))
+        return state.map(lambda field: field.index_copy(0, rows.to(field.device), next(begun)))
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Histories whose attention is one call."""
+
+    histories: slice  # among h
+    tokens: slice  # among c
+    allowed: Tensor  # (tokens, histories + tokens) which of first states and others a token may look at
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the tokens of all histories of m steps lie, one history behind the other.
+
+    A history's tokens are its first state, and behind it its first return, then action and state of each step in turn.
+    The first states, which see themselves alone, stand in front of all, h of them; behind them are c others.
+    """
+
+    starts: tuple[int, ...]  # (h,) first steps of the histories
+    lengths: tuple[int, ...]  # (h,) their steps
+    source: Tensor  # (c,) of each token among [h first returns, action and state of each step in turn]
+    ends: Tensor  # (h,) of each history's last token among c
+    closing: Tensor  # (h, h + c) which of first states and others belong to each history
+    groups: tuple[Group, ...]
+
+
+@lru_cache(maxsize=64)
+def lay_out(m: int, device: torch.device) -> Layout:
+    """The histories of the last m, m - 2, m - 4, ... steps."""
+    starts = tuple(range(0, m, EVERY))
+    lengths, h = tuple(m - start for start in starts), len(starts)
+    counts = torch.tensor([2 * length - 1 for length in lengths])  # tokens but for the first state
+    owner = torch.arange(h).repeat_interleave(counts)  # (c,)
+    ends = counts.cumsum(0)
+    place = torch.arange(len(owner)) - (ends - counts)[owner]  # in its history
+    source = torch.where(place == 0, owner, h - 1 + 2 * EVERY * owner + place)
+    closing = torch.arange(h)[:, None] == torch.cat([torch.arange(h), owner])
+    bounds, groups = ends.tolist(), []
+    first = begin = 0
+    for i in range(h):
+        if i + 1 == h or bounds[i + 1] - begin > TOGETHER:
+            own = owner[begin : bounds[i]]
+            same = own[:, None] == torch.cat([torch.arange(first, i + 1), own])
+            allowed = same & torch.ones(same.shape, dtype=torch.bool).tril(diagonal=i + 1 - first)
+            groups.append(Group(slice(first, i + 1), slice(begin, bounds[i]), allowed.to(device)))
+            first, begin = i + 1, bounds[i]
+    tensors = (each.to(device) for each in (source, ends - 1, closing))
+    return Layout(starts, lengths, *tensors, tuple(groups))
 
 
 class Candidates:
     """The histories of an episode's step that are compared: the last m, m - 2, m - 4, ... steps, h of them.
 
-    Only what estimates and actions of the present step depend on is computed. A history's tokens here are its first
-    state, which sees itself alone, and behind it: the first return, then action and state of each step in turn. So
-    every token sees all before it, and the present return is a single token behind them.
+    Only what estimates and actions of the present step depend on is computed: of the returns, the first of a history,
+    and the present one as a single token that reads all of its history.
 
     Args:
         policy: in whose blocks they are read.
         windows: `(n, m, .)`, without padding.
         draws: see `ElasticDecisionTransformer.search`.
+        every: whether the actions after all histories are asked for, and not only after the chosen ones.
     """
 
-    def __init__(self, policy: ElasticDecisionTransformer, windows: Windows, draws: Tensor | None):
+    def __init__(self, policy: ElasticDecisionTransformer, windows: Windows, draws: Tensor | None, *, every: bool):
         n, m = windows.mask.shape
-        self.policy, self.times, self.draws = policy, windows.timesteps, draws
-        self.starts = list(range(0, m, EVERY))
-        self.lengths = [m - start for start in self.starts]
-        if draws is not None and draws.shape != (n, len(self.starts), 2):
-            raise InputError(f"draws: got shape {tuple(draws.shape)}, allowed is ({n}, {len(self.starts)}, 2)")
+        self.policy, self.times = policy, windows.timesteps
+        self.layout = lay_out(m, windows.mask.device)
+        h = len(self.layout.starts)
+        if draws is not None and draws.shape != (n, h, 2):
+            raise InputError(f"draws: got shape {tuple(draws.shape)}, allowed is ({n}, {h}, 2)")
+        self.for_first, self.for_present = (None, None) if draws is None else draws.unbind(dim=-1)  # (n, h) each
         states, self.asked, actions = policy.tokens(windows)
-        self.first_states = states[:, self.starts]  # (n, h, d)
         self.later = torch.stack([actions[:, :-1], states[:, 1:]], dim=2).flatten(1, 2)  # (n, 2 (m - 1), d)
-        ends = list(accumulate(2 * length - 1 for length in self.lengths))
-        self.spans = [slice(end - 2 * length + 1, end) for end, length in zip(ends, self.lengths, strict=True)]
-        self.before, alone = self._read_first_states()
-        self.first_bins = self._drawn(policy.bins_head(alone), slice(None), slice(None), 0)  # (n, h)
-        self.seen: list[tuple[Tensor, Tensor]] = []  # keys and values of each block, (n, tokens of all histories, d)
-        self.estimates = self._estimate(alone)  # (n, h), scaled
+        self.first_states: list[Tensor] = []  # in front of each block, (n, h, d)
+        alone = self._read_first_states(states[:, ::EVERY])
+        self.first_bins = self._drawn(alone, self.for_first)  # (n, h)
+        first = policy.return_tokens(decode_return(self.first_bins, policy.config), self.times[:, ::EVERY])
+        small = n * len(self.layout.source) * policy.config.width**2 <= SMALL
+        seen, last = self._read([first, self.asked[:, ::EVERY]] if every or small else [first])
+        self.seen = [x[:n] for x in seen]  # in front of each block, (n, h + c, d)
+        self.as_asked, last = (
+            last[n:],
+            last[:n],
+        )  # what present states become where the first return is the one asked for
+        if self.layout.lengths[-1] == 1:  # the present state is the first
+            last = torch.cat([last[:, :-1], alone[:, -1:]], dim=1)
+        self.estimates = policy.estimate_head(last)[..., 0]  # (n, h), scaled
         self.chosen = self.estimates.argmax(dim=1)  # (n,)
 
     def best(self) -> Tensor:
         """The actions `(n, a)` after the chosen histories."""
-        action = self.later.new_empty(len(self.chosen), self.policy.action_size)
-        for place in self.chosen.unique().tolist():
-            rows = (self.chosen == place).nonzero()[:, 0]
-            action[rows] = self.action(place, rows)
-        return action
+        chosen = self.chosen[:, None]
+        if len(self.as_asked):
+            bins = self._present_bins().gather(1, chosen)
+            return self._act(bins, self.layout.closing[chosen])[:, 0]
+        bins = self.first_bins.gather(1, chosen)
+        for place, rows in _alike(self.chosen.tolist()):
+            if self.layout.lengths[place] > 1:
+                wanted = None if self.for_present is None else self.for_present[rows, place : place + 1]
+                bins[rows] = self._drawn(self._read_as_asked(place, rows), wanted)
+        return self._act(bins, self.layout.closing[chosen])[:, 0]
 
     def all(self) -> Search:
         """What is to be known of each."""
-        actions = [self.action(place, slice(None)) for place in range(len(self.lengths))]
-        lengths = torch.tensor(self.lengths, device=self.times.device)
-        return Search(lengths, self.estimates.mT * self.policy.config.rtg_scale, torch.stack(actions), self.chosen)
+        actions = self._act(self._present_bins(), self.layout.closing)
+        estimates = self.estimates.mT * self.policy.config.rtg_scale
+        lengths = torch.tensor(self.layout.lengths, device=actions.device)
+        return Search(lengths, estimates, actions.transpose(0, 1), self.chosen)
 
-    def action(self, place: int, rows: Tensor | slice) -> Tensor:
-        """Some episodes' actions `(rows, a)` after the history at this place."""
-        policy, span = self.policy, self.spans[place]
-        before = [(k[rows, place : place + 1], v[rows, place : place + 1]) for k, v in self.before]
-        if self.lengths[place] == 1:
-            bins = self.first_bins[rows, place]
-        else:
-            bins = self._drawn(policy.bins_head(self._as_asked(place, rows, before)), rows, place, 1)
-        x = policy.return_tokens(decode_return(bins, policy.config), self.times[rows, -1])[:, None]
-        for block, own, other in zip(policy.blocks, self.seen, before, strict=True):
-            k, v = (torch.cat([first, rest[rows, span]], dim=1) for first, rest in zip(other, own, strict=True))
-            x = block.add(x, block.read(block.query(x), k, v))
-        return torch.tanh(policy.head(x[:, 0]))
+    def _present_bins(self) -> Tensor:
+        """Of the present return after all histories, `(n, h)`: that of a history of one step is its first."""
+        several = sum(length > 1 for length in self.layout.lengths)
+        bins = self._drawn(self.as_asked, self.for_present)
+        return torch.cat([bins[:, :several], self.first_bins[:, several:]], dim=1)
 
-    def _read_first_states(self) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-        """Keys and values of the first states in each block, and what they become: `(n, h, d)` each."""
-        x, found = self.first_states, []
+    def _read_first_states(self, x: Tensor) -> Tensor:
+        """What becomes of the histories' first states, `(n, h, d)`."""
         for block in self.policy.blocks:
-            value = block.value(x)
-            found.append((block.key(x), value))
-            x = block.add(x, value)  # of one token that is seen, attention reads the value
-        return found, x
+            self.first_states.append(x)
+            x = block.add(x, block.value(x))  # where one token is seen, its value is read
+        return x
 
-    def _estimate(self, alone: Tensor) -> Tensor:
-        """All histories side by side, with the first returns that were drawn."""
-        policy, last = self.policy, len(self.policy.blocks) - 1
-        returns = decode_return(self.first_bins, policy.config)
-        first = policy.return_tokens(returns, self.times[:, self.starts])  # (n, h, d)
-        x = self._laid_out(first, self.later)
-        ends = [span.stop - 1 for span in self.spans]
-        for place, block in enumerate(policy.blocks):
-            if place == 0:  # the same token is the same in all histories as yet
-                k, v = (self._laid_out(layer(first), layer(self.later)) for layer in (block.key, block.value))
-            else:
-                k, v = block.key(x), block.value(x)
-            self.seen.append((k, v))
-            if place == last:
-                x = x[:, ends]
-            q, read = block.query(x), []
-            for i, span in enumerate(self.spans):
-                k0, v0 = self.before[place]
-                keys, values = (
-                    torch.cat([one[:, i : i + 1], rest[:, span]], dim=1) for one, rest in ((k0, k), (v0, v))
-                )
-                if place == last:
-                    read.append(block.read(q[:, i : i + 1], keys, values))
-                else:
-                    allowed = _behind(keys.shape[1] - 1, x.device)
-                    read.append(block.read(q[:, span], keys, values, allowed))
-            x = block.add(x, torch.cat(read, dim=1))
-        if self.lengths[-1] == 1:  # the present state is the first
-            x = torch.cat([x[:, :-1], alone[:, -1:]], dim=1)
-        return policy.estimate_head(x)[..., 0]
+    def _read(self, firsts: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """All tokens in front of each block, `(n, h + c, d)`, and what becomes of each history's last, `(n, h, d)`.
 
-    def _as_asked(self, place: int, rows: Tensor | slice, before: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """What the present state becomes `(rows, d)` if the first return is the one asked for."""
-        start = self.starts[place]
+        `firsts` are first returns, `(n, h, d)` each; those of several are read beside each other, and come so.
+        """
+        there, seen, times = self.layout, [], (len(firsts), 1, 1)
+        parts = torch.cat([torch.cat(firsts), self.later.repeat(times)], dim=1)
+        x = parts[:, there.source]
+        for place, block in enumerate(self.policy.blocks):
+            states = self.first_states[place].repeat(times)
+            seen.append(torch.cat([states, x], dim=1))
+            if place == len(self.policy.blocks) - 1:
+                last = x[:, there.ends]
+                return seen, block.add(last, block.glance(last, seen[-1], there.closing))
+            if place:
+                tokens = block.query(x), block.key(x), block.value(x)
+            else:  # where a token that several histories have is still the same in all of them
+                tokens = tuple(layer(parts)[:, there.source] for layer in (block.query, block.key, block.value))
+            read = self._attend(block, *tokens, block.key(states), block.value(states))
+            x = block.add(x, read)
+        raise AssertionError("a policy has blocks")
+
+    def _attend(self, block: ElasticBlock, q: Tensor, k: Tensor, v: Tensor, k_first: Tensor, v_first: Tensor) -> Tensor:
+        """What all tokens read of their own histories: tokens `(n, c, d)`, first states `(n, h, d)` -> `(n, c, d)`."""
+        read = []
+        for group in self.layout.groups:
+            keys, values = (
+                torch.cat([states[:, group.histories], tokens[:, group.tokens]], dim=1)
+                for states, tokens in ((k_first, k), (v_first, v))
+            )
+            read.append(block.attend(q[:, group.tokens], keys, values, group.allowed))
+        return read[0] if len(read) == 1 else torch.cat(read, dim=1)
+
+    def _read_as_asked(self, place: int, rows: Tensor | slice) -> Tensor:
+        """What the present state becomes `(rows, 1, d)` if the first return is the one asked for."""
+        start, blocks = self.layout.starts[place], self.policy.blocks
         x = torch.cat([self.asked[rows, start : start + 1], self.later[rows, 2 * start :]], dim=1)
-        for i, (block, (k, v)) in enumerate(zip(self.policy.blocks, before, strict=True)):
-            k, v = torch.cat([k, block.key(x)], dim=1), torch.cat([v, block.value(x)], dim=1)
-            allowed = None if i == len(before) - 1 else _behind(x.shape[1], x.device)
-            x = x if allowed is not None else x[:, -1:]
-            x = block.add(x, block.read(block.query(x), k, v, allowed))
-        return x[:, -1]
+        allowed = torch.ones(x.shape[1], 1 + x.shape[1], dtype=torch.bool, device=x.device).tril(diagonal=1)
+        for i, block in enumerate(blocks):
+            among = torch.cat([self.first_states[i][rows, place : place + 1], x], dim=1)
+            if i == len(blocks) - 1:
+                x = x[:, -1:]
+                return block.add(x, block.glance(x, among, allowed[-1:]))  # type: ignore[no-any-return,operator]
+            x = block.add(x, block.read(x, among, allowed))  # type: ignore[operator]
+        raise AssertionError("a policy has blocks")
 
-    def _laid_out(self, first: Tensor, later: Tensor) -> Tensor:
-        """One after the other, the tokens of all histories: of each its own of `first (n, h, .)`, then of `later`."""
-        parts = [(first[:, i : i + 1], later[:, 2 * start :]) for i, start in enumerate(self.starts)]
-        return torch.cat([piece for pair in parts for piece in pair], dim=1)
+    def _act(self, bins: Tensor, allowed: Tensor) -> Tensor:
+        """Actions `(n, q, a)` of the present step, for returns `(n, q)` that read what is `allowed`, `(q, h + c)` or
+        `(n, q, h + c)`."""
+        policy = self.policy
+        x = policy.return_tokens(decode_return(bins, policy.config), self.times[:, -1:])
+        for block, seen in zip(policy.blocks, self.seen, strict=True):
+            x = block.add(x, block.glance(x, seen, allowed))  # type: ignore[operator]
+        return torch.tanh(policy.head(x))
 
-    def _drawn(self, logits: Tensor, rows: Any, places: Any, which: int) -> Tensor:
-        """Bins out of logits `(..., return_bins)`."""
-        likely = return_probabilities(logits, self.policy.config)
-        if self.draws is None:
+    def _drawn(self, states: Tensor, wanted: Tensor | None) -> Tensor:
+        """Bins `(n, q)` of the returns that follow states `(n, q, d)`, by uniform numbers `(n, q)` or the likeliest."""
+        likely = return_probabilities(self.policy.bins_head(states), self.policy.config)
+        if wanted is None:
             return likely.argmax(dim=-1)
         below = likely.cumsum(dim=-1)
-        wanted = self.draws[rows, places, which].to(below)[..., None] * below[..., -1:]
-        return (below <= wanted).sum(dim=-1).clamp(max=likely.shape[-1] - 1)
+        return (below <= wanted.to(below)[..., None] * below[..., -1:]).sum(dim=-1).clamp(max=likely.shape[-1] - 1)
 
 
 def visible(k: int, device: torch.device) -> Tensor:
@@ -486,15 +574,17 @@ def visible(k: int, device: torch.device) -> Tensor:
     return torch.ones(3 * k, 3 * k, dtype=torch.bool, device=device).tril() & ~hidden
 
 
-def _behind(count: int, device: torch.device) -> Tensor:
-    """`(count, 1 + count)`: tokens that see one before them all, and each other but for those ahead."""
-    return torch.ones(count, 1 + count, dtype=torch.bool, device=device).tril(diagonal=1)
+def _of_acting(windows: Windows) -> Windows:
+    """The fields that the search reads."""
+    return Windows(**{field.name: getattr(windows, field.name) for field in fields(Windows)})
 
 
-def _cut(windows: Windows, rows: Tensor, length: int) -> Windows:
-    """The last steps of some windows, with what the search reads."""
-    names = ("returns_to_go", "states", "actions", "timesteps", "mask")
-    return Windows(**{name: getattr(windows, name)[rows, -length:] for name in names})
+def _alike(values: list[int]) -> list[tuple[int, slice | Tensor]]:
+    """Each value and the rows that have it, all of them as a slice."""
+    if len(different := sorted(set(values))) == 1:
+        return [(values[0], slice(None))]
+    every = torch.tensor(values)
+    return [(value, (every == value).nonzero()[:, 0]) for value in different]
 
 
 def _uniforms(stream: Tensor, step: Tensor, length: int) -> Tensor:

@@ -41,9 +41,8 @@ class Facts:
     @classmethod
     def of(cls, trajectories: Trajectories) -> Self:
         """Those of these data."""
-        t, returns = trajectories, trajectories.returns()
+        t, returns, to_go = trajectories, trajectories.returns(), trajectories.returns_to_go()
         best = int(returns.argmax())
-        to_go = t.returns_to_go()
         reach = float(to_go.min(initial=np.inf)), float(to_go.max(initial=-np.inf))
         ends = t.observations[t.starts + t.lengths - 1] if t.last_observations is None else t.last_observations
         return cls(

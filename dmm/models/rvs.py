@@ -1,12 +1,12 @@
 """RvS: behaviour cloning by an MLP that also sees what is wanted, an average return or a goal.
 
     x = [state, condition],   the network and loss of `dmm.models.bc`
-    RvS-R: condition = return-to-go / (L - t),  L the steps of the longest episode of the data, t the time step
+    RvS-R: condition = return-to-go / (L - t) / scale,  L the steps of the longest episode of the data, t the time step
     RvS-G: condition = the goal columns of a state that the same episode comes to later
 
 Source: Emmons et al. 2022, scottemmons/rvs@90c0ffb. Nothing is normalised; the start is orthogonal in all sizes.
 
-RvS-R acts on `target return / L` from the first step to the last: neither rewards nor the clock change it. The authors
+RvS-R acts on `target return / L / scale` from the first step to the last: neither rewards nor the clock change it. The authors
 try ten targets on each data set and report the best.
 
 RvS-G draws an episode uniformly, whatever its length, and two of its steps, of which the earlier gives state and action
@@ -15,8 +15,10 @@ acting it is what the environment asks for (`Wanted.goals`); the kitchen asks fo
 state of the data's best episode, in which the objects that D4RL's states name goals for are put there. The authors put
 these objects into a state from a reset.
 
-Departures: of RvS-G, states of point mazes hold the episode's own goal, which the authors' ant mazes do not show; maze
-episodes may end at the goal, where D4RL's go on; and nothing is held out for choosing a checkpoint. Also those of `bc`.
+Departures: RvS-R's condition is divided by that of the data's best episode, since averages may be so small that a
+network hardly hears them (a maze that pays 1 within 150 steps: 0.007); at the authors' sizes it is not. Of RvS-G,
+states of point mazes hold the episode's own goal, which the authors' ant mazes do not show; maze episodes may end at
+the goal, where D4RL's go on; and nothing is held out for choosing a checkpoint. Also those of `bc`.
 """
 
 from __future__ import annotations
@@ -46,10 +48,13 @@ class RvSRConfig(BCConfig):
     """RvS-R: an MLP of the state and an average return per step."""
 
     longest: int = 1000  # L, steps of the longest episode of the data
+    average_scale: float = 1.0  # the average return is divided by it; its authors' is 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "longest")
+        if not 0 < self.average_scale < float("inf"):
+            raise InputError(f"average_scale: got {self.average_scale:g}, allowed is a positive number")
 
 
 class RvSR(BehaviourCloning):
@@ -62,7 +67,8 @@ class RvSR(BehaviourCloning):
 
     def inputs(self, windows: Windows) -> Tensor:
         remaining = (self.config.longest - windows.timesteps).clamp(min=1)[..., None]
-        return torch.cat([windows.states, windows.returns_to_go / remaining], dim=-1)
+        average = windows.returns_to_go / remaining
+        return torch.cat([windows.states, average / self.config.average_scale], dim=-1)
 
     def next_step(self, state: Windows, observation: Tensor) -> Windows:
         """The clock stands still: every step is asked for the average that the first one was."""
@@ -203,7 +209,12 @@ def wanted_goals(n: int, target: Target, size: int, usual: Tensor, name: str) ->
 
 
 def _longest(facts: Facts) -> dict[str, Any]:
-    return {"longest": facts.longest}
+    largest = max(map(abs, facts.returns), default=0.0)
+    return {"longest": facts.longest, "average_scale": largest / facts.longest if 0 < largest < float("inf") else 1.0}
+
+
+def _recipe_for_returns(facts: Facts) -> dict[str, Any]:
+    return authors_recipe(facts) | {"average_scale": 1.0}
 
 
 def goal_fields(facts: Facts) -> dict[str, Any]:
@@ -242,7 +253,7 @@ RETURNS = Model(
     description="RvS-R: an MLP of the state and the average return that is wanted",
     source=_SOURCE,
     defaults=_longest,
-    published=authors_recipe,
+    published=_recipe_for_returns,
     official=Official(config=_official_r, sources=sources, unused=value_net),
 )
 GOALS = Model(

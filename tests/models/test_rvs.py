@@ -203,7 +203,21 @@ class TestAverages:
         policy = entry.policy(entry.config_for(Facts.of(data), {"width": 4}))
         sampler = WindowSampler(data, 1, generator=torch.Generator())
         given = policy.inputs(sampler.windows_at(torch.arange(len(rewards))))[:, 0, -1]  # type: ignore[operator]
-        np.testing.assert_allclose(given, arrays["data/average_reward_to_go"], rtol=1e-5)
+        expected = arrays["data/average_reward_to_go"]
+        np.testing.assert_allclose(given, expected / policy.config.average_scale, rtol=1e-5)
+
+    def test_are_of_the_data_s_best_episode_or_as_the_authors_have_them(
+        self, make_trajectories: MakeTrajectories
+    ) -> None:
+        data, entry = make_trajectories(scale=1e-3), MODELS["rvs-r"]
+        best, longest = float(data.returns().max()), int(data.lengths.max())
+        assert entry.config_for(Facts.of(data), {}).average_scale == pytest.approx(best / longest)
+        changes, _ = read_changes({"sizes": "published"}, entry, TrainConfig, Facts.of(data))
+        assert entry.config_for(Facts.of(data), changes).average_scale == 1
+        assert entry.make_config(4, 2).average_scale == 1  # no data yet
+        with pytest.raises(InputError, match=r"^average_scale: got 0, allowed is a positive number$"):
+            entry.make_config(4, 2, average_scale=0.0)
+
 
     def test_of_targets_are_the_same_at_every_step(self) -> None:
         policy = RvSR(RvSRConfig(state_size=4, action_size=2, width=8, longest=50)).eval()
