@@ -126,13 +126,15 @@ def as_acting(windows: Any) -> Any:
 
 
 def look_at_episode(policy: ElasticDecisionTransformer, data: Trajectories) -> dict[str, Any]:
-    """The first episode that arrives, after a detour: where it goes, and for each step the estimate of each history."""
+    """The longest episode that rounds the U and arrives: its places, and for each step the estimate of each history."""
     import torch
 
     from dmm.data.windows import WindowSampler
 
-    arriving = np.flatnonzero(data.returns() > 0)
-    one = arriving[int(data.lengths[arriving].argmax())]
+    below = data.observations[data.starts, 1] * data.observations[data.starts, -1] < 0  # the goal is on the other side
+    rounding = np.flatnonzero((data.returns() > 0) & below)
+    some = rounding if len(rounding) else np.arange(len(data.lengths))
+    one = some[int(data.lengths[some].argmax())]
     start, length = int(data.starts[one]), int(data.lengths[one])
     steps = []
     for t in range(length):
@@ -160,10 +162,14 @@ def look_at_reward(job: Job, run: Run) -> dict[str, Any]:
     made = relabel_all(data, observed_values(critic, data), last_reward=job.changes["last_reward"])
     arrives, first = data.returns() > 0, data.starts
     told = {
-        name: {"arrive": float(returns[first][arrives].mean()), "others": float(returns[first][~arrives].mean())}
+        name: {"arrive": _mean(returns[first][arrives]), "others": _mean(returns[first][~arrives])}
         for name, returns in (("plain", data.returns_to_go()), ("told", made.relabelled_returns()))
     }
     return {**told, "raised": made.relabelled_steps() / data.transitions}
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
 
 
 def look_at_nothing(job: Job, run: Run) -> dict[str, Any]:
