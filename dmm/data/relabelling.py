@@ -69,7 +69,8 @@ def relabel(rewards: Any, values: Any, *, last_reward: LastReward = "kept", term
     rewards, values = _row("rewards", rewards), _row("values", values)
     if len(rewards) != len(values) or not len(rewards):
         raise InputError(f"values: got {len(values)} for {len(rewards)} rewards, allowed is one for each, at least one")
-    return _plain(rewards) + _lifts(rewards, values, last_reward, terminated)
+    returns: np.ndarray = _plain(rewards) + _lifts(rewards, values, last_reward, terminated)
+    return returns
 
 
 def relabel_all(trajectories: Trajectories, values: Any, *, last_reward: LastReward = "kept") -> Relabelled:

@@ -39,7 +39,7 @@ from dmm.data.trajectories import Trajectories
 from dmm.data.windows import TransitionWindows, WindowDraws, Windows, WindowSampler
 from dmm.errors import InputError
 from dmm.models.entry import Model
-from dmm.policy import Policy, masked_mean
+from dmm.policy import Policy, masked_mean, of_merged
 
 CRITICS = 2
 LOG_STD = (-5.0, 2.0)
@@ -98,27 +98,26 @@ class ConservativeQ(Policy):
         """The actor's mean, or what each discrete action is worth: `(b, k, a)`."""
         z = self._z(windows.states)
         if self.discrete_actions:
-            worth = _q(self.critics, z, self._each(z)).mean(dim=0)  # (a, b, k)
-            return worth.movedim(0, -1) * self.config.rtg_scale
+            return _q(self.critics, z, self._each(z)).mean(dim=0) * self.config.rtg_scale
         return self.actor(z).chunk(2, dim=-1)[0].tanh()  # type: ignore[no-any-return]
 
     def loss(self, batch: TransitionWindows) -> dict[str, Tensor]:
         """See the module: fields `(..., b, k, .)` -> `(...)` each."""
+        terms = zip(self.terms, of_merged(self._of_steps, batch), strict=True)
+        return {name: masked_mean(term[..., None], batch.mask) for name, term in terms}
+
+    def _of_steps(self, batch: TransitionWindows) -> tuple[Tensor, ...]:
+        """The terms of each step: `(b, k)` each."""
         c, z = self.config, self._z(batch.states)
         with torch.no_grad():
-            candidates, log_density = self._candidates(z)  # (m, ..., b, k, a), (m, ..., b, k)
+            candidates, log_density = self._candidates(z)  # (b, k, m, a), (b, k, m)
             rewards, ended = batch.rewards[..., 0] / c.rtg_scale, batch.ended[..., 0]
             aim = rewards + c.discount * (1 - ended) * self._next_value(self._z(batch.next_states))
-        shown = torch.cat([batch.actions[None], candidates])
-        worth = _q(self.critics, z, shown)  # (2, 1 + m, ..., b, k)
-        done, others = worth[:, 0], worth[:, 1:]
-        soft = c.temperature * (others / c.temperature - log_density).logsumexp(dim=1)
-        terms = {
-            "bellman": (done - aim).square().sum(dim=0),
-            "conservative": c.conservative * (soft - done).sum(dim=0),
-            "actor": self._actors_loss(z),
-        }
-        return {name: masked_mean(term[..., None], batch.mask) for name, term in terms.items()}
+        worth = _q(self.critics, z, torch.cat([batch.actions[..., None, :], candidates], dim=-2))  # (2, b, k, 1 + m)
+        done, others = worth[..., 0], worth[..., 1:]
+        soft = c.temperature * (others / c.temperature - log_density).logsumexp(dim=-1)
+        bellman, conservative = (done - aim).square().sum(dim=0), c.conservative * (soft - done).sum(dim=0)
+        return bellman, conservative, self._actors_loss(z)
 
     @torch.no_grad()
     def after_update(self) -> None:
@@ -130,50 +129,50 @@ class ConservativeQ(Policy):
         """V of raw states: `(n, s) -> (n,)`, in the unit of the rewards; actions are drawn with the generator."""
         z = self._z(states)
         if self.discrete_actions:
-            values = _q(self.critics, z, self._each(z)).mean(dim=0).amax(dim=0)
+            values = _q(self.critics, z, self._each(z)).mean(dim=0).amax(dim=-1)
         else:
             actions, _ = self._drawn(z, VALUE_SAMPLES, generator)
-            values = _q(self.critics, z, actions).mean(dim=(0, 1))
+            values = _q(self.critics, z, actions).mean(dim=(0, -1))
         return values * self.config.rtg_scale
 
     def _z(self, states: Tensor) -> Tensor:
         return (states - self.state_mean) / self.state_std
 
     def _each(self, z: Tensor) -> Tensor:
-        """All discrete actions, one-hot: `z (..., s) -> (a, ..., a)`."""
+        """All discrete actions, one-hot: `z (..., s) -> (..., a, a)`."""
         each = torch.eye(self.action_size, dtype=z.dtype, device=z.device)
-        return each.view(-1, *(1,) * (z.ndim - 1), self.action_size).expand(-1, *z.shape[:-1], -1)
+        return each.expand(*z.shape[:-1], -1, -1)
 
     def _candidates(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions for the logsumexp `(m, ..., a)`, and the log of m times the density that each was drawn from."""
+        """Actions for the logsumexp `(..., m, a)`, and the log of m times the density that each was drawn from."""
         if self.discrete_actions:
             each = self._each(z)
             return each, each.new_zeros(each.shape[:-1])
         n = self.config.samples
-        uniform = 2 * torch.rand(n, *z.shape[:-1], self.action_size, dtype=z.dtype, device=z.device) - 1
+        uniform = 2 * torch.rand(*z.shape[:-1], n, self.action_size, dtype=z.dtype, device=z.device) - 1
         own, log_density = self._drawn(z, n)
         everywhere = torch.full_like(log_density, -self.action_size * math.log(2))
-        return torch.cat([uniform, own]), torch.cat([everywhere, log_density]) + math.log(2 * n)
+        return torch.cat([uniform, own], dim=-2), torch.cat([everywhere, log_density], dim=-1) + math.log(2 * n)
 
     def _next_value(self, z: Tensor) -> Tensor:
         """V' of next states: `(..., s) -> (...)`."""
         if self.discrete_actions:
-            return _q(self.targets, z, self._each(z)).amin(dim=0).amax(dim=0)
-        return _q(self.targets, z, self._drawn(z, 1)[0]).amin(dim=0)[0]
+            return _q(self.targets, z, self._each(z)).amin(dim=0).amax(dim=-1)
+        return _q(self.targets, z, self._drawn(z, 1)[0]).amin(dim=0)[..., 0]
 
     def _actors_loss(self, z: Tensor) -> Tensor:
         """Of each state: `(..., s) -> (...)`. Its gradient reaches the actor alone."""
         if self.discrete_actions:
             return z.new_zeros(z.shape[:-1])
         actions, log_density = self._drawn(z, 1)
-        return (self.config.entropy * log_density - _q(self.targets, z, actions).amin(dim=0))[0]
+        return (self.config.entropy * log_density - _q(self.targets, z, actions).amin(dim=0))[..., 0]
 
     def _drawn(self, z: Tensor, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """`n` actions of the actor for each state and their log densities: `(n, ..., a)`, `(n, ...)`."""
-        mean, log_std = self.actor(z).chunk(2, dim=-1)
+        """`n` actions of the actor for each state and their log densities: `(..., n, a)`, `(..., n)`."""
+        mean, log_std = self.actor(z)[..., None, :].chunk(2, dim=-1)
         log_std = log_std.clamp(*LOG_STD)
-        where = z.device if generator is None else generator.device
-        noise = torch.randn(n, *mean.shape, dtype=z.dtype, device=where, generator=generator).to(z.device)
+        shape, where = (*z.shape[:-1], n, self.action_size), z.device if generator is None else generator.device
+        noise = torch.randn(shape, dtype=z.dtype, device=where, generator=generator).to(z.device)
         before = mean + log_std.exp() * noise
         squash = 2 * (math.log(2) - before - F.softplus(-2 * before))  # log of the slope of tanh
         log_density = -(noise.square() / 2 + log_std + math.log(2 * math.pi) / 2 + squash).sum(dim=-1)
@@ -183,7 +182,7 @@ class ConservativeQ(Policy):
 def observed_values(critic: ConservativeQ, trajectories: Trajectories) -> np.ndarray:
     """V of every observation of the data: `(N,)` float64, in the unit of the rewards; the critic alone decides them."""
     device, generator, parts = critic.state_mean.device, torch.Generator().manual_seed(0), []
-    for part in torch.from_numpy(trajectories.observations).split(ROWS):
+    for part in torch.split(torch.from_numpy(trajectories.observations), ROWS):
         parts.append(critic.value(part.to(device), generator).cpu())
     return torch.cat(parts).double().numpy()
 
@@ -228,8 +227,9 @@ def _mlp(n: int, m: int, config: ConservativeQConfig) -> nn.Sequential:
 
 
 def _q(nets: nn.ModuleList, z: Tensor, actions: Tensor) -> Tensor:
-    """`z (..., s)`, `actions (m, ..., a)` -> `(2, m, ...)`."""
-    x = torch.cat([z.expand(len(actions), *z.shape), actions], dim=-1)
+    """`z (..., s)`, `actions (..., m, a)` -> `(2, ..., m)`."""
+    states = z[..., None, :].expand(*actions.shape[:-1], -1)
+    x = torch.cat([states, actions], dim=-1)
     return torch.stack([net(x)[..., 0] for net in nets])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -57,6 +57,11 @@ class Facts:
             returns=(float(returns.min()), float(returns.max())),
         )
 
+    @property
+    def return_range(self) -> float:
+        """Of the best episode's return over that of the worst; 0 if it is not known."""
+        return self.returns[1] - self.returns[0] if self.returns else 0.0
+
 
 def domain(env_id: str) -> Domain:
     """Which of D4RL's domains an environment is like: mazes, the kitchen, and MuJoCo's locomotion for all others."""
@@ -106,7 +111,6 @@ class Official:
     `config` turns their sizes into our config; `sources` names, for a policy of ours, the source of each of its
     weights; `unused` says which of their keys no output depends on, so that they may be there or not. `notes` are what
     an error adds to a key that is missing. `module` makes what the weights are of, where that is not the policy.
-    `prefix` may stand before each of their keys, in a file that holds several things.
     `named` is given weights and sizes as they came, and returns both as `sources` and `config` name them.
     """
 
@@ -115,7 +119,6 @@ class Official:
     unused: Callable[[str], bool] = lambda key: False
     notes: Mapping[str, str] = field(default_factory=dict)
     module: Callable[[Any], nn.Module] | None = None
-    prefix: str = ""
     named: Callable[[dict[str, Tensor], Mapping[str, Any]], tuple[dict[str, Tensor], Mapping[str, Any]]] | None = None
 
 
@@ -128,6 +131,31 @@ class Stage:
 
     model: str
     changes: Callable[[Any], Mapping[str, Any]]
+
+
+class Learner(Protocol):
+    """What trains a policy by updates of its own, where they are not AdamW's on the policy's loss.
+
+    It changes the policy's weights where they lie, draws from torch's default generator alone, and goes on to the same
+    numbers when its tensors, the policy's weights and that generator are put back.
+    """
+
+    def update(self, batch: Any, made: int, rate: float, done: float) -> Mapping[str, float]:
+        """One update on a batch of the model's sampler.
+
+        Args:
+            batch: fields `(b, ...)`, on the policy's device.
+            made: updates before this one.
+            rate: the learning rate that the recipe has for this update.
+            done: the part of the run that lies behind, 0 to 1.
+
+        Returns:
+            The loss's terms by the names in the policy's `terms`; one that this update was not made for has its last
+            value.
+        """
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All that it goes on with beside the policy's weights, by name; not copies, but what updates change."""
 
 
 def only(weight: Tensor) -> Tensor:
@@ -154,7 +182,9 @@ class Model:
         published: fields of the config and of `TrainConfig` with the authors' values for these data: what
             `sizes=published` stands for.
         fit_rtg_scale: whether training may set `rtg_scale` by the size of the data's returns.
+        recipe: fields of `TrainConfig` whose defaults are others for this model.
         sampler: how batches are drawn.
+        learner: what trains the policy, made of it and a `TrainConfig`, where that is not AdamW on its `loss`.
         before: what is trained first, each an ordinary run in the run's folder. The policies are given to `prepare`,
             and to the policy's `adopt`, by which what they learned travels in its weights.
         prepare: the data to train on, from those at hand and the policies of `before`.
@@ -170,7 +200,9 @@ class Model:
     defaults: Callable[[Facts], Mapping[str, Any]] = no_more
     published: Callable[[Facts], Mapping[str, Any]] | None = None
     fit_rtg_scale: bool = True
+    recipe: Callable[[Facts], Mapping[str, Any]] = no_more
     sampler: Callable[[Trajectories, Any, torch.device | str], Sampler] = WINDOWS
+    learner: Callable[[Any, Any], Learner] | None = None
     before: tuple[Stage, ...] = ()
     prepare: Callable[[Trajectories, Any, Sequence[Policy]], Trajectories] | None = None
     official: Official | None = None

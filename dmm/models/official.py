@@ -85,8 +85,6 @@ def from_official(name: str, weights: Weights, config: Mapping[str, Any]) -> nn.
         raise
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"config: it cannot be one of {name} ({error})") from None
-    prefix = model.official.prefix
-    tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     build = partial(model.official.module or model.policy, made)
     _require_room(build, tensors, name)
     with torch.random.fork_rng():  # the start that is overwritten leaves no trace

@@ -123,4 +123,9 @@ def _unused(key: str) -> bool:
     return key in ("seg_emb", "bcq_table") or key.endswith((".attn.mask", ".attn.mask_ql"))
 
 
-OFFICIAL = Official(config=_config, sources=_sources, unused=_unused, module=TableTransformer, prefix="maze/")
+def _named(weights: dict[str, Tensor], sizes: Mapping[str, Any]) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """Their keys without the `maze/` that stands before them in a file that holds several things."""
+    return {key.removeprefix("maze/"): tensor for key, tensor in weights.items()}, sizes
+
+
+OFFICIAL = Official(config=_config, sources=_sources, unused=_unused, module=TableTransformer, named=_named)

@@ -21,6 +21,7 @@ from dmm.models import (
     qldt,
     rvs,
     starformer,
+    value_based,
     waypoints,
     wt,
 )
@@ -32,10 +33,10 @@ Sizes = Literal["frame", "published"]
 ENTRIES = (
     *(dmm.MODEL, dmm.PAPER, dmm.RELEASED, mamba.MODEL),
     *(dt.MODEL, dc.MODEL, dc.WITHOUT_ACTIONS, dm.MODEL, dm_multigrained.MODEL, ds4.MODEL, starformer.MODEL),
-    edt.MODEL,
-    *(conservative_q.MODEL, qldt.MODEL),
+    *(edt.MODEL, conservative_q.MODEL, qldt.MODEL),
     *(rvs.RETURNS, rvs.GOALS, bc.MODEL, bc.BEST_TENTH),
     *(wt.MODEL, waypoints.MODEL),
+    *(value_based.TD3BC_MODEL, value_based.CQL_MODEL, value_based.IQL_MODEL),
 )
 MODELS: dict[str, Model] = {model.name: model for model in ENTRIES}
 
@@ -59,6 +60,7 @@ def read_changes(
 
     `sizes=frame`, which need not be said, takes the sizes that all models share, so that they can be compared;
     `sizes=published` the authors' own, for the data's domain, with their recipe. Other changes come on top of either.
+    A model's own defaults for its recipe lie below both.
 
     Raises:
         InputError: as `split_changes`, or sizes that are neither.
@@ -67,7 +69,8 @@ def read_changes(
     sizes = plain.pop("sizes", "frame")
     require_choice("sizes", sizes, Sizes)
     if sizes == "frame":
-        return split_changes(plain, model, training)
+        config, recipe = split_changes(plain, model, training)
+        return config, {**model.recipe(facts), **recipe}
     if model.published is None:
         raise InputError(f"sizes: got 'published' for {model.name}, which has no sizes but its own; allowed is frame")
     known = {field.name for field in dataclasses.fields(training)}
@@ -76,7 +79,7 @@ def read_changes(
     config, recipe = split_changes(plain, model, training)
     return (
         {name: value for name, value in base.items() if name not in known} | config,
-        {name: value for name, value in base.items() if name in known} | recipe,
+        {**model.recipe(facts), **{name: value for name, value in base.items() if name in known}, **recipe},
     )
 
 

@@ -6,8 +6,8 @@
 
 Source: Emmons et al. 2022, scottemmons/rvs@90c0ffb. Nothing is normalised; the start is orthogonal in all sizes.
 
-RvS-R acts on `target return / L / scale` from the first step to the last: neither rewards nor the clock change it. The authors
-try ten targets on each data set and report the best.
+RvS-R acts on `target return / L / scale` from the first step to the last: neither rewards nor the clock change it. The
+authors try ten targets on each data set and report the best.
 
 RvS-G draws an episode uniformly, whatever its length, and two of its steps, of which the earlier gives state and action
 and the later the goal (`GoalPairs`). In mazes a goal is a place, x and y; in the kitchen it is a whole state. When

@@ -268,6 +268,10 @@ def _why_not_together(runs: Sequence[SeedRun], device: torch.device) -> str | No
     """What keeps these runs from being one program, if anything does."""
     if find_model(runs[0].info["model"]).before:
         return "each has a first stage of its own"
+    if type(runs[0].policy).after_update is not Policy.after_update:
+        return f"{type(runs[0].policy).__name__} moves weights that are not trained"
+    if runs[0].learner is not None:
+        return "each is trained by updates of another package, which are of one policy"
     if device.type not in ("cpu", "cuda"):
         return f"no generators of their own on {device.type}"
     try:

@@ -21,6 +21,8 @@ from dmm.policy import Policy
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps for each weight."""
+LEARNED = "learner."
+"""Before the names of what a learner has beside the policy."""
 HEADER_LIMIT = 16 * 2**20
 """Bytes of a file's header; a tensor takes some 100 of them."""
 GENERATOR_LIMIT = 2**14
@@ -54,9 +56,11 @@ def write_checkpoint(
     generators: dict[str, Tensor],
     step: int,
     seconds: float,
+    learned: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Save a training run's state after `step` updates and `seconds` of work."""
+    """Save a training run's state after `step` updates and `seconds` of work, with what a learner has beside it."""
     extra = {f"generator.{name}": state for name, state in generators.items()}
+    extra |= {f"{LEARNED}{name}": value for name, value in (learned or {}).items()}
     for name, values in moments.items():
         extra |= {f"optimizer.{moment}.{name}": value for moment, value in values.items()}
     write_atomically(path, pack_weights(policy, step, seconds, extra))
@@ -91,7 +95,13 @@ def require_weights(path: Path, build: Callable[[], Policy]) -> None:
         _require_same(path, _declared(file), own)
 
 
-def read_checkpoint(path: Path, policy: Policy, moments: Moments | None = None, last: int = LARGEST_STEP) -> Checkpoint:
+def read_checkpoint(
+    path: Path,
+    policy: Policy,
+    moments: Moments | None = None,
+    last: int = LARGEST_STEP,
+    learned: Mapping[str, Tensor] | None = None,
+) -> Checkpoint:
     """Load a checkpoint into the tensors of `policy` and, if given, of `moments`.
 
     All that the file declares is looked at before anything is read, and all that is read before anything is loaded.
@@ -101,6 +111,7 @@ def read_checkpoint(path: Path, policy: Policy, moments: Moments | None = None, 
         policy: gets the weights and buffers.
         moments: get what the optimizer keeps.
         last: the most updates that may be behind it.
+        learned: get what a learner has beside the policy.
 
     Raises:
         InputError: missing, no ordinary file, truncated, of a policy of other shapes, or with numbers that no training
@@ -110,15 +121,18 @@ def read_checkpoint(path: Path, policy: Policy, moments: Moments | None = None, 
         declared = _declared(file)
         _require_same(path, declared, policy_tensors(policy))
         if moments is not None:
-            _require_moments(path, declared, moments)
+            _require_moments(path, declared, moments, learned or {})
         checkpoint = _metadata(path, file, declared, last)
         weights = {name: _finite(path, file, f"policy.{name}") for name in policy_tensors(policy)}
         kept = _moments(path, file, moments or {}, checkpoint.step)
+        beside = {name: _finite(path, file, f"{LEARNED}{name}") for name in learned or {}}
     with torch.no_grad():
         for name, tensor in policy_tensors(policy).items():
             tensor.copy_(weights[name])
         for weight, moment in kept:
             (moments or {})[weight][moment].copy_(kept[weight, moment])
+        for name, tensor in (learned or {}).items():
+            tensor.copy_(beside[name])
     return checkpoint
 
 
@@ -173,8 +187,9 @@ def _require_same(path: Path, declared: Mapping[str, Any], own: Mapping[str, Ten
         raise InputError(f"checkpoint: {path} is of another policy, {len(wrong)} weights do not fit, first {wrong[0]}")
 
 
-def _require_moments(path: Path, declared: Mapping[str, Any], moments: Moments) -> None:
+def _require_moments(path: Path, declared: Mapping[str, Any], moments: Moments, learned: Mapping[str, Tensor]) -> None:
     needed = {f"optimizer.{moment}.{name}": moments[name][moment] for moment in MOMENTS for name in moments}
+    needed |= {f"{LEARNED}{name}": tensor for name, tensor in learned.items()}
     missing = sorted((needed.keys() | {"generator.sampler", "generator.torch"}) - declared.keys())
     if missing:
         raise InputError(f"checkpoint: {path} has weights only, a run cannot go on from it (no {missing[0]})")
@@ -213,6 +228,8 @@ def _finite(path: Path, file: Any, name: str) -> Tensor:
         raise InputError(f"checkpoint: {path} is damaged ({name} is not finite)")
     if name == "policy.state_std" and not (tensor > 0).all():
         raise InputError(f"checkpoint: {path} is damaged ({name} is not positive)")
+    if name.startswith(LEARNED) and name.endswith((".step", ".exp_avg_sq")) and (tensor < 0).any():
+        raise InputError(f"checkpoint: {path} is damaged ({name} is negative)")
     return tensor
 
 

@@ -14,7 +14,7 @@ from dmm.policy import Policy
 from dmm.training.memory import keep_freed_memory
 from dmm.training.plan import Plan
 from dmm.training.run import SeedRun, dropout_generator
-from dmm.training.update import Update, fastest
+from dmm.training.update import LearnedUpdate, Update, fastest
 
 
 class Loop:
@@ -28,10 +28,15 @@ class Loop:
 
     def __init__(self, runs: Sequence[SeedRun], policy: Policy, plan: Plan):
         self.runs, self.policy, self.config, self.step = runs, policy.train(), plan.config, runs[0].step
-        self.sampler, self.logged = plan.sampler, self.step
+        self.sampler, self.logged, self.device = plan.sampler, self.step, plan.device
         dropout = [run.generators[dropout_generator(plan.device)] for run in runs]
         flats = [run.flat for run in runs]
-        self.update = Update(flats, policy, policy.loss, self.sampler, runs[0].recipe, dropout, policy.terms)
+        recipe, learner = runs[0].recipe, runs[0].learner
+        self.update: Update | LearnedUpdate
+        if learner is None:
+            self.update = Update(flats, policy, policy.loss, self.sampler, recipe, dropout, policy.terms)
+        else:  # of one run
+            self.update = LearnedUpdate(policy, learner, self.sampler, recipe, self.step)
 
     def run(self, until: int, bar: Any) -> None:
         """Update up to this step, logging and saving on the way."""
@@ -62,7 +67,7 @@ class Loop:
         every = [config.log_every, config.keep_every or until]
         updates = min(until, *(self.step - self.step % n + n for n in every)) - self.step
         drawn = [self.sampler.draw(updates, config.batch_size, run.generators["sampler"]) for run in self.runs]
-        return torch.stack(drawn, dim=1).to(self.update.step.device)
+        return torch.stack(drawn, dim=1).to(self.device)
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
@@ -90,7 +95,6 @@ class Loop:
                 run.save()
 
     def _require_finite_weights(self) -> None:
-        finite = self.update.rows["weights"].isfinite().all(dim=1).tolist()
-        for run, sound in zip(self.runs, finite, strict=True):
+        for run, sound in zip(self.runs, self.update.finite(), strict=True):
             if not sound:
                 run.diverged(f"weights{run.name}: not finite after step {self.step}")

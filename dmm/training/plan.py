@@ -86,6 +86,8 @@ class Plan:
         name = f" of seed {seed}" if self.several else ""
         run = SeedRun(policy.to(self.device), config, path, generators(self.device), info, name)
         run.startable = self.origin is None or self.origin.tensors is not None
+        if self.entry.learner is not None:
+            run.learner = self.entry.learner(policy, config)
         return run
 
     @cached_property
@@ -169,6 +171,8 @@ def make_plan(
     model_changes, train_changes = read_changes(changes or {}, entry, TrainConfig, facts)
     if origin is not None:
         _require_fit(origin, t, model)
+        if entry.learner is not None:
+            raise InputError(f"from: got {origin.said['run']}, of whose weights {model!r} needs more than the policy's")
         config = entry.config(**(origin.config | model_changes))
     else:
         if entry.fit_rtg_scale and hasattr(entry.config, "rtg_scale"):

@@ -16,12 +16,15 @@ from typing import Any, NoReturn
 import gymnasium
 import numpy as np
 import torch
+from torch import Tensor
 
 from dmm.data.trajectories import Trajectories
 from dmm.errors import InputError, RunError, whole_number
 from dmm.files import strict_json, user_path
+from dmm.models.entry import Learner
 from dmm.policy import Policy
 from dmm.training.checkpoints import (
+    Moments,
     pack_weights,
     read_checkpoint,
     require_weights,
@@ -197,6 +200,7 @@ class SeedRun:
     """The run of one seed: its policy and what AdamW keeps for it, its generators, log and folder."""
 
     startable = True  # whether its weights are those that a first update wants
+    learner: Learner | None = None  # what trains it, where that is not AdamW on its loss
 
     def __init__(
         self,
@@ -219,6 +223,14 @@ class SeedRun:
     def recipe(self) -> TrainConfig:
         """What its updates depend on beside the data: a run that goes on for longer keeps its warm-up."""
         return dataclasses.replace(self.config, steps=self.info.get("first_steps", self.config.steps), seed=0)
+
+    def moments(self) -> Moments:
+        """What AdamW keeps for the policy; nothing where a learner has optimizers of its own."""
+        return self.flat.moments() if self.learner is None else {}
+
+    def learned(self) -> Mapping[str, Tensor]:
+        """What a learner goes on with beside the policy, if there is one."""
+        return {} if self.learner is None else self.learner.tensors()
 
     def take_over(self, there: dict[str, Any] | None) -> bool:
         """Go on from what the folder holds, if `there` is the description in it; whether that is to be written."""
@@ -260,13 +272,13 @@ class SeedRun:
         checkpoint = self.path / "checkpoint.safetensors"
         with _failing_as_run(self.path):
             write_atomically(self.path / "log.csv", ("\n".join(lines) + "\n").encode())
-            write_checkpoint(checkpoint, self.policy, self.flat.moments(), states, self.step, self.seconds)
+            write_checkpoint(checkpoint, self.policy, self.moments(), states, self.step, self.seconds, self.learned())
         self.saved = self.step
 
     def restore(self, last: int) -> None:
         """Take over where the folder's checkpoint stopped, at step `last` at most."""
         file = self.path / "checkpoint.safetensors"
-        checkpoint = read_checkpoint(file, self.policy, self.flat.moments(), last)
+        checkpoint = read_checkpoint(file, self.policy, self.moments(), last, self.learned())
         self.step, self.seconds, self.saved = checkpoint.step, checkpoint.seconds, checkpoint.step
         for name, generator in self.generators.items():
             if name in checkpoint.generators:  # a run that goes on elsewhere may have none for the new device

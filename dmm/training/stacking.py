@@ -37,18 +37,14 @@ def stack(policies: Sequence[Policy], generators: Sequence[torch.Generator]) -> 
         generators: one for each, on the policies' device.
 
     Raises:
-        InputError: no policies, not one generator for each, policies that differ in more than their weights, that move
-            weights which are not trained, or a layer that has weights or random numbers and that this module does not
-            know how to stack.
+        InputError: no policies, not one generator for each, policies that differ in more than their weights, or a layer
+            that has weights or random numbers and that this module does not know how to stack.
     """
     if not policies or len(generators) != len(policies):
         raise InputError(f"generators: got {len(generators)} for {len(policies)} policies, allowed is one for each")
     configs = [getattr(policy, "config", None) for policy in policies]
     if any(config != configs[0] for config in configs):
         raise InputError(f"policies: got {configs[0]} beside others, allowed are policies of one config")
-    if type(policies[0]).after_update is not Policy.after_update:
-        kind = type(policies[0]).__name__
-        raise InputError(f"policies: got {kind}, which moves weights that are not trained; allowed are others")
     made = cast(Policy, _stacked(list(policies), {}))
     for module in made.modules():
         if isinstance(module, Dropout):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dmm.data.windows import Sampler
+from dmm.models.entry import Learner
 from dmm.policy import Policy
 
 ALIGNMENT = 32
@@ -154,6 +155,10 @@ class Update:
             self.after_update()
         self.total += losses.detach()
 
+    def finite(self) -> list[bool]:
+        """Whether all weights are, for each seed."""
+        return self.rows["weights"].isfinite().all(dim=1).tolist()
+
     def state(self) -> list[Tensor]:
         """All that an update changes beside the generators, as it is now; not copies."""
         return [*self.rows.values(), *self.frozen, self.step, self.total]
@@ -202,6 +207,34 @@ class Update:
             torch.mul(((self.step + 1) / warm_up).clamp_(max=1.0), self.config.learning_rate, out=self.rate)
 
 
+class LearnedUpdate:
+    """The same for one policy whose updates are a learner's own: `update(index)` for `(1, b, ...)`, `total (T, 1)`.
+
+    Args:
+        policy: what is trained.
+        learner: what trains it, and holds all else that is trained.
+        sampler: on the policy's device.
+        config: see `Recipe`.
+        made: updates made before.
+    """
+
+    def __init__(self, policy: Policy, learner: Learner, sampler: Sampler, config: Recipe, made: int):
+        self.policy, self.learner, self.sampler, self.config, self.made = policy, learner, sampler, config, made
+        self.total = torch.zeros(len(policy.terms), 1, dtype=torch.float64)
+
+    def __call__(self, index: Tensor) -> None:
+        done = min(1.0, self.made / self.config.steps)
+        rate = learning_rate(self.config, self.made)
+        terms = self.learner.update(self.sampler.gather(index[0]), self.made, rate, done)
+        self.made += 1
+        self.total += torch.tensor([[terms[name]] for name in self.policy.terms], dtype=torch.float64)
+
+    def finite(self) -> list[bool]:
+        """Whether all weights are."""
+        tensors = [*self.policy.parameters(), *self.learner.tensors().values()]
+        return [all(bool(tensor.isfinite().all()) for tensor in tensors)]
+
+
 @contextmanager
 def undone(update: Update) -> Iterator[None]:
     """What is updated in here leaves no trace: weights, moments, step, losses and generators come back bit for bit."""
@@ -242,6 +275,6 @@ class RecordedUpdate:
         self.graph.replay()
 
 
-def fastest(update: Update, first: Tensor) -> Callable[[Tensor], None]:
-    """What makes such an update on indices of the shape of `first`: on CUDA a recording, elsewhere the update."""
-    return RecordedUpdate(update, first) if first.is_cuda else update
+def fastest(update: Update | LearnedUpdate, first: Tensor) -> Callable[[Tensor], None]:
+    """What makes such an update on indices of the shape of `first`: on CUDA a recording of one of AdamW's, else itself."""
+    return RecordedUpdate(update, first) if first.is_cuda and isinstance(update, Update) else update

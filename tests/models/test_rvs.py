@@ -218,7 +218,6 @@ class TestAverages:
         with pytest.raises(InputError, match=r"^average_scale: got 0, allowed is a positive number$"):
             entry.make_config(4, 2, average_scale=0.0)
 
-
     def test_of_targets_are_the_same_at_every_step(self) -> None:
         policy = RvSR(RvSRConfig(state_size=4, action_size=2, width=8, longest=50)).eval()
         state = policy.init_state(3, torch.tensor([10.0, 20.0, 30.0]))

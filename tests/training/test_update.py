@@ -25,6 +25,7 @@ from dmm.training.update import (
     aligned_slots,
     fastest,
     learning_rate,
+    undone,
 )
 
 BATCH, CONTEXT = 6, 4
@@ -309,3 +310,43 @@ class TestRecordedUpdate:
             recorded(first)
         for ours, expected in zip(all_of(other), all_of(plain), strict=True):
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)  # the generators' states are integers
+
+
+class Followed(DecisionMetaMamba):
+    """Has a frozen weight that goes half of the way to the trained one after every update."""
+
+    def __init__(self, config: DMMConfig):
+        super().__init__(config)
+        self.follower = nn.Parameter(torch.zeros_like(self.head.bias), requires_grad=False)
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        self.follower.lerp_(self.head.bias, 0.5)
+
+
+class TestAfterUpdate:
+    @pytest.fixture
+    def update(self, trajectories: Trajectories) -> Update:
+        config = DMMConfig(state_size=4, action_size=2, context=CONTEXT, width=8, layers=1)
+        policy = Followed(config).train()
+        sampler = WindowSampler(trajectories, CONTEXT, generator=torch.Generator())
+        flats = [FlatWeights(policy)]
+        self.policy = policy
+        return Update(flats, policy, policy.loss, sampler, TrainConfig(steps=20), [torch.default_generator])
+
+    def test_what_follows_the_trained_weights_moves_once_behind_each_update(self, update: Update) -> None:
+        expected = torch.zeros_like(self.policy.follower)
+        for index in indices(3, 1):
+            update(index)
+            expected = (expected + self.policy.head.bias.detach()) / 2
+            torch.testing.assert_close(self.policy.follower.detach(), expected)
+        assert expected.any()
+
+    def test_what_is_undone_leaves_it_as_it_was(self, update: Update) -> None:
+        first, second = indices(2, 1)
+        update(first)
+        before = self.policy.follower.clone()
+        with undone(update):
+            update(second)
+            assert not torch.equal(self.policy.follower, before)
+        assert torch.equal(self.policy.follower, before)
