@@ -13,9 +13,11 @@ import torch
 
 from dmm.errors import InputError
 from dmm.experiments import costs, flaws, grid, load_result, parity
-from dmm.models.registry import MODELS
+from dmm.models.entry import Facts
+from dmm.models.registry import MODELS, split_changes
+from dmm.training import TrainConfig
 from tests.experiments.conftest import TINY
-from tests.experiments.test_results import assert_close_entries, assert_rows_are_of_jobs
+from tests.experiments.test_results import assert_close_entries, weights_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NO_POLICY = {"ds4"}
@@ -90,7 +92,10 @@ class TestFlaws:
         own = {"entries": flaws.ENTRIES, "small": flaws.SMALL, "steps": flaws.STEPS, "episodes": flaws.EPISODES}
         own |= {"targets": flaws.TARGETS, "held_out": flaws.HELD_OUT, "windows": flaws.WINDOWS}
         assert {key: settings[key] for key in own} == json.loads(json.dumps(own))
-        assert_rows_are_of_jobs(stored["runs"], flaws.make_jobs(Path(), settings["seeds"]))
+        jobs = flaws.make_jobs(Path(), settings["seeds"])
+        assert [(run["name"], run["seed"]) for run in stored["runs"]] == [(job.name, job.seed) for job in jobs]
+        for run, job in zip(stored["runs"], jobs, strict=True):
+            assert run["weights"] == weights_of(job.model, _maze(job)), job.name
         assert_close_entries(stored["summary"], grid.summarize_pooled(stored["runs"]))
         assert [run["seed"] for run in stored["runs"] if "episode" in run] == [0]
 
@@ -106,6 +111,12 @@ class TestCosts:
         stored = load_result("costs")
         assert [row["name"] for row in stored["models"]] == costs.systems()
         assert stored["settings"]["steps"] == costs.STEPS and stored["settings"]["rounds"] == costs.ROUNDS
+
+
+def _maze(job: grid.Job) -> Any:
+    """The config that training on the maze leads to, whose episodes last 150 steps at most."""
+    facts = Facts(state_size=6, action_size=2, env_id="PointMaze_UMaze-v3", longest=150)
+    return MODELS[job.model].config_for(facts, split_changes(job.changes, MODELS[job.model], TrainConfig)[0])
 
 
 def _hopper(name: str) -> Any:
