@@ -17,7 +17,7 @@ from dmm.experiments.all_models import shown_models
 from dmm.experiments.grid import machine
 
 REFERENCE = "dmm"
-STEPS, ROUNDS = 20, 12
+STEPS, ROUNDS = 12, 41
 """Actions that each model takes in a turn, and turns; those of the first are not timed, windows fill up in it."""
 
 
@@ -57,7 +57,7 @@ class Player:
 
 
 def measure(steps: int = STEPS, rounds: int = ROUNDS) -> list[dict[str, Any]]:
-    """Weights, quartiles of an action's microseconds, and the ratio of medians to the reference's, of each model."""
+    """Of each model: weights, microseconds of an action, and quartiles of its ratio to the reference in the same turn."""
     import numpy as np
     import torch
 
@@ -71,17 +71,23 @@ def measure(steps: int = STEPS, rounds: int = ROUNDS) -> list[dict[str, Any]]:
         torch.manual_seed(0)
         players = {name: Player(policy) for name, policy in policies.items()}
         turns = [{name: player.play(steps) for name, player in players.items()} for _ in range(rounds)]
-    found = {name: np.quantile([turn[name] for turn in turns[1:]], (0.25, 0.5, 0.75)) for name in players}
+    found = {name: np.median([turn[name] for turn in turns[1:]], axis=1) for name in players}  # one for each turn
     return [
         {
             "name": name,
             "data": facts[name].env_id,
             "weights": sum(weight.numel() for weight in policies[name].parameters()),
-            "us": dict(zip(("low", "median", "high"), map(float, us), strict=True)),
-            "ratio": float(us[1] / found[REFERENCE][1]),
+            "us": float(np.median(us)),
+            "ratio": _quartiles(us / found[REFERENCE]),
         }
         for name, us in found.items()
     ]
+
+
+def _quartiles(values: Any) -> dict[str, float]:
+    import numpy as np
+
+    return dict(zip(("low", "median", "high"), map(float, np.quantile(values, (0.25, 0.5, 0.75))), strict=True))
 
 
 def main() -> None:

@@ -37,8 +37,9 @@ Arrays = Mapping[str, Tensor]
 
 def frame_windows(arrays: Arrays, policy: Any) -> Windows:
     """As most files have them: padded on the left."""
-    fields = ("raw_returns_to_go", "raw_states", "actions", "raw_timesteps")
-    return Windows(*(arrays[f"inputs/{field}"] for field in fields), arrays["inputs/mask"].bool())
+    names = ("raw_returns_to_go", "raw_states", "actions", "raw_timesteps", "mask")
+    returns, states, actions, times, mask = (arrays[f"inputs/{name}"] for name in names)
+    return Windows(returns, states, actions, times, mask.bool())
 
 
 def released_windows(arrays: Arrays, policy: Any) -> Windows:

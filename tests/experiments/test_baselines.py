@@ -104,7 +104,7 @@ class TestCosts:
     def test_measures_every_system(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(costs, "systems", lambda: ["bc", "dmm", "ds4"])
         found = {row["name"]: row for row in costs.measure(steps=2, rounds=2)}
-        assert found["dmm"]["ratio"] == 1 and all(row["us"]["median"] > 0 for row in found.values())
+        assert set(found["dmm"]["ratio"].values()) == {1.0} and all(row["us"] > 0 for row in found.values())
         assert found["bc"]["weights"] == sum(w.numel() for w in MODELS["bc"].policy(_hopper("bc")).parameters())
 
     def test_the_committed_file(self) -> None:
