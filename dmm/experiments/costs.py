@@ -57,7 +57,7 @@ class Player:
 
 
 def measure(steps: int = STEPS, rounds: int = ROUNDS) -> list[dict[str, Any]]:
-    """Of each model: weights, microseconds of an action, and quartiles of its ratio to the reference in the same turn."""
+    """Of each model: weights, microseconds of an action, quartiles of its ratio to the reference in the same turn."""
     import numpy as np
     import torch
 
