@@ -10,8 +10,6 @@ RUN := .venv/bin/python
 HTML := _build/html/index.html
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with notebooks/sanitize.cfg
 
-OTHER_CORES = $(shell $(PYTHON) -c "import os; print(max(1, (os.cpu_count() or 1) - 1))")
-
 # All that a run writes stays inside this directory, and one thread per process is fastest on a shared machine.
 export PYTHON TORCH
 export MINARI_DATASETS_PATH := $(CURDIR)/.cache/minari
@@ -35,7 +33,7 @@ book: site
 	@echo "The book is at $(CURDIR)/$(HTML)"
 	@echo "Open that file in a browser, or serve it: $(RUN) -m http.server --directory _build/html 8000"
 
-# The site is built on one core while the others test the package; then all look at the site and the notebooks.
+# The site is built while the package is tested, so that no core waits; then all look at the site and the notebooks.
 test: .venv/.test-stamp lint
 	+$(MAKE) -j2 site unit
 	$(RUN) -m pytest tests/book tests/browser notebooks $(NBVAL) -n auto --dist loadfile -q
@@ -50,7 +48,7 @@ lint: .venv/.test-stamp
 	$(RUN) -m mypy
 
 unit: .venv/.test-stamp
-	$(RUN) -m pytest tests -q --ignore tests/book --ignore tests/browser -n $(OTHER_CORES) --dist loadfile
+	$(RUN) -m pytest tests -q --ignore tests/book --ignore tests/browser -n auto --dist loadfile
 
 notebooks: .venv/.test-stamp
 	$(RUN) -m pytest notebooks $(NBVAL) -n auto --dist loadfile -q
