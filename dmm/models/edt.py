@@ -317,9 +317,9 @@ class ElasticDecisionTransformer(Policy):
         return self.embed_norm(self.embed_rtg(level[..., None]) + self._time(timesteps))  # type: ignore[no-any-return]
 
     def alone(self, x: Tensor) -> Tensor:
-        """A token that sees itself alone, in front of each block and behind the last: `(..., d) -> (..., layers + 1, d)`.
+        """Tokens that see themselves alone, as first states do, in front of each block and behind the last.
 
-        Of one token that is seen, attention reads the value. So are the first states of all histories.
+        `(..., d) -> (..., layers + 1, d)`. Of one token that is seen, attention reads the value.
         """
         found = [x]
         for block in cast("Sequence[ElasticBlock]", self.blocks):
@@ -362,15 +362,19 @@ class ElasticDecisionTransformer(Policy):
         if not begun.all():
             stream = torch.where(begun, stream, streams(state.seeds, observation))
         now: Windows = next_window(state.windows, observation, reward)
-        token = self.state_tokens(now.states[:, -1:], now.timesteps[:, -1:])
-        alone = torch.cat([state.alone[:, 1:], self.alone(token)], dim=1)
+        alone = state.alone.roll(-1, dims=1)
         real = now.mask.sum(dim=1).tolist()
         action = torch.empty_like(now.actions[:, -1])
         for length, rows in _alike(real):
             some = now.map(lambda field: field[rows, -length:])  # noqa: B023 (called at once)
+            if first := (length - 1) % EVERY == 0:  # the present state begins a history
+                token = self.state_tokens(some.states[:, -1:], some.timesteps[:, -1:])
+                alone[rows, -1:] = self.alone(token)
             draws = _uniforms(stream[rows], some.timesteps[:, -1], length)
-            firsts = alone[rows, -length:][:, ::EVERY]
-            action[rows] = Candidates(self, some, draws, firsts, every=False).best()
+            found = Candidates(self, some, draws, alone[rows, -length:][:, ::EVERY], every=False)
+            action[rows] = found.best()
+            if not first:
+                alone[rows, -1:] = found.along
         action = self.played(action)
         now.actions[:, -1] = action
         return action, Memory(now, state.seeds, stream, alone)
@@ -420,39 +424,40 @@ class Layout:
     """Where the tokens of all histories of m steps lie, one history behind the other.
 
     A history's tokens are its first state, and behind it its first return, then action and state of each step in turn.
-    The first states, which see themselves alone, stand in front of all, h of them; behind them are c others.
+    The first states, which see themselves alone, stand in front of all, h of them; behind them are c others. Where the
+    present state is not the first of a history, it comes last once more, alone, for later steps, which ask for it.
     """
 
-    starts: tuple[int, ...]  # (h,) first steps of the histories
-    lengths: tuple[int, ...]  # (h,) their steps
+    lengths: tuple[int, ...]  # (h,) steps of the histories
     source: Tensor  # (c,) of each token among [h first returns, action and state of each step in turn]
-    ends: Tensor  # (h,) of each history's last token among c
-    closing: Tensor  # (h, h + c) which of first states and others belong to each history
+    ends: Tensor  # of each history's last token among c, and of the present state alone
+    closing: Tensor  # (ends, h + c) which of first states and others belong to each of them
     groups: tuple[Group, ...]  # of all histories, in order
 
 
 @lru_cache(maxsize=64)
 def lay_out(m: int, device: torch.device) -> Layout:
     """The histories of the last m, m - 2, m - 4, ... steps."""
-    starts = tuple(range(0, m, EVERY))
-    lengths, h = tuple(m - start for start in starts), len(starts)
-    counts = torch.tensor([2 * length - 1 for length in lengths])  # tokens but for the first state
-    owner = torch.arange(h).repeat_interleave(counts)  # (c,)
+    lengths = tuple(range(m, 0, -EVERY))
+    h, along = len(lengths), lengths[-1] > 1
+    counts = torch.tensor([2 * length - 1 for length in lengths] + [1] * along)  # tokens but for the first state
+    owner = torch.arange(len(counts)).repeat_interleave(counts)  # (c,)
     ends = counts.cumsum(0)
     place = torch.arange(len(owner)) - (ends - counts)[owner]  # in its history
     source = torch.where(place == 0, owner, h - 1 + 2 * EVERY * owner + place)
-    closing = torch.arange(h)[:, None] == torch.cat([torch.arange(h), owner])
+    source[owner == h] = h + 2 * m - 3  # the last there is
+    closing = torch.arange(len(counts))[:, None] == torch.cat([torch.arange(h), owner])
     bounds, groups = ends.tolist(), []
     first = begin = 0
-    for i in range(h):
-        if i + 1 == h or bounds[i + 1] - begin > TOGETHER:
-            own = owner[begin : bounds[i]]
-            same = own[:, None] == torch.cat([torch.arange(first, i + 1), own])
-            allowed = same & torch.ones(same.shape, dtype=torch.bool).tril(diagonal=i + 1 - first)
+    for i in range(len(bounds)):
+        if i + 1 == len(bounds) or bounds[i + 1] - begin > TOGETHER:
+            own, states = owner[begin : bounds[i]], torch.arange(h)[first : i + 1]
+            same = own[:, None] == torch.cat([states, own])
+            allowed = same & torch.ones(same.shape, dtype=torch.bool).tril(diagonal=len(states))
             groups.append(Group(slice(first, i + 1), slice(begin, bounds[i]), allowed.to(device)))
             first, begin = i + 1, bounds[i]
     source, ends, closing = (each.to(device) for each in (source, ends - 1, closing))
-    return Layout(starts, lengths, source, ends, closing, tuple(groups))
+    return Layout(lengths, source, ends, closing, tuple(groups))
 
 
 class Candidates:
@@ -482,7 +487,7 @@ class Candidates:
         n, m = windows.mask.shape
         self.policy, self.times = policy, windows.timesteps
         self.layout = lay_out(m, windows.mask.device)
-        h = len(self.layout.starts)
+        h = len(self.layout.lengths)
         if draws is not None and draws.shape != (n, h, 2):
             raise InputError(f"draws: got shape {tuple(draws.shape)}, allowed is ({n}, {h}, 2)")
         self.draws = [None, None] if draws is None else draws.unbind(dim=-1)  # for first and present returns, (n, h)
@@ -496,10 +501,9 @@ class Candidates:
         small = n * len(self.layout.source) * policy.config.width**2 <= SMALL
         seen, last = self._read([first, self.asked[:, ::EVERY]] if every or small else [first])
         self.seen = [x[:n] for x in seen]  # in front of each block, (n, h + c, d)
-        self.as_asked, last = (
-            last[n:],
-            last[:n],
-        )  # what present states become where the first return is the one asked for
+        self.along = torch.stack([*(x[:, -1:] for x in self.seen), last[:n, -1:]], dim=2)  # where `layout` has it
+        # what present states become where the first return is the one asked for, and where it is drawn
+        self.as_asked, last = last[n:, :h], last[:n, :h]
         if self.layout.lengths[-1] == 1:  # the present state is the first
             last = torch.cat([last[:, :-1], read[:, -1:]], dim=1)
         self.estimates = policy.estimate_head(last)[..., 0]  # (n, h), scaled
@@ -520,7 +524,7 @@ class Candidates:
 
     def all(self) -> Search:
         """What is to be known of each."""
-        actions = self._act(self._present_bins(), self.layout.closing)
+        actions = self._act(self._present_bins(), self.layout.closing[: len(self.layout.lengths)])
         estimates = self.estimates.mT * self.policy.config.rtg_scale
         lengths = torch.tensor(self.layout.lengths, device=actions.device)
         return Search(lengths, estimates, actions.transpose(0, 1), self.chosen)
@@ -532,7 +536,7 @@ class Candidates:
         return torch.cat([bins[:, :several], self.first_bins[:, several:]], dim=1)
 
     def _read(self, firsts: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """All tokens in front of each block, `(n, h + c, d)`, and what becomes of each history's last, `(n, h, d)`.
+        """All tokens in front of each block, `(n, h + c, d)`, and what becomes of those at its `ends`.
 
         `firsts` are first returns, `(n, h, d)` each; those of several are read beside each other, and come so.
         """
@@ -566,7 +570,7 @@ class Candidates:
 
     def _read_as_asked(self, place: int, rows: Tensor | slice) -> Tensor:
         """What the present state becomes `(rows, 1, d)` if the first return is the one asked for."""
-        start, blocks = self.layout.starts[place], self.blocks
+        start, blocks = self.layout.lengths[0] - self.layout.lengths[place], self.blocks
         x = torch.cat([self.asked[rows, start : start + 1], self.later[rows, 2 * start :]], dim=1)
         allowed = torch.ones(x.shape[1], 1 + x.shape[1], dtype=torch.bool, device=x.device).tril(diagonal=1)
         for i, block in enumerate(blocks):
