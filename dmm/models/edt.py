@@ -189,15 +189,14 @@ class ElasticBlock(nn.Module):
         """What `read` gives, cheaper for a few tokens: without making keys and values of the others.
 
         With `q` a head's query and `W_k y + b_k` a key, scores are `(W_k^T q) y` but for what all keys share; and the
-        weighted mean of values is the value of the weighted mean. `allowed` is `(q, l)` or `(b, q, l)`.
+        weighted mean of values is the value of the weighted mean. `allowed` is `(q, l)` or `(b, 1, q, l)`.
         """
         b, count, d = x.shape
         q = self.query(x).view(b * count, self.heads, -1).transpose(0, 1)  # (heads, b q, e)
         for_key, for_value = (layer.weight.view(self.heads, -1, d) for layer in (self.key, self.value))
         q = (q * q.shape[-1] ** -0.5 @ for_key).view(self.heads, b, count, d).transpose(0, 1)  # (b, heads, q, d)
         scores = (q.flatten(1, 2) @ among.mT).view(b, self.heads, count, -1)
-        hidden = ~allowed if allowed.ndim == 2 else ~allowed[:, None]
-        weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
+        weights = scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1)
         mean = (weights.flatten(1, 2) @ among).view(b, self.heads, count, d).transpose(0, 1)
         read = mean.reshape(self.heads, b * count, d) @ for_value.mT  # (heads, b q, e)
         return read.transpose(0, 1).reshape(b, count, d) + self.value.bias  # type: ignore[no-any-return]
@@ -243,14 +242,20 @@ class Memory:
     windows: Windows  # (n, k, .), padded on the left
     seeds: Tensor  # (n,) int64, on the CPU
     streams: Tensor  # (n,) int64, of random numbers, once the first observation is there; on the CPU
+    alone: Tensor  # (n, k, layers + 1, d), each state as a token that sees itself alone, see `alone` of the policy
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Memory:
         """`function` of every tensor."""
-        return Memory(self.windows.map(function), function(self.seeds), function(self.streams))
+        return Memory(self.windows.map(function), *map(function, self.tensors()[-3:]))
 
     def tensors(self) -> list[Tensor]:
         """All, in the order of `map`."""
-        return [*(getattr(self.windows, field.name) for field in fields(self.windows)), self.seeds, self.streams]
+        return [
+            *(getattr(self.windows, field.name) for field in fields(self.windows)),
+            self.seeds,
+            self.streams,
+            self.alone,
+        ]
 
 
 class ElasticDecisionTransformer(Policy):
@@ -293,22 +298,37 @@ class ElasticDecisionTransformer(Policy):
 
     def tokens(self, windows: Windows) -> tuple[Tensor, Tensor, Tensor]:
         """Those of states, returns and actions, `(b, k, d)` each."""
-        states = self.embed_state((windows.states - self.state_mean) / self.state_std)
-        time = self._time(windows.timesteps)
-        made = (states, self._returns(windows.returns_to_go), self.embed_action(windows.actions))
-        states, returns, actions = (self.embed_norm(token + time) for token in made)
-        return states, returns, actions
-
-    def return_tokens(self, returns: Tensor, timesteps: Tensor) -> Tensor:
-        """Those of returns `(...)` at these time steps: `(..., d)`."""
-        return self.embed_norm(self._returns(returns[..., None]) + self._time(timesteps))  # type: ignore[no-any-return]
-
-    def _returns(self, returns: Tensor) -> Tensor:
-        half = self.config.return_bins / 2
-        level = (encode_return(returns, self.config).to(self.state_mean.dtype) - half) / half
+        time, returns = self._time(windows.timesteps), windows.returns_to_go
+        level = self._level(encode_return(returns, self.config))
         if returns.requires_grad:  # whoever asks what depends on a return is not told that a step's slope is zero
             level = level + (returns - returns.detach()) / self.config.rtg_scale
-        return self.embed_rtg(level)  # type: ignore[no-any-return]
+        made = self.embed_rtg(level), self.embed_action(windows.actions)
+        return_tokens, actions = (self.embed_norm(token + time) for token in made)
+        return self.state_tokens(windows.states, windows.timesteps, time), return_tokens, actions
+
+    def state_tokens(self, states: Tensor, timesteps: Tensor, time: Tensor | None = None) -> Tensor:
+        """Those of states `(..., s)` at these time steps `(...)`, whose embedding may be at hand: `(..., d)`."""
+        made = self.embed_state((states - self.state_mean) / self.state_std)
+        return self.embed_norm(made + (self._time(timesteps) if time is None else time))  # type: ignore[no-any-return]
+
+    def drawn_tokens(self, bins: Tensor, timesteps: Tensor) -> Tensor:
+        """Those of drawn returns, by their bins `(...)`, at these time steps: `(..., d)`."""
+        level = self._level(_encoded_again(self.config, bins.device)[bins])
+        return self.embed_norm(self.embed_rtg(level[..., None]) + self._time(timesteps))  # type: ignore[no-any-return]
+
+    def alone(self, x: Tensor) -> Tensor:
+        """Tokens that see themselves alone, as first states do, in front of each block and behind the last.
+
+        `(..., d) -> (..., layers + 1, d)`. Of one token that is seen, attention reads the value.
+        """
+        found = [x]
+        for block in cast("Sequence[ElasticBlock]", self.blocks):
+            found.append(block.add(found[-1], block.value(found[-1])))
+        return torch.stack(found, dim=-2)
+
+    def _level(self, bins: Tensor) -> Tensor:
+        half = self.config.return_bins / 2
+        return bins.to(self.state_mean.dtype) / half - 1
 
     def _time(self, timesteps: Tensor) -> Tensor:
         return self.embed_timestep(timesteps.clamp(max=self.config.max_timestep - 1))  # type: ignore[no-any-return]
@@ -332,7 +352,8 @@ class ElasticDecisionTransformer(Policy):
     def init_state(self, n: int, target: Target) -> Memory:
         """The memory of `n` episodes before their first observation."""
         seeds = torch.full((n,), seed_of(Wanted.of(target).generator))
-        return Memory(_of_acting(super().init_state(n, target)), seeds, torch.zeros_like(seeds))
+        alone = self.state_mean.new_zeros(n, self.context, self.config.layers + 1, self.config.width)
+        return Memory(_of_acting(super().init_state(n, target)), seeds, torch.zeros_like(seeds), alone)
 
     @torch.no_grad()
     def act(self, state: Memory, observation: Tensor, reward: Tensor | None = None) -> tuple[Tensor, Memory]:
@@ -341,15 +362,22 @@ class ElasticDecisionTransformer(Policy):
         if not begun.all():
             stream = torch.where(begun, stream, streams(state.seeds, observation))
         now: Windows = next_window(state.windows, observation, reward)
+        alone = state.alone.roll(-1, dims=1)
         real = now.mask.sum(dim=1).tolist()
         action = torch.empty_like(now.actions[:, -1])
         for length, rows in _alike(real):
             some = now.map(lambda field: field[rows, -length:])  # noqa: B023 (called at once)
+            if first := (length - 1) % EVERY == 0:  # the present state begins a history
+                token = self.state_tokens(some.states[:, -1:], some.timesteps[:, -1:])
+                alone[rows, -1:] = self.alone(token)
             draws = _uniforms(stream[rows], some.timesteps[:, -1], length)
-            action[rows] = Candidates(self, some, draws, every=False).best()
+            found = Candidates(self, some, draws, alone[rows, -length:][:, ::EVERY], every=False)
+            action[rows] = found.best()
+            if not first:
+                alone[rows, -1:] = found.along
         action = self.played(action)
         now.actions[:, -1] = action
-        return action, Memory(now, state.seeds, stream)
+        return action, Memory(now, state.seeds, stream, alone)
 
     @torch.no_grad()
     def search(self, windows: Windows, draws: Tensor | None = None) -> Search:
@@ -396,39 +424,40 @@ class Layout:
     """Where the tokens of all histories of m steps lie, one history behind the other.
 
     A history's tokens are its first state, and behind it its first return, then action and state of each step in turn.
-    The first states, which see themselves alone, stand in front of all, h of them; behind them are c others.
+    The first states, which see themselves alone, stand in front of all, h of them; behind them are c others. Where the
+    present state is not the first of a history, it comes last once more, alone, for later steps, which ask for it.
     """
 
-    starts: tuple[int, ...]  # (h,) first steps of the histories
-    lengths: tuple[int, ...]  # (h,) their steps
+    lengths: tuple[int, ...]  # (h,) steps of the histories
     source: Tensor  # (c,) of each token among [h first returns, action and state of each step in turn]
-    ends: Tensor  # (h,) of each history's last token among c
-    closing: Tensor  # (h, h + c) which of first states and others belong to each history
+    ends: Tensor  # of each history's last token among c, and of the present state alone
+    closing: Tensor  # (ends, h + c) which of first states and others belong to each of them
     groups: tuple[Group, ...]  # of all histories, in order
 
 
 @lru_cache(maxsize=64)
 def lay_out(m: int, device: torch.device) -> Layout:
     """The histories of the last m, m - 2, m - 4, ... steps."""
-    starts = tuple(range(0, m, EVERY))
-    lengths, h = tuple(m - start for start in starts), len(starts)
-    counts = torch.tensor([2 * length - 1 for length in lengths])  # tokens but for the first state
-    owner = torch.arange(h).repeat_interleave(counts)  # (c,)
+    lengths = tuple(range(m, 0, -EVERY))
+    h, along = len(lengths), lengths[-1] > 1
+    counts = torch.tensor([2 * length - 1 for length in lengths] + [1] * along)  # tokens but for the first state
+    owner = torch.arange(len(counts)).repeat_interleave(counts)  # (c,)
     ends = counts.cumsum(0)
     place = torch.arange(len(owner)) - (ends - counts)[owner]  # in its history
     source = torch.where(place == 0, owner, h - 1 + 2 * EVERY * owner + place)
-    closing = torch.arange(h)[:, None] == torch.cat([torch.arange(h), owner])
+    source[owner == h] = h + 2 * m - 3  # the last there is
+    closing = torch.arange(len(counts))[:, None] == torch.cat([torch.arange(h), owner])
     bounds, groups = ends.tolist(), []
     first = begin = 0
-    for i in range(h):
-        if i + 1 == h or bounds[i + 1] - begin > TOGETHER:
-            own = owner[begin : bounds[i]]
-            same = own[:, None] == torch.cat([torch.arange(first, i + 1), own])
-            allowed = same & torch.ones(same.shape, dtype=torch.bool).tril(diagonal=i + 1 - first)
+    for i in range(len(bounds)):
+        if i + 1 == len(bounds) or bounds[i + 1] - begin > TOGETHER:
+            own, states = owner[begin : bounds[i]], torch.arange(h)[first : i + 1]
+            same = own[:, None] == torch.cat([states, own])
+            allowed = same & torch.ones(same.shape, dtype=torch.bool).tril(diagonal=len(states))
             groups.append(Group(slice(first, i + 1), slice(begin, bounds[i]), allowed.to(device)))
             first, begin = i + 1, bounds[i]
     source, ends, closing = (each.to(device) for each in (source, ends - 1, closing))
-    return Layout(starts, lengths, source, ends, closing, tuple(groups))
+    return Layout(lengths, source, ends, closing, tuple(groups))
 
 
 class Candidates:
@@ -441,33 +470,42 @@ class Candidates:
         policy: in whose blocks they are read.
         windows: `(n, m, .)`, without padding.
         draws: see `ElasticDecisionTransformer.search`.
+        alone: `(n, h, layers + 1, d)`, the first states of the histories, see `ElasticDecisionTransformer.alone`; made
+            here if not given.
         every: whether the actions after all histories are asked for, and not only after the chosen ones.
     """
 
-    def __init__(self, policy: ElasticDecisionTransformer, windows: Windows, draws: Tensor | None, *, every: bool):
+    def __init__(
+        self,
+        policy: ElasticDecisionTransformer,
+        windows: Windows,
+        draws: Tensor | None,
+        alone: Tensor | None = None,
+        *,
+        every: bool,
+    ):
         n, m = windows.mask.shape
         self.policy, self.times = policy, windows.timesteps
         self.layout = lay_out(m, windows.mask.device)
-        h = len(self.layout.starts)
+        h = len(self.layout.lengths)
         if draws is not None and draws.shape != (n, h, 2):
             raise InputError(f"draws: got shape {tuple(draws.shape)}, allowed is ({n}, {h}, 2)")
         self.draws = [None, None] if draws is None else draws.unbind(dim=-1)  # for first and present returns, (n, h)
         self.blocks = cast("Sequence[ElasticBlock]", policy.blocks)
         states, self.asked, actions = policy.tokens(windows)
         self.later = torch.stack([actions[:, :-1], states[:, 1:]], dim=2).flatten(1, 2)  # (n, 2 (m - 1), d)
-        self.first_states: list[Tensor] = []  # in front of each block, (n, h, d)
-        alone = self._read_first_states(states[:, ::EVERY])
-        self.first_bins = self._drawn(alone, self.draws[0])  # (n, h)
-        first = policy.return_tokens(decode_return(self.first_bins, policy.config), self.times[:, ::EVERY])
+        alone = policy.alone(states[:, ::EVERY]) if alone is None else alone
+        *self.first_states, read = alone.unbind(dim=2)  # in front of each block, and behind the last: (n, h, d)
+        self.first_bins = self._drawn(read, self.draws[0])  # (n, h)
+        first = policy.drawn_tokens(self.first_bins, self.times[:, ::EVERY])
         small = n * len(self.layout.source) * policy.config.width**2 <= SMALL
         seen, last = self._read([first, self.asked[:, ::EVERY]] if every or small else [first])
         self.seen = [x[:n] for x in seen]  # in front of each block, (n, h + c, d)
-        self.as_asked, last = (
-            last[n:],
-            last[:n],
-        )  # what present states become where the first return is the one asked for
+        self.along = torch.stack([*(x[:, -1:] for x in self.seen), last[:n, -1:]], dim=2)  # where `layout` has it
+        # what present states become where the first return is the one asked for, and where it is drawn
+        self.as_asked, last = last[n:, :h], last[:n, :h]
         if self.layout.lengths[-1] == 1:  # the present state is the first
-            last = torch.cat([last[:, :-1], alone[:, -1:]], dim=1)
+            last = torch.cat([last[:, :-1], read[:, -1:]], dim=1)
         self.estimates = policy.estimate_head(last)[..., 0]  # (n, h), scaled
         self.chosen = self.estimates.argmax(dim=1)  # (n,)
 
@@ -476,17 +514,17 @@ class Candidates:
         chosen = self.chosen[:, None]
         if len(self.as_asked):
             bins = self._present_bins().gather(1, chosen)
-            return self._act(bins, self.layout.closing[chosen])[:, 0]
+            return self._act(bins, self.layout.closing[chosen][:, None])[:, 0]
         bins = self.first_bins.gather(1, chosen)
         for place, rows in _alike(self.chosen.tolist()):
             if self.layout.lengths[place] > 1:
                 wanted = None if self.draws[1] is None else self.draws[1][rows, place : place + 1]
                 bins[rows] = self._drawn(self._read_as_asked(place, rows), wanted)
-        return self._act(bins, self.layout.closing[chosen])[:, 0]
+        return self._act(bins, self.layout.closing[chosen][:, None])[:, 0]
 
     def all(self) -> Search:
         """What is to be known of each."""
-        actions = self._act(self._present_bins(), self.layout.closing)
+        actions = self._act(self._present_bins(), self.layout.closing[: len(self.layout.lengths)])
         estimates = self.estimates.mT * self.policy.config.rtg_scale
         lengths = torch.tensor(self.layout.lengths, device=actions.device)
         return Search(lengths, estimates, actions.transpose(0, 1), self.chosen)
@@ -497,15 +535,8 @@ class Candidates:
         bins = self._drawn(self.as_asked, self.draws[1])
         return torch.cat([bins[:, :several], self.first_bins[:, several:]], dim=1)
 
-    def _read_first_states(self, x: Tensor) -> Tensor:
-        """What becomes of the histories' first states, `(n, h, d)`."""
-        for block in self.blocks:
-            self.first_states.append(x)
-            x = block.add(x, block.value(x))  # where one token is seen, its value is read
-        return x
-
     def _read(self, firsts: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """All tokens in front of each block, `(n, h + c, d)`, and what becomes of each history's last, `(n, h, d)`.
+        """All tokens in front of each block, `(n, h + c, d)`, and what becomes of those at its `ends`.
 
         `firsts` are first returns, `(n, h, d)` each; those of several are read beside each other, and come so.
         """
@@ -539,7 +570,7 @@ class Candidates:
 
     def _read_as_asked(self, place: int, rows: Tensor | slice) -> Tensor:
         """What the present state becomes `(rows, 1, d)` if the first return is the one asked for."""
-        start, blocks = self.layout.starts[place], self.blocks
+        start, blocks = self.layout.lengths[0] - self.layout.lengths[place], self.blocks
         x = torch.cat([self.asked[rows, start : start + 1], self.later[rows, 2 * start :]], dim=1)
         allowed = torch.ones(x.shape[1], 1 + x.shape[1], dtype=torch.bool, device=x.device).tril(diagonal=1)
         for i, block in enumerate(blocks):
@@ -552,9 +583,9 @@ class Candidates:
 
     def _act(self, bins: Tensor, allowed: Tensor) -> Tensor:
         """Actions `(n, q, a)` of the present step, for returns `(n, q)` that read what is `allowed`, `(q, h + c)` or
-        `(n, q, h + c)`."""
+        `(n, 1, q, h + c)`."""
         policy = self.policy
-        x = policy.return_tokens(decode_return(bins, policy.config), self.times[:, -1:])
+        x = policy.drawn_tokens(bins, self.times[:, -1:])
         for block, seen in zip(self.blocks, self.seen, strict=True):
             x = block.add(x, block.glance(x, seen, allowed))
         return torch.tanh(policy.head(x))
@@ -573,6 +604,12 @@ def visible(k: int, device: torch.device) -> Tensor:
     place = torch.arange(3 * k, device=device)
     hidden = (place % 3 == 1) & (place > 1)
     return torch.ones(3 * k, 3 * k, dtype=torch.bool, device=device).tril() & ~hidden
+
+
+@lru_cache(maxsize=64)
+def _encoded_again(config: EDTConfig, device: torch.device) -> Tensor:
+    """The bin that each drawn one is read as, `(return_bins,)`."""
+    return encode_return(decode_return(torch.arange(config.return_bins), config), config).to(device)
 
 
 def _of_acting(windows: Windows) -> Windows:
