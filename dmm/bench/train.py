@@ -177,6 +177,7 @@ def random_trajectories(episodes: int = 200, length: int = 500) -> Trajectories:
         terminated=np.zeros(episodes, dtype=bool),
         dataset_id="random",
         env_id="",
+        last_observations=rng.normal(size=(episodes, STATE_SIZE)).astype(np.float32),
     )
 
 

@@ -342,7 +342,7 @@ class TestNextStates:
         assert ended.sum() == whole.terminated.sum()
 
     def test_without_any_it_says_so(self) -> None:
-        data = tiny_trajectories(lengths=(1, 1))
+        data = dataclasses.replace(tiny_trajectories(lengths=(1, 1)), last_observations=None)
         with pytest.raises(
             InputError, match=r"^last_observations: 'tiny/linear-v0' has none, and no step with a known"
         ):

@@ -88,7 +88,7 @@ class TestConfigs:
     def test_rewards_and_recipe_by_domain(self, name: str) -> None:
         maze = MODELS[name].make_config(4, 2, "PointMaze_UMaze-v3")
         assert (maze.reward_scale, maze.reward_shift) == ((10.0, -5.0) if name == "cql" else (1.0, -1.0))
-        facts = Facts(state_size=11, action_size=3, env_id="Hopper-v5", return_range=2500.0)
+        facts = Facts(state_size=11, action_size=3, env_id="Hopper-v5", returns=(500.0, 3000.0))
         hopper = MODELS[name].config_for(facts, {})
         assert (hopper.reward_scale, hopper.reward_shift) == (0.4 if name == "iql" else 1.0, 0.0)
         assert MODELS[name].make_config(4, 2, "Hopper-v5").reward_scale == 1  # no returns are known
@@ -139,8 +139,7 @@ class TestTransitions:
         assert torch.unique(sampler.draw(20, 50, torch.Generator().manual_seed(0))).tolist() == [*range(t.transitions)]
 
     def test_steps_whose_next_state_was_not_recorded_are_left_out(self, trajectories: Trajectories) -> None:
-        t = trajectories
-        assert t.last_observations is None
+        t = dataclasses.replace(trajectories, last_observations=None)
         drawn = set(TransitionSampler(t).draw(20, 50, torch.Generator().manual_seed(0)).flatten().tolist())
         assert drawn == set(range(t.transitions)) - set((t.starts + t.lengths - 1)[~t.terminated].tolist())
         ones = dataclasses.replace(t, starts=np.arange(32), lengths=np.ones(32, int), terminated=np.zeros(32, bool))

@@ -496,7 +496,8 @@ class TestActing:
         data = make_trajectories(state_size=6, env_id="dmm/Kitchen-v0")
         config = MODELS["wt"].config_for(Facts.of(data), {"width": 8})
         best = int(data.returns().argmax())
-        end = data.observations[data.starts[best] + data.lengths[best] - 1]
+        assert data.last_observations is not None
+        end = data.last_observations[best]
         state = WaypointTransformer(config).init_state(2, 4.0)
         torch.testing.assert_close(state.condition[1, -1], torch.from_numpy(end))
 
