@@ -55,7 +55,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("page_path", built_pages())
     if "figure" in metafunc.fixturenames:
         figures = built_figures()
-        metafunc.parametrize("figure", figures, ids=[f"{page}-{index}" for page, index, _ in figures])
+        ids = [f"{page}-{index}" for page, index, _ in figures]
+        metafunc.parametrize("figure", figures, ids=ids, scope="module")  # all tests of a figure in turn
 
 
 def _chromium() -> str:
@@ -81,10 +82,33 @@ class _Quiet(SimpleHTTPRequestHandler):
         pass
 
 
+class _WithoutMath(_Quiet):
+    """Formulas stay as they are written: to set them is most of the work of opening a page."""
+
+    def do_GET(self) -> None:
+        if "/mathjax/" not in self.path:
+            return super().do_GET()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/javascript")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        return None
+
+
 @pytest.fixture(scope="session")
 def site() -> Iterator[str]:
     """Address of a local server over the built pages."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(HTML)))
+    yield from _served(_Quiet)
+
+
+@pytest.fixture(scope="session")
+def site_without_math() -> Iterator[str]:
+    """The same for tests that look at figures alone."""
+    yield from _served(_WithoutMath)
+
+
+def _served(handler: type[SimpleHTTPRequestHandler]) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(HTML)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()

@@ -87,9 +87,9 @@ def test_an_address_restores_every_figure_of_its_page(pages: Any, site: str, pat
     assert second.url == site + path
 
 
-def test_a_copied_link_opens_its_figure(pages: Any, site: str, figure: tuple[str, int, Spec]) -> None:
+def test_a_copied_link_opens_its_figure(pages: Any, site_without_math: str, figure: tuple[str, int, Spec]) -> None:
     path, index, spec = figure
-    first = pages(site + path, permissions=["clipboard-read", "clipboard-write"])
+    first = pages(site_without_math + path, permissions=["clipboard-read", "clipboard-write"])
     shared = start_settings(spec)
     for label, settings in list(spec["presets"].items())[-1:]:
         _figure(first, index).get_by_role("button", name=label, exact=True).click()

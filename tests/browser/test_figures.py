@@ -18,17 +18,27 @@ Figure = tuple[str, int, Spec]
 VISIBLE = 0.03
 
 
-@pytest.fixture
-def opened(browser: Browser, site: str, figure: Figure) -> Iterator[tuple[Page, Locator, Spec]]:
-    path, index, spec = figure
+@pytest.fixture(scope="module")
+def page_of_figure(browser: Browser, site_without_math: str, figure: Figure) -> Iterator[Page]:
     page = browser.new_context(viewport={"width": 1200, "height": 1000}).new_page()
-    page.goto(site + path, wait_until="load")
+    page.goto(site_without_math + figure[0], wait_until="load")
+    yield page
+    page.context.close()
+
+
+@pytest.fixture
+def opened(page_of_figure: Page, figure: Figure) -> Iterator[tuple[Page, Locator, Spec]]:
+    """The figure as it is at first, on a page that its tests share; each leaves it as it was."""
+    page, (_, index, spec) = page_of_figure, figure
     element = page.locator("figure.dmm-widget").nth(index)
     element.locator(".dmm-explorer").wait_for()
     element.scroll_into_view_if_needed()
     page.wait_for_timeout(150)
+    theme = page.evaluate("document.documentElement.dataset.theme")
     yield page, element, spec
-    page.context.close()
+    page.mouse.move(0, 0)
+    page.evaluate("theme => { document.documentElement.dataset.theme = theme; document.activeElement.blur(); }", theme)
+    element.get_by_role("button", name="Reset", exact=True).click()
 
 
 def _clipped(panel: Spec, known: dict[str, Any], name: str) -> np.ndarray[Any, Any] | None:
@@ -159,11 +169,11 @@ def test_the_theme_button_of_the_page_reaches_the_figure(opened: tuple[Page, Loc
     assert len(seen) == 2
 
 
-def test_without_scripts_the_picture_is_there(browser: Browser, site: str, figure: Figure) -> None:
+def test_without_scripts_the_picture_is_there(browser: Browser, site_without_math: str, figure: Figure) -> None:
     path, index, spec = figure
     context = browser.new_context(java_script_enabled=False, viewport={"width": 1200, "height": 1000})
     page = context.new_page()
-    page.goto(site + path, wait_until="load")
+    page.goto(site_without_math + path, wait_until="load")
     picture = page.locator("figure.dmm-widget > img").nth(index)
     picture.scroll_into_view_if_needed()
     box = picture.bounding_box()

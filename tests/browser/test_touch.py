@@ -13,11 +13,11 @@ Figure = tuple[str, int, Spec]
 PHONE = {"width": 390, "height": 844}
 
 
-@pytest.fixture
-def touched(browser: Browser, site: str, figure: Figure) -> Iterator[tuple[Page, Locator, Spec]]:
+@pytest.fixture(scope="module")
+def touched(browser: Browser, site_without_math: str, figure: Figure) -> Iterator[tuple[Page, Locator, Spec]]:
     path, index, spec = figure
     page = browser.new_context(viewport=PHONE, has_touch=True, is_mobile=True, device_scale_factor=2).new_page()
-    page.goto(site + path, wait_until="load")
+    page.goto(site_without_math + path, wait_until="load")
     element = page.locator("figure.dmm-widget").nth(index)
     element.locator(".dmm-explorer").wait_for()
     page.wait_for_timeout(300)
