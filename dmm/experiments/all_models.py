@@ -21,6 +21,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     **{name: {"learning_rate": 3e-4} for name in ("td3bc", "cql", "iql")},  # their own, of critics, too
     "ds4": {"batch_size": 8},  # whole trajectories, which hold 1,200 steps, more than twice those of 64 windows of 8
 }
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {"rvs-r, raw": ("rvs-r", {"average_scale": 1.0})}
+"""Beside the models: the condition of RvS-R as its authors have it."""
 
 
 def shown_models() -> list[str]:
@@ -31,8 +33,13 @@ def shown_models() -> list[str]:
 
 
 def make_jobs(runs: Path, seeds: int) -> list[Job]:
-    """Every model and seed."""
-    return [maze_job(name, seed, runs, CHANGES.get(name, {}), name) for name in shown_models() for seed in range(seeds)]
+    """Every model and variant, each seed."""
+    entries = {name: (name, CHANGES.get(name, {})) for name in shown_models()} | VARIANTS
+    return [
+        maze_job(name, seed, runs, changes, model)
+        for name, (model, changes) in entries.items()
+        for seed in range(seeds)
+    ]
 
 
 def main() -> None:
@@ -42,7 +49,7 @@ def main() -> None:
 
     collect(DATASET)
     rows = run_jobs(train_and_score, make_jobs(args.runs, args.seeds), args.workers)
-    settings = {**maze_settings(args.seeds), "changes": CHANGES}
+    settings = {**maze_settings(args.seeds), "changes": CHANGES, "variants": VARIANTS}
     result = {"settings": settings, "machine": machine(), **reference_rows()}
     write_result(args.out, {**result, "summary": summarize_pooled(rows), "runs": rows})
 

@@ -66,12 +66,14 @@ def _move(page: Page, index: int, spec: Spec, target: Settings) -> None:
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_an_address_restores_every_figure_of_its_page(pages: Any, site: str, path: str) -> None:
+def test_an_address_restores_every_figure_of_its_page(pages: Any, site_without_math: str, path: str) -> None:
     figures = [(index, spec) for page, index, spec in built_figures() if page == path]
-    first = pages(site + path)
+    first = pages(site_without_math + path)
     for index, spec in figures:
         _move(first, index, spec, _moved(spec))
         assert settings_of(_figure(first, index)) == _moved(spec)
+    names = [spec["name"] for _, spec in figures]
+    first.wait_for_function("names => names.every(name => location.hash.includes(name))", arg=names)
     first.wait_for_timeout(WRITTEN)
     second = pages(first.url)
     for index, spec in figures:
@@ -84,7 +86,7 @@ def test_an_address_restores_every_figure_of_its_page(pages: Any, site: str, pat
     for index, _ in figures:
         _figure(second, index).get_by_role("button", name="Reset", exact=True).click()
     second.wait_for_timeout(WRITTEN)
-    assert second.url == site + path
+    assert second.url == site_without_math + path
 
 
 def test_a_copied_link_opens_its_figure(pages: Any, site_without_math: str, figure: tuple[str, int, Spec]) -> None:
