@@ -127,13 +127,15 @@ class TestModels:
     def test_writes_its_file(self, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(all_models, "shown_models", lambda: ["mamba", "dt"])
         result = run_command(all_models)
-        assert [(row["name"], row["seed"]) for row in result["runs"]] == [("mamba", 0), ("dt", 0)]
+        assert [(row["name"], row["seed"]) for row in result["runs"]] == [("mamba", 0), ("dt", 0), ("rvs-r, raw", 0)]
         assert result["summary"] == grid.summarize_pooled(result["runs"])
         assert {"random", "behaviour", "dataset"} <= result.keys()
 
     def test_every_model_that_lists_show_is_a_job(self) -> None:
         jobs = all_models.make_jobs(Path("runs"), seeds=2)
-        assert [job.model for job in jobs[::2]] == [name for name, model in MODELS.items() if not model.hidden]
+        models = [job.model for job in jobs[::2]]
+        assert models == [*all_models.shown_models(), *(model for model, _ in all_models.VARIANTS.values())]
+        assert {name for name, model in MODELS.items() if not model.hidden} == set(models)
         assert folders_are_distinct(jobs)
 
 
