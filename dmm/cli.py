@@ -282,6 +282,56 @@ def evaluate(
 
 
 @app.command()
+def reproduce(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Tables, figures, rows or cells, such as table1 or table2/kitchen-mixed/dmm; all if none."),
+    ] = None,
+    scale: Annotated[
+        str,
+        typer.Option(
+            help="smoke: whether all runs, in minutes; small: equal budgets, nights of a laptop; full: the papers' own."
+        ),
+    ] = "small",
+    runner: Annotated[str, typer.Option(help="local: processes of this machine; ray: a cluster.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray cluster; one on this machine is started if left out.")
+    ] = None,
+    hours: Annotated[float | None, typer.Option(help="Stop after so many; the next call goes on.")] = None,
+    workers: Annotated[int, typer.Option(help="Jobs done at once, one thread each.")] = 1,
+    seeds: Annotated[int | None, typer.Option(help="Of each policy; the scale's own number if left out.")] = None,
+    only_status: Annotated[bool, typer.Option("--status", help="Train nothing; say what is there.")] = False,
+    runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/reproduce"),
+    rows: Annotated[
+        Path | None, typer.Option(help="Folder of the outcomes, a file a job; `rows` in that of the runs if left out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remake the papers' tables and figures: a queue of jobs that may be stopped at any moment and goes on.
+
+    A killed call loses what it did since the last checkpoint. Several calls may work on one folder at the same time.
+    """
+    from dmm.experiments import reproduce as module
+    from dmm.files import user_path
+
+    made = module.reproduce(
+        names or [],
+        scale,
+        runner=runner,
+        address=address,
+        hours=hours,
+        workers=workers,
+        seeds=seeds,
+        work=not only_status,
+        runs=user_path("runs", runs),
+        rows=user_path("rows", rows) if rows else user_path("runs", runs) / "rows",
+    )
+    _print(as_json, made.to_json(), made.text())
+    if made.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def inspect(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     out: Annotated[

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dmm.experiments import RESULTS, kept_run, path_argument, write_result
-from dmm.experiments.grid import Job, machine, mean_interval, run_jobs, train_job
+from dmm.experiments.grid import Job, machine, mean_interval, train_job
+from dmm.experiments.queue import run_jobs
 
 if TYPE_CHECKING:
     from dmm.acting import Actor, Memory

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from dmm.experiments import write_result
-from dmm.experiments.grid import Job, arguments, machine, run_jobs, summarize_pooled, train_and_score
+from dmm.experiments.grid import Job, arguments, machine, summarize_pooled, train_and_score
 from dmm.experiments.pointmaze import DATASET, maze_job, maze_settings, reference_rows
+from dmm.experiments.queue import run_jobs
 
 CHANGES: dict[str, dict[str, Any]] = {
     "dmm-paper": {"rtg_scale": 1.0},  # returns of 0 and 1 over its 1000 would be one number

@@ -27,11 +27,11 @@ from dmm.experiments.grid import (
     machine,
     mean_interval,
     round_weights,
-    run_jobs,
     score_job,
     summarize,
     train_job,
 )
+from dmm.experiments.queue import run_jobs
 from dmm.experiments.recorded import recorded_windows
 
 CONTEXT = 8

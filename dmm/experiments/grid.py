@@ -1,25 +1,23 @@
-"""What the experiments share: policies trained as independent jobs, each resumable, and summaries over their seeds."""
+"""What the experiments share: a policy as a job, trained and scored wherever it runs, and summaries over seeds."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
-import multiprocessing
 import platform
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import stats
 
-from dmm.experiments import MODELS, RESULTS, path_argument, write_result
+from dmm.errors import InputError
+from dmm.experiments import MODELS, RESULTS, path_argument
 from dmm.files import strict_json
-from dmm.progress import progress_bar
 
 if TYPE_CHECKING:
     from dmm.policy import Policy
@@ -39,15 +37,39 @@ class Job:
     targets: tuple[float, ...]
     episodes: int
     changes: dict[str, Any] = field(default_factory=dict)
+    transitions: int | None = None  # of the data set; its recipe's own number if not given
+    checkpoints: int = 1  # that are scored, at equal distances; 1 is the last alone
+    max_steps: int | None = None  # of an episode that is played; the environment's own if not given
+    row: Path | None = None  # where its outcome is kept; `row.json` beside the run if not given
+
+    @property
+    def row_file(self) -> Path:
+        """Where the outcome is kept."""
+        return self.row or self.folder / "row.json"
+
+    def described(self) -> dict[str, Any]:
+        """What decides the outcome, as plain values; where it is worked on does not."""
+        fields = dataclasses.asdict(self) | {"folder": self.folder.name}
+        fields.pop("row")
+        plain: dict[str, Any] = json.loads(json.dumps(fields))
+        return plain
+
+    def is_described_by(self, kept: Any) -> bool:
+        """Whether that is this job; fields that did not exist when it was written have their defaults."""
+        defaults = {"changes": {}, "transitions": None, "checkpoints": 1, "max_steps": None}
+        return isinstance(kept, dict) and defaults | kept == self.described()
 
 
 def train_job(job: Job) -> Run:
-    """Train a job's policy on one thread, or finish it."""
+    """Train a job's policy on one thread, or finish it; weights at the checkpoints that are scored are kept."""
     import torch
 
     from dmm.training import train
 
     torch.set_num_threads(1)
+    if job.steps % job.checkpoints:
+        raise InputError(f"checkpoints: got {job.checkpoints}, allowed are divisors of the job's {job.steps:,} updates")
+    keep = {"keep_every": job.steps // job.checkpoints} if job.checkpoints > 1 else {}
     return train(
         job.dataset,
         job.model,
@@ -55,7 +77,7 @@ def train_job(job: Job) -> Run:
         seed=job.seed,
         out=job.folder,
         resume=True,
-        changes=job.changes,
+        changes=keep | job.changes,
         progress=False,
         device="cpu",
     )
@@ -90,23 +112,6 @@ def score_job(job: Job, run: Run) -> dict[str, Any]:
 def train_and_score(job: Job) -> dict[str, Any]:
     """`train_job`, then `score_job`."""
     return score_job(job, train_job(job))
-
-
-def run_jobs(work: Callable[[Job], dict[str, Any]], jobs: Sequence[Job], workers: int) -> list[dict[str, Any]]:
-    """`work` on every job, in `workers` processes of one thread each; the rows come back in the order of the jobs."""
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        return list(progress_bar(pool.imap(partial(_row, work), jobs), total=len(jobs), unit="policy", desc="policies"))
-
-
-def _row(work: Callable[[Job], dict[str, Any]], job: Job) -> dict[str, Any]:
-    """What an earlier, interrupted call found for this very job, or `work(job)`."""
-    file = job.folder / "row.json"
-    asked = json.loads(json.dumps({**dataclasses.asdict(job), "folder": job.folder.name}))
-    kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    if kept.get("job") != asked:
-        write_result(file, {"job": asked, "row": work(job)})
-        kept = json.loads(file.read_text())
-    return kept["row"]  # type: ignore[no-any-return]
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

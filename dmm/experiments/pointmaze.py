@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from dmm.experiments import write_result
-from dmm.experiments.grid import Job, arguments, machine, run_jobs, slug, summarize, summarize_pooled, train_and_score
+from dmm.experiments.grid import Job, arguments, machine, slug, summarize, summarize_pooled, train_and_score
+from dmm.experiments.queue import run_jobs
 
 DATASET = "dmm/pointmaze/umaze-v0"
 STEPS = 3000
