@@ -3,9 +3,9 @@
 What comes in is `scores[checkpoint][target]`, an array `(episodes,)` of normalised returns, with the first target as
 the headline. A pair of checkpoint and target is called an arm here, and its score the mean over its episodes.
 
-**The maximum of noisy means is biased upward.** An arm's mean is its true value plus an error, and who picks the largest
-mean picks a large error with it. Where `k` independent arms are equally good and each mean has
-standard error `s` (nearly normal, by the central limit theorem), the maximum exceeds their common value by
+**The maximum of noisy means is biased upward.** An arm's mean is its true value plus an error, and who picks the
+largest mean picks a large error with it. Where `k` independent arms are equally good and each mean has standard error
+`s` (nearly normal, by the central limit theorem), the maximum exceeds their common value on average by
 
     s E[max(z_1, ..., z_k)],  z_i ~ N(0, 1) independent,
 

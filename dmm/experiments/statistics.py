@@ -127,7 +127,7 @@ def probability_of_improvement(a: Scores, b: Scores, *, seed: int = 0, resamples
             ((x[..., :, None] > y[..., None, :]) + 0.5 * (x[..., :, None] == y[..., None, :])).mean(axis=(-2, -1))
             for x, y in zip(tasks[: len(ours)], tasks[len(ours) :], strict=True)
         ]
-        return np.mean(shares, axis=0)[..., None]
+        return np.asarray(np.mean(shares, axis=0))[..., None]
 
     pairs = max(len(x) * len(y) for x, y in zip(ours, theirs, strict=True))
     (found,) = _estimates(ours + theirs, statistic, seed=seed, resamples=resamples, size=pairs)
@@ -150,7 +150,7 @@ def performance_profile(
         raise InputError(f"thresholds: got shape {levels.shape}, allowed is a list of at least one number")
 
     def statistic(tasks: list[np.ndarray]) -> np.ndarray:
-        return np.mean([(task[..., None] > levels).mean(axis=-2) for task in tasks], axis=0)
+        return np.asarray(np.mean([(task[..., None] > levels).mean(axis=-2) for task in tasks], axis=0))
 
     shares = statistic(tasks)
     draws = _bootstrap(tasks, statistic, seed=seed, resamples=resamples, size=max(map(len, tasks)) * len(levels))
@@ -160,8 +160,8 @@ def performance_profile(
 def average_ranks(table: np.ndarray | Sequence[Sequence[float]], *, ties: Ties = "mean") -> np.ndarray:
     """Each method's rank on a task in the mean over tasks: `(methods, tasks)` -> `(methods,)`. Rank 1 is best.
 
-    NaN (or None) marks a missing cell: that method is left out of the task's ranking, and its average is over the tasks that it
-    has. Ranks among fewer methods are lower, so averages compare well only where the same tasks are filled in.
+    NaN (or None) marks a missing cell: that method is left out of the task's ranking, and its average is over the tasks
+    that it has. Ranks among fewer methods are lower, so averages compare well only where the same cells are filled in.
 
     Args:
         table: the methods' mean scores, more is better.
@@ -179,29 +179,29 @@ def average_ranks(table: np.ndarray | Sequence[Sequence[float]], *, ties: Ties =
 
 
 def average_ranks_of_runs(
-    runs: Sequence[Sequence[np.ndarray | None]], *, ties: Ties = "mean", seed: int = 0, resamples: int = RESAMPLES
+    runs: Sequence[np.ndarray | Sequence[np.ndarray | None]],
+    *,
+    ties: Ties = "mean",
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> list[Estimate]:
-    """`average_ranks` of the runs' means, with intervals: `runs[method][task]` is `(runs,)`, None for a missing cell.
+    """`average_ranks` of the runs' means, with intervals; each method's runs are `Scores`, or None for a missing task.
 
     An interval tells by how much a method's rank moves with its own seeds and with those of all others. Where any cell
     has a single run, no method has one.
 
     Raises:
-        InputError: no methods or tasks, unequal numbers of tasks, cells that are not finite numbers `(runs,)`, or a
-            method without any task.
+        InputError: see `interquartile_mean`; or no methods, unequal numbers of tasks, or a method without any task.
     """
     require_choice("ties", ties, Ties)
     require_list("runs", runs, "methods")
+    methods: list[list[np.ndarray | None]] = []
     for i, method in enumerate(runs):
-        require_list(f"runs[{i}]", method, "tasks", like=runs[0])
-    there = np.array([[cell is not None for cell in method] for method in runs])
+        methods.append(_cells(f"runs[{i}]", method))
+        require_list(f"runs[{i}]", methods[-1], "tasks", like=methods[0])
+    there = np.array([[cell is not None for cell in method] for method in methods])
     _require_tasks("runs", there)
-    cells = [
-        _runs(f"runs[{i}][{j}]", cell)
-        for i, method in enumerate(runs)
-        for j, cell in enumerate(method)
-        if cell is not None
-    ]
+    cells = [cell for method in methods for cell in method if cell is not None]
 
     def statistic(cells: list[np.ndarray]) -> np.ndarray:
         means = np.full((*cells[0].shape[:-1], *there.shape), np.nan)
@@ -292,6 +292,14 @@ def _tasks(name: str, scores: Scores) -> list[np.ndarray]:
     return [_runs(f"{name}[{i}]", task) for i, task in enumerate(scores)]
 
 
+def _cells(name: str, scores: np.ndarray | Sequence[np.ndarray | None]) -> list[np.ndarray | None]:
+    """`_tasks`, of which some may be missing."""
+    if isinstance(scores, np.ndarray):
+        return list(_tasks(name, scores))
+    require_list(name, scores, "tasks")
+    return [None if task is None else _runs(f"{name}[{i}]", task) for i, task in enumerate(scores)]
+
+
 def _runs(name: str, runs: Any) -> np.ndarray:
     """One task's, `(runs,)` float64."""
     allowed = "an array (runs,) with at least one run"
@@ -331,7 +339,11 @@ def require_list(name: str, value: Any, of: str, like: Any = None) -> None:
     Raises:
         InputError: it is not.
     """
-    if not isinstance(value, Sequence | np.ndarray) or isinstance(value, str | bytes):
+    if (
+        not isinstance(value, Sequence | np.ndarray)
+        or isinstance(value, str | bytes)
+        or getattr(value, "shape", None) == ()
+    ):
         raise InputError(f"{name}: got {type(value).__name__}, allowed is a list of {of}")
     if not len(value):
         raise InputError(f"{name}: got no {of}, allowed is a list of at least one")
