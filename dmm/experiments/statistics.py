@@ -9,8 +9,8 @@ Source: Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Sta
 have unequal numbers of runs we count each task alike, except in the interquartile mean.
 
 An interval is None where a task has a single run: what another seed would do there is unknown. With few runs it is too
-narrow, because resamples of `n` runs scatter by `(n - 1) / n` of their true variance: at 95 % asked for, the mean of
-many tasks with five runs each is covered in 92 % of all cases, and with three runs in 89 %.
+narrow, because resamples of `n` runs have but `(n - 1) / n` of the variance: of 95 % asked for, five runs of each of
+very many tasks leave the mean with 92 %, three runs with 89 %, and fewer tasks with a little less.
 """
 
 from __future__ import annotations
