@@ -25,6 +25,7 @@ from typing import Any
 
 from dmm.errors import InputError, RunError, finite_number, outside_reason, whole_number
 from dmm.experiments.grid import Job
+from dmm.experiments.same_data import require_row
 from dmm.files import read_json, strict_json
 from dmm.progress import progress_bar
 
@@ -108,8 +109,24 @@ def do_job(work: Work, job: Job) -> bool:
     with claimed(job.folder) as mine:
         if not mine or outcome(job) is not None:  # done between the look and the claim
             return False
-        keep_outcome(job, work(job))
+        row = work(job)
+        require_row(job, row)
+        keep_outcome(job, row)
     return True
+
+
+def open_jobs(jobs: Sequence[Job]) -> list[int]:
+    """The places of the jobs that are not done. What is done says which data the others must have."""
+    found = []
+    for i, job in enumerate(jobs):
+        if (row := outcome(job)) is None:
+            found.append(i)
+            continue
+        try:
+            require_row(job, row)
+        except RunError as error:
+            print(f"dmm: {title(job)}, which is done: {error}", file=sys.stderr)
+    return found
 
 
 def _require_space(job: Job) -> None:
@@ -127,7 +144,7 @@ def run_jobs(work: Work, jobs: Sequence[Job], workers: int) -> list[dict[str, An
     """
     made = work_off(work, jobs, workers=workers)
     rows = [outcome(job) for job in jobs]
-    missing = [_title(job) for job, row in zip(jobs, rows, strict=True) if row is None]
+    missing = [title(job) for job, row in zip(jobs, rows, strict=True) if row is None]
     if missing:
         name = missing[0]
         raise RunError(f"{name}: {made.failed.get(name, 'another process is at it')} ({len(missing)} jobs are open)")
@@ -148,10 +165,8 @@ def work_off(
     """
     workers = whole_number("workers", workers, 1)
     made, begun, deadline = Progress(), Counter[int](), _Deadline(hours)
-    open_jobs = [i for i, job in enumerate(jobs) if outcome(job) is None]
-    bar = progress_bar(
-        total=len(jobs), initial=len(jobs) - len(open_jobs), unit="job", desc="jobs", disable=not progress
-    )
+    left = open_jobs(jobs)
+    bar = progress_bar(total=len(jobs), initial=len(jobs) - len(left), unit="job", desc="jobs", disable=not progress)
     running: dict[str, int] = {}
 
     def report(worker: str, what: str, i: int, said: str) -> None:
@@ -159,32 +174,32 @@ def work_off(
             case "begun":
                 running[worker] = i
                 begun[i] += 1
-                bar.set_postfix_str(_title(jobs[i]))
+                bar.set_postfix_str(title(jobs[i]))
             case "done":
                 made.finished += 1
                 bar.update()
             case "failed":
-                made.failed[_title(jobs[i])] = said
-                print(f"dmm: {_title(jobs[i])}: {said}", file=sys.stderr)
+                made.failed[title(jobs[i])] = said
+                print(f"dmm: {title(jobs[i])}: {said}", file=sys.stderr)
         if what != "begun":
             running.pop(worker, None)
 
     with bar, deadline:
         try:
-            while open_jobs:
+            while left:
                 try:
-                    _in_processes(work, [jobs[i] for i in open_jobs], open_jobs, min(workers, len(open_jobs)), report)
+                    _in_processes(work, [jobs[i] for i in left], left, min(workers, len(left)), report)
                     break
                 except RunError as error:  # a worker was ended from outside, or there is no room for its start
                     if not running:
                         raise
                     for i in running.values():
                         if begun[i] >= ATTEMPTS:
-                            made.failed[_title(jobs[i])] = str(error)
+                            made.failed[title(jobs[i])] = str(error)
                     print(f"dmm: {error}; going on", file=sys.stderr)
                     running.clear()
-                    lost = {i for i in open_jobs if _title(jobs[i]) in made.failed}
-                    open_jobs = [i for i in open_jobs if i not in lost and outcome(jobs[i]) is None]
+                    lost = {i for i in left if title(jobs[i]) in made.failed}
+                    left = [i for i in left if i not in lost and outcome(jobs[i]) is None]
         except KeyboardInterrupt:
             if not deadline.is_over:
                 raise
@@ -192,13 +207,23 @@ def work_off(
     return made
 
 
+def require_hours(hours: float | None) -> float | None:
+    """Seconds of so many hours.
+
+    Raises:
+        InputError: no positive number.
+    """
+    if hours is not None and not finite_number("hours", hours) > 0:
+        raise InputError(f"hours: got {hours:g}, allowed is a positive number")
+    return None if hours is None else hours * 3600
+
+
 class _Deadline:
     """Interrupts the main thread when so many hours are over; without a number, never."""
 
     def __init__(self, hours: float | None):
-        if hours is not None and not finite_number("hours", hours) > 0:
-            raise InputError(f"hours: got {hours:g}, allowed is a positive number")
-        self.is_over, self.timer = False, None if hours is None else threading.Timer(hours * 3600, self._interrupt)
+        seconds = require_hours(hours)
+        self.is_over, self.timer = False, None if seconds is None else threading.Timer(seconds, self._interrupt)
 
     def _interrupt(self) -> None:
         import _thread
@@ -249,12 +274,16 @@ def _work(shared: tuple[str, list[Job], list[int]], worker: str, report: Callabl
         report(worker, "begun", i, "")
         try:
             report(worker, "done" if do_job(work, job) else "passed over", i, "")
-        except (InputError, RunError) as error:
-            report(worker, "failed", i, str(error))
         except Exception as error:
-            report(worker, "failed", i, outside_reason(error) or f"{type(error).__name__}: {error}")
+            report(worker, "failed", i, why(error))
 
 
-def _title(job: Job) -> str:
+def why(error: Exception) -> str:
+    """Why a job failed, in a line."""
+    said = str(error) if isinstance(error, InputError | RunError) else outside_reason(error)
+    return " ".join((said or f"{type(error).__name__}: {error}").split())
+
+
+def title(job: Job) -> str:
     """A job in a line."""
     return f"{job.name}, seed {job.seed}"
