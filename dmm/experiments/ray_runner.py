@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -56,6 +57,8 @@ QUIET = 60.0
 """Seconds without room for a single job after which that is said."""
 TAKEN_ALONG = ("MINARI_DATASETS_PATH", "DMM_CACHE_DIR", "MUJOCO_GL", "PYTHONPATH")
 """Variables that a job has on every node as the driver has them, if it has them."""
+ANSWER = 10.0
+"""Seconds in which a cluster's head has to answer."""
 LONGEST_FOLDER = 40
 """Characters of a folder in which the names of Ray's sockets, 107 characters at most, have room."""
 
@@ -98,8 +101,8 @@ def work_off_on_ray(
     Args:
         work: a function of a module that every node can import; turns a job into its row, plain values.
         jobs: in the order in which they are to be begun. Relative paths are those of the driver's folder.
-        address: of the cluster, such as `auto` or `HOST:6379`; if not given, Ray is started on this machine and stopped
-            in the end.
+        address: of the cluster, `HOST:PORT`, or `auto` on one of its machines; if not given, Ray is started on this
+            machine and stopped in the end.
         hours: when to stop, in the middle of jobs if need be: they go on from their checkpoints next time.
         cpus_per_job, gpus_per_job: see `Resources`.
         progress: show a bar on stderr.
@@ -247,6 +250,8 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
     import logging
 
     how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is not None:
+        _require_answer(address)
     with ExitStack() as stack:
         stack.enter_context(_kept_as_they_are())
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -263,6 +268,20 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
             raise InputError(f"address: no Ray cluster answers at {address!r} ({_first_line(error)})") from error
         stack.callback(ray.shutdown)
         yield
+
+
+def _require_answer(address: str) -> None:
+    """Ray itself knocks for a quarter of an hour at an address where nobody is."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal() or int(port) >= 2**16:
+        raise InputError(f"address: got {address!r}, allowed are auto and HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"address: no Ray cluster answers at {address!r} ({reason})") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -401,6 +402,20 @@ def without_seconds(job: Job) -> str:
     kept = json.loads(job.row_file.read_text())
     assert kept["row"].pop("seconds") > 0
     return json.dumps(kept)
+
+
+def test_an_address_where_nobody_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = PlayedRay()
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with socket.socket() as taken:  # bound and not listened to
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(InputError, match=f"^address: no Ray cluster answers at '{address}' \\("):
+            work_off_on_ray(answer, [], address=address, progress=False)
+    for wrong in ("nonsense", "ray://127.0.0.1:9", ":6379", "host:", "host:70000"):
+        with pytest.raises(InputError, match=f"^address: got '{wrong}', allowed are auto and HOST:PORT$"):
+            work_off_on_ray(answer, [], address=wrong, progress=False)
 
 
 @needs_ray
