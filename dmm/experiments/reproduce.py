@@ -72,7 +72,9 @@ OWN: dict[str, dict[str, Any]] = {
     "ds4": {**SHORT, "batch_size": 8},  # whole trajectories, not windows
 }
 SCALES: dict[str, Scale] = {
-    "smoke": Scale(4, 1, 2, 2, 2, transitions=600, max_steps=20, changes={"batch_size": 4, "log_every": 2, "checkpoint_every": 2}),
+    "smoke": Scale(
+        4, 1, 2, 2, 2, transitions=600, max_steps=20, changes={"batch_size": 4, "log_every": 2, "checkpoint_every": 2}
+    ),
     "small": Scale(5_000, 3, 50, 2, changes=SHORT, of_models=OWN),
     "full": Scale(100_000, 5, 100, 5, published=True),
 }
