@@ -13,13 +13,14 @@ before seed 1 of anything, in the order of `dmm.experiments.tables`.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -45,6 +46,10 @@ RELEASED_TARGETS: dict[str, tuple[float, ...]] = {
     "pointmaze": (1.0,),
 }
 """Returns that the released code of DMM asks for, by the family of a data set's name."""
+MEASURED = ("dmm", "mamba", "dt")
+"""Models whose activations and gradients are looked at, where nothing is changed about them."""
+MEASURED_WINDOWS = 128
+"""Two batches of 64, as in the paper's figure 4."""
 FIRST_EPISODE = 10_000
 """Its environment seed, as in `dmm evaluate`."""
 
@@ -168,6 +173,14 @@ def hears_returns(model: str) -> bool:
     return card(found)["reach"]["returns_to_go"] is not None
 
 
+def is_plain(job: Job) -> bool:
+    """Whether nothing is changed about a job's model, but how it is trained and the sizes of its scale."""
+    from dmm.models.registry import find_model
+
+    fields = {field.name for field in dataclasses.fields(find_model(job.model).config)}
+    return not fields & job.changes.keys()
+
+
 def train_and_score(job: Job) -> dict[str, Any]:
     """A job's row: data, size, seconds, and the scores of all its checkpoints with the returns of their episodes."""
     make_data(job)
@@ -182,9 +195,29 @@ def train_and_score(job: Job) -> dict[str, Any]:
         "data": {key: run.info["dataset"][key] for key in ("id", "fingerprint", "reference", "mean_return")},
         "versions": versions(),
         "checkpoints": score_checkpoints(job, run),
+        **({"tokens": measure_tokens(job, run)} if job.model in MEASURED and is_plain(job) else {}),
     }
     forget_checkpoints(job)
     return row
+
+
+def measure_tokens(job: Job, run: Run) -> dict[str, Any]:
+    """Mean norms of activations and gradients of each token, on windows of the job's data: figures 3 and 4.
+
+    `norms` has a list for each stage of the policy, `gradients` one for the last action and one for the loss.
+    """
+    from dmm.data.trajectories import load_trajectories
+    from dmm.inspection import Objective, activations, full_windows, gradient_norms, token_norms
+
+    windows = full_windows(load_trajectories(job.dataset), run.policy.context, MEASURED_WINDOWS)
+    found = {
+        "norms": {name: token_norms(x) for name, x in activations(run.policy, windows).items()},
+        "gradients": {name: gradient_norms(run.policy, windows, name) for name in get_args(Objective)},
+    }
+    return {
+        kind: {name: [float(f"{norm:.6g}") for norm in norms.tolist()] for name, norms in stages.items()}
+        for kind, stages in found.items()
+    }
 
 
 def make_data(job: Job) -> None:
@@ -384,7 +417,25 @@ def describe_cell(
         scores = [episode_scores(row) for row in rows]
         described |= {"last": mean_interval([last_checkpoint(each) for each in scores])}
         described |= {"best": mean_interval([best_of_all(each) for each in scores])}
+        if cell.table in KINDS:
+            described |= {"over_action": norm_ratios([row["tokens"][KINDS[cell.table]] for row in rows])}
     return described
+
+
+KINDS = {"figure3": "norms", "figure4": "gradients"}
+
+
+def norm_ratios(measured: Sequence[dict[str, list[float]]]) -> dict[str, dict[str, float]]:
+    """By stage: the mean norm of return and state tokens over that of action tokens, geometric mean over seeds."""
+    return {
+        stage: {
+            name: math.exp(
+                np.mean([math.log(modality_mean(m[stage], i) / modality_mean(m[stage], 2)) for m in measured])
+            )
+            for i, name in enumerate(("rtg", "state"))
+        }
+        for stage in measured[0]
+    }
 
 
 def episode_scores(row: dict[str, Any]) -> list[list[np.ndarray]]:

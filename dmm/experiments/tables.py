@@ -66,7 +66,6 @@ class Table:
     title: str
     datasets: tuple[str, ...]
     entries: tuple[Entry, ...]
-    measured: bool = False  # whether norms and gradients of the trained policies are wanted, too
 
     def cells(self) -> list[Cell]:
         """Row by row."""
@@ -136,8 +135,8 @@ def make_tables() -> dict[str, Table]:
         Table("table8", "How A begins", ANTMAZE, starts),
         Table("figure6", "Context and window", ANTMAZE[1:], windows),
         Table("figure1", "Size and score", (HOPPER[0], *SPARSE), _models("dc", "dt", "edt", "dm", "dmm")),
-        Table("figure3", "Norms of activations", (HOPPER[0], ANTMAZE[0]), _models("mamba", "dmm"), measured=True),
-        Table("figure4", "Norms of gradients", (HOPPER[0], ANTMAZE[0]), _models("mamba", "dmm"), measured=True),
+        Table("figure3", "Norms of activations", (HOPPER[0], ANTMAZE[0]), _models("mamba", "dmm")),
+        Table("figure4", "Norms of gradients", (HOPPER[0], ANTMAZE[0]), _models("mamba", "dmm")),
         Table("table4", "Weights, and weights per point", (HOPPER[0], ANTMAZE[0]), _models("dmm", "dt", "dc")),
         Table("table2", "Sparse rewards", (*ANTMAZE, *KITCHEN), table2),
         Table("table1", "Dense rewards", (*HOPPER, *WALKER, *CHEETAH), table1),
