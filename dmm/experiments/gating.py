@@ -163,9 +163,7 @@ def summarize_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for kind in ("norms", "gradients"):
                 for stage in own[0][kind] if own else ():
                     for modality, place in (("rtg", 0), ("state", 1)):
-                        ratios = [
-                            modality_mean(row[kind][stage], place) / modality_mean(row[kind][stage], 2) for row in own
-                        ]
+                        ratios = [over_action(row[kind][stage], place) for row in own]
                         key = {"task": task, "model": model, "kind": kind, "stage": stage, "modality": modality}
                         summary.append({**key, **_ratio_interval(ratios), "seeds": len(own)})
     return summary

@@ -429,9 +429,7 @@ def norm_ratios(measured: Sequence[dict[str, list[float]]]) -> dict[str, dict[st
     """By stage: the mean norm of return and state tokens over that of action tokens, geometric mean over seeds."""
     return {
         stage: {
-            name: math.exp(
-                np.mean([math.log(modality_mean(m[stage], i) / modality_mean(m[stage], 2)) for m in measured])
-            )
+            name: math.exp(float(np.mean([math.log(over_action(tokens[stage], i)) for tokens in measured])))
             for i, name in enumerate(("rtg", "state"))
         }
         for stage in measured[0]
