@@ -26,6 +26,7 @@ import numpy as np
 
 from dmm.data.scores import normalize
 from dmm.errors import RunError, require_choice, whole_number
+from dmm.experiments.gating import over_action
 from dmm.experiments.grid import Job, mean_interval, slug, train_job
 from dmm.experiments.protocols import best_of_all, last_checkpoint
 from dmm.experiments.queue import Progress, claimed, outcome, work_off
@@ -163,14 +164,11 @@ def has_published(model: str) -> bool:
 @cache
 def hears_returns(model: str) -> bool:
     """Whether a model's action depends on the return that is asked for: asked for others, it plays the same."""
-    from dmm.data.windows import Windows
     from dmm.inspection.cards import card
     from dmm.models.registry import find_model
 
-    found = find_model(model)
-    if not issubclass(found.policy.batch, Windows) or found.learner is not None:
-        return False
-    return card(found)["reach"]["returns_to_go"] is not None
+    reach = card(find_model(model))["reach"]  # None where batches are no windows of tokens
+    return reach is not None and any(reach.get(name) is not None for name in ("returns_to_go", "condition"))
 
 
 def is_plain(job: Job) -> bool:
@@ -209,10 +207,11 @@ def measure_tokens(job: Job, run: Run) -> dict[str, Any]:
     from dmm.data.trajectories import load_trajectories
     from dmm.inspection import Objective, activations, full_windows, gradient_norms, token_norms
 
-    windows = full_windows(load_trajectories(job.dataset), run.policy.context, MEASURED_WINDOWS)
+    policy: Any = run.policy
+    windows = full_windows(load_trajectories(job.dataset), policy.context, MEASURED_WINDOWS)
     found = {
-        "norms": {name: token_norms(x) for name, x in activations(run.policy, windows).items()},
-        "gradients": {name: gradient_norms(run.policy, windows, name) for name in get_args(Objective)},
+        "norms": {name: token_norms(x) for name, x in activations(policy, windows).items()},
+        "gradients": {name: gradient_norms(policy, windows, name) for name in get_args(Objective)},
     }
     return {
         kind: {name: [float(f"{norm:.6g}") for norm in norms.tolist()] for name, norms in stages.items()}
