@@ -215,9 +215,9 @@ def test_smoke_runs_every_kind_of_job(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))  # to be put back
     places: Any = {"runs": tmp_path / "runs", "rows": tmp_path / "rows"}
     made = reproduce([], "smoke", workers=2, **places)
-    assert made.failed == {} and made.done == made.jobs == made.finished == len(smoke_cells())
-    assert Path(os.environ["MINARI_DATASETS_PATH"]) == tmp_path / "runs" / "smoke" / "data"
     jobs = make_jobs(smoke_cells(), "smoke", **places)
+    assert made.failed == {} and made.done == made.jobs == made.finished == len(jobs)
+    assert Path(os.environ["MINARI_DATASETS_PATH"]) == tmp_path / "runs" / "smoke" / "data"
     for job in jobs:
         row: Any = outcome(job)
         assert [checkpoint["step"] for checkpoint in row["checkpoints"]] == [2, 4]
