@@ -49,18 +49,29 @@ def outcomes(place: Path) -> dict[str, Any]:
     return found
 
 
+def watch(place: Path) -> tuple[float, float]:
+    """Seconds until the first outcome, and until the last, of a queue that nobody disturbs."""
+    process, began, start = subprocess.Popen(command(place)), time.monotonic(), 0.0
+    while process.poll() is None:
+        time.sleep(0.1)
+        if not start and list((place / "rows").rglob("*.json")):
+            start = time.monotonic() - began
+    if process.returncode:
+        sys.exit(f"the undisturbed queue ended with {process.returncode}")
+    return start, time.monotonic() - began
+
+
 def play(kills: int, seed: int) -> int:
     """The whole comparison; how many faults there were."""
     chance, faults = random.Random(seed), 0
     with tempfile.TemporaryDirectory() as folder:
         calm, killed = Path(folder, "calm"), Path(folder, "killed")
-        began = time.monotonic()
-        subprocess.run(command(calm), check=True)
-        took, expected, written = time.monotonic() - began, outcomes(calm), dict[str, int]()
-        print(f"undisturbed: {len(expected)} jobs in {took:.0f} s")
+        start, took = watch(calm)
+        expected, written = outcomes(calm), dict[str, int]()
+        print(f"undisturbed: {len(expected)} jobs in {took:.0f} s, the first after {start:.0f}")
         for kill in range(kills):
             process = subprocess.Popen(command(killed), stderr=subprocess.DEVNULL, start_new_session=True)
-            time.sleep(chance.uniform(0, took / 3))
+            time.sleep(chance.uniform(0.5 * start, start + (took - start) / 3))
             if chance.random() < 0.5:  # the head alone, whose workers have to notice, or all at once
                 process.kill()
             else:
