@@ -298,7 +298,10 @@ def reproduce(
         str | None, typer.Option(help="Of the Ray cluster; one on this machine is started if left out.")
     ] = None,
     hours: Annotated[float | None, typer.Option(help="Stop after so many; the next call goes on.")] = None,
-    workers: Annotated[int, typer.Option(help="Jobs done at once, one thread each.")] = 1,
+    gpus_per_job: Annotated[
+        float, typer.Option(help="Share of a GPU that each job of the Ray cluster takes, to be trained there.")
+    ] = 0.0,
+    workers: Annotated[int, typer.Option(help="Jobs that the local runner does at once, one thread each.")] = 1,
     seeds: Annotated[int | None, typer.Option(help="Of each policy; the scale's own number if left out.")] = None,
     only_status: Annotated[bool, typer.Option("--status", help="Train nothing; say what is there.")] = False,
     runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/reproduce"),
@@ -319,6 +322,7 @@ def reproduce(
         scale,
         runner=runner,
         address=address,
+        gpus_per_job=gpus_per_job,
         hours=hours,
         workers=workers,
         seeds=seeds,

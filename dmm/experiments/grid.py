@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import platform
 import re
 from collections.abc import Sequence
@@ -22,6 +23,10 @@ from dmm.files import strict_json
 if TYPE_CHECKING:
     from dmm.policy import Policy
     from dmm.training import Run
+
+
+DEVICE = "DMM_JOB_DEVICE"
+"""The variable by which a runner tells its workers where to train, `cpu` if it tells nothing."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def train_job(job: Job) -> Run:
         resume=True,
         changes=keep | job.changes,
         progress=False,
-        device="cpu",
+        device=os.environ.get(DEVICE, "cpu"),
     )
 
 

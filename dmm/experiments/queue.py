@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 from dmm.errors import InputError, RunError, finite_number, outside_reason, whole_number
 from dmm.experiments.grid import Job
+from dmm.experiments.same_data import require_row
 from dmm.files import read_json, strict_json
 from dmm.progress import progress_bar
 
@@ -114,8 +115,24 @@ def do_job(work: Work, job: Job) -> Literal["done", "there", "taken"]:
             return "taken"
         if outcome(job) is not None:  # done between the look and the claim
             return "there"
-        keep_outcome(job, work(job))
+        row = work(job)
+        require_row(job, row)
+        keep_outcome(job, row)
     return "done"
+
+
+def open_jobs(jobs: Sequence[Job]) -> list[int]:
+    """The places of the jobs that are not done. What is done says which data the others must have."""
+    found = []
+    for i, job in enumerate(jobs):
+        if (row := outcome(job)) is None:
+            found.append(i)
+            continue
+        try:
+            require_row(job, row)
+        except RunError as error:
+            print(f"dmm: {title(job)}, which is done: {error}", file=sys.stderr)
+    return found
 
 
 def _require_space(job: Job) -> None:
@@ -133,7 +150,7 @@ def run_jobs(work: Work, jobs: Sequence[Job], workers: int) -> list[dict[str, An
     """
     made = work_off(work, jobs, workers=workers)
     rows = [outcome(job) for job in jobs]
-    missing = [_title(job) for job, row in zip(jobs, rows, strict=True) if row is None]
+    missing = [title(job) for job, row in zip(jobs, rows, strict=True) if row is None]
     if missing:
         name = missing[0]
         raise RunError(f"{name}: {made.failed.get(name, 'another process is at it')} ({len(missing)} jobs are open)")
@@ -154,33 +171,31 @@ def work_off(
     """
     workers = whole_number("workers", workers, 1)
     made, killed, deadline = Progress(), Counter[int](), _Deadline(hours)
-    open_jobs = [i for i, job in enumerate(jobs) if outcome(job) is None]
-    bar = progress_bar(
-        total=len(jobs), initial=len(jobs) - len(open_jobs), unit="job", desc="jobs", disable=not progress
-    )
+    left = open_jobs(jobs)
+    bar = progress_bar(total=len(jobs), initial=len(jobs) - len(left), unit="job", desc="jobs", disable=not progress)
     running: dict[str, int] = {}
 
     def report(worker: str, what: str, i: int, said: str) -> None:
         match what:
             case "begun":
                 running[worker] = i
-                bar.set_postfix_str(_title(jobs[i]))
+                bar.set_postfix_str(title(jobs[i]))
             case "done":
                 made.finished += 1
                 bar.update()
             case "there":  # another call's
                 bar.update()
             case "failed":
-                made.failed[_title(jobs[i])] = said
-                print(f"dmm: {_title(jobs[i])}: {said}", file=sys.stderr)
+                made.failed[title(jobs[i])] = said
+                print(f"dmm: {title(jobs[i])}: {said}", file=sys.stderr)
         if what != "begun":
             running.pop(worker, None)
 
     with bar, deadline:
         try:
-            while open_jobs:
+            while left:
                 try:
-                    _in_processes(work, [jobs[i] for i in open_jobs], open_jobs, min(workers, len(open_jobs)), report)
+                    _in_processes(work, [jobs[i] for i in left], left, min(workers, len(left)), report)
                     break
                 except RunError as error:  # a worker was ended from outside, or there is no room for its start
                     i = running.get(str(error).partition(":")[0], -1)
@@ -188,10 +203,10 @@ def work_off(
                         raise
                     killed[i] += 1
                     if killed[i] >= ATTEMPTS:
-                        made.failed[_title(jobs[i])] = str(error)
-                    print(f"dmm: {_title(jobs[i])}: {error}", file=sys.stderr)
+                        made.failed[title(jobs[i])] = str(error)
+                    print(f"dmm: {title(jobs[i])}: {error}", file=sys.stderr)
                     running.clear()
-                    open_jobs = [i for i in open_jobs if killed[i] < ATTEMPTS and outcome(jobs[i]) is None]
+                    left = [i for i in left if killed[i] < ATTEMPTS and outcome(jobs[i]) is None]
         except KeyboardInterrupt:
             if not deadline.is_over:
                 raise
@@ -199,13 +214,23 @@ def work_off(
     return made
 
 
+def require_hours(hours: float | None) -> float | None:
+    """Seconds of so many hours.
+
+    Raises:
+        InputError: no positive number.
+    """
+    if hours is not None and not finite_number("hours", hours) > 0:
+        raise InputError(f"hours: got {hours:g}, allowed is a positive number")
+    return None if hours is None else hours * 3600
+
+
 class _Deadline:
     """Interrupts the main thread when so many hours are over; without a number, never."""
 
     def __init__(self, hours: float | None):
-        if hours is not None and not finite_number("hours", hours) > 0:
-            raise InputError(f"hours: got {hours:g}, allowed is a positive number")
-        self.is_over, self.timer = False, None if hours is None else threading.Timer(hours * 3600, self._interrupt)
+        seconds = require_hours(hours)
+        self.is_over, self.timer = False, None if seconds is None else threading.Timer(seconds, self._interrupt)
 
     def _interrupt(self) -> None:
         import _thread
@@ -264,11 +289,9 @@ def _work(shared: tuple[str, str, list[Job], list[int]], worker: str, report: Ca
                 taken += [(i, job)] if how == "taken" else []
                 report(worker, how, i, "")
             except Exception as error:
-                expected = isinstance(error, InputError | RunError)
-                said = str(error) if expected else outside_reason(error) or f"{type(error).__name__}: {error}"
                 with suppress(OSError):  # then the other workers try it, too
                     (job.folder / "failed").write_text(call)
-                report(worker, "failed", i, said)
+                report(worker, "failed", i, why(error))
         if len(taken) == len(waiting):
             time.sleep(PATIENCE)
         waiting = taken
@@ -282,6 +305,12 @@ def _has_failed(job: Job, call: str) -> bool:
         return False
 
 
-def _title(job: Job) -> str:
+def why(error: Exception) -> str:
+    """Why a job failed, in a line."""
+    said = str(error) if isinstance(error, InputError | RunError) else outside_reason(error)
+    return " ".join((said or f"{type(error).__name__}: {error}").split())
+
+
+def title(job: Job) -> str:
     """A job in a line."""
     return f"{job.name}, seed {job.seed}"

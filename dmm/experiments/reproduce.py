@@ -27,9 +27,10 @@ import numpy as np
 from dmm.data.scores import normalize
 from dmm.errors import RunError, require_choice, whole_number
 from dmm.experiments.gating import over_action
-from dmm.experiments.grid import Job, mean_interval, slug, train_job
+from dmm.experiments.grid import DEVICE, Job, mean_interval, slug, train_job
 from dmm.experiments.protocols import best_of_all, last_checkpoint
 from dmm.experiments.queue import Progress, claimed, outcome, work_off
+from dmm.experiments.same_data import require_fingerprint
 from dmm.experiments.tables import DMM, Cell, Entry, dataset_name, find_cells
 from dmm.files import read_json, strict_json
 
@@ -181,7 +182,10 @@ def is_plain(job: Job) -> bool:
 
 def train_and_score(job: Job) -> dict[str, Any]:
     """A job's row: data, size, seconds, and the scores of all its checkpoints with the returns of their episodes."""
+    from dmm.data.trajectories import load_trajectories
+
     make_data(job)
+    require_fingerprint(job, load_trajectories(job.dataset).fingerprint())
     run = train_job(job)
     row = {
         "name": job.name,
@@ -285,7 +289,8 @@ def versions() -> dict[str, str]:
     from importlib.metadata import version
 
     names = ("torch", "numpy", "gymnasium", "mujoco")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    device = {"device": os.environ[DEVICE]} if DEVICE in os.environ else {}
+    return {"python": platform.python_version(), **{name: version(name) for name in names}, **device}
 
 
 def smoke_cells() -> list[Cell]:
@@ -357,6 +362,7 @@ def reproduce(
     *,
     runner: str = "local",
     address: str | None = None,
+    gpus_per_job: float = 0.0,
     hours: float | None = None,
     workers: int = 1,
     seeds: int | None = None,
@@ -370,9 +376,10 @@ def reproduce(
         names: see `dmm.experiments.tables.find_cells`; none stands for all.
         scale: a name of `SCALES`.
         runner: `local`, or `ray`.
-        address: of a Ray cluster.
+        address: of a Ray cluster; if not given, one is started on this machine.
+        gpus_per_job: share of a GPU that a job of a Ray cluster takes; without any, jobs compute on a core.
         hours: when to stop.
-        workers: jobs done at once.
+        workers: jobs done at once by the local runner.
         seeds: of each policy; the scale's own number if not given.
         work: whether to train anything.
         runs, rows: where runs and outcomes are kept.
@@ -389,7 +396,7 @@ def reproduce(
         if runner == "ray":
             from dmm.experiments.ray_runner import work_off_on_ray
 
-            made = work_off_on_ray(train_and_score, jobs, address=address, hours=hours)
+            made = work_off_on_ray(train_and_score, jobs, address=address, hours=hours, gpus_per_job=gpus_per_job)
         else:
             made = work_off(train_and_score, jobs, workers=workers, hours=hours)
     found = {(job.name, job.seed): outcome(job) for job in jobs}

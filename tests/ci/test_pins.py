@@ -11,7 +11,11 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 LISTS = {"book": "requirements.txt", "classroom": ".ci/pins-classroom.txt", "test": ".ci/pins-test.txt"}
-EXTRAS = {"book": ["book"], "classroom": ["classroom"], "test": ["test", "behaviours", "bench", "value-based"]}
+EXTRAS = {
+    "book": ["book"],
+    "classroom": ["classroom"],
+    "test": ["test", "behaviours", "bench", "value-based", "cluster"],
+}
 FIXED = "torch mamba-ssm jupyter-book matplotlib ipywidgets minari gymnasium mujoco numpy nbval"
 HEAVY = {"triton", "transformers", "playwright", "pandas", "mypy", "ruff", "otter-grader", "jax", "tensorflow"}
 
