@@ -12,7 +12,6 @@ ways on this machine, which should have nothing else to do, and puts the figures
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import time
@@ -24,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dmm.experiments import RESULTS, kept_run, path_argument, write_result
-from dmm.experiments.grid import Job, machine, mean_interval, train_job
+from dmm.experiments import kept_run, write_result
+from dmm.experiments.grid import Job, argument_parser, machine, mean_interval, train_job
 from dmm.experiments.queue import run_jobs
 
 if TYPE_CHECKING:
@@ -317,11 +316,7 @@ def replay(envs: list[Any], played: list[tuple[np.ndarray, np.ndarray]]) -> floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Remake the comparison of the ways of acting.")
-    parser.add_argument("--out", type=path_argument, default=RESULTS / "acting.json", help="the result file to write")
-    parser.add_argument("--runs", type=path_argument, default=Path("runs/acting"), help="where runs are kept")
-    parser.add_argument("--seeds", type=int, default=3, help="training seeds of each entry")
-    parser.add_argument("--workers", type=int, default=2, help="policies trained at once, one thread each")
+    parser = argument_parser("acting", "Remake the comparison of the ways of acting.", seeds=3)
     parser.add_argument("--latency", action="store_true", help="time the ways instead, on a machine with nothing to do")
     args = parser.parse_args()
     result: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}

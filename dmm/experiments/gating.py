@@ -163,7 +163,7 @@ def summarize_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for kind in ("norms", "gradients"):
                 for stage in own[0][kind] if own else ():
                     for modality, place in (("rtg", 0), ("state", 1)):
-                        ratios = [_mean(row[kind][stage], place) / _mean(row[kind][stage], 2) for row in own]
+                        ratios = [over_action(row[kind][stage], place) for row in own]
                         key = {"task": task, "model": model, "kind": kind, "stage": stage, "modality": modality}
                         summary.append({**key, **_ratio_interval(ratios), "seeds": len(own)})
     return summary
@@ -173,6 +173,11 @@ def _ratio_interval(ratios: list[float]) -> dict[str, Any]:
     logarithm = mean_interval([math.log(ratio) for ratio in ratios])
     ends = logarithm["ci95"]
     return {"mean": math.exp(logarithm["mean"]), "ci95": ends and [math.exp(end) for end in ends]}
+
+
+def over_action(tokens: list[float], place: int) -> float:
+    """The mean of a modality's tokens over that of action tokens; return-to-go has place 0, state 1."""
+    return _mean(tokens, place) / _mean(tokens, 2)
 
 
 def _mean(tokens: list[float], place: int) -> float:

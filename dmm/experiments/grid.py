@@ -181,14 +181,19 @@ def keep_model(run: Run, name: str) -> None:
     write_atomically(folder / "checkpoint.safetensors", save(tensors, metadata={"step": str(run.step)}))
 
 
-def arguments(name: str, description: str, *, seeds: int) -> argparse.Namespace:
+def argument_parser(name: str, description: str, *, seeds: int) -> argparse.ArgumentParser:
     """What every experiment's command takes: `out`, `runs`, `seeds`, `workers`."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=path_argument, default=RESULTS / f"{name}.json", help="the result file to write")
     parser.add_argument("--runs", type=path_argument, default=Path("runs") / name, help="where runs are kept")
     parser.add_argument("--seeds", type=int, default=seeds, help="training seeds of each entry")
     parser.add_argument("--workers", type=int, default=2, help="policies trained at once, one thread each")
-    return parser.parse_args()
+    return parser
+
+
+def arguments(name: str, description: str, *, seeds: int) -> argparse.Namespace:
+    """`argument_parser`, and what it was given."""
+    return argument_parser(name, description, seeds=seeds).parse_args()
 
 
 def slug(name: str) -> str:

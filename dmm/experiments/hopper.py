@@ -9,44 +9,46 @@ checkpoints and targets, which is what the released code reports.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-from dmm.experiments import RESULTS, path_argument, write_result
+from dmm.experiments import write_result
+from dmm.experiments.grid import Job, argument_parser, train_job
+from dmm.experiments.queue import run_jobs
+from dmm.experiments.reproduce import score_checkpoints
 
 DATASET = "dmm/hopper/medium-v0"
 STEPS = 10_000
 KEEP = 2_500
 EPISODES = 50
+TARGETS = (3600.0, 7200.0)
 
 
-def train_and_evaluate(folder: Path, seed: int) -> dict[str, Any]:
+def train_and_evaluate(job: Job) -> dict[str, Any]:
     """One training run and the scores of its kept weights."""
-    from dmm.evaluation import evaluate
-    from dmm.training import load_run, train
-
-    run = train(DATASET, steps=STEPS, seed=seed, out=folder, resume=True, changes={"keep_every": KEEP}, device="cpu")
-    checkpoints = []
-    for step in range(KEEP, STEPS + 1, KEEP):
-        result = evaluate(load_run(folder, step), episodes=EPISODES)
-        scores = [
-            {"target": s.target, "normalized_score": s.normalized_score, "ci95": list(s.ci95)} for s in result.scores
-        ]
-        checkpoints.append({"step": step, "scores": scores})
+    run = train_job(job)
+    checkpoints = score_checkpoints(job, run)
+    for checkpoint in checkpoints:
+        for score in checkpoint["scores"]:
+            del score["returns"]
     return {
-        "seed": seed,
+        "seed": job.seed,
         "weights": run.policy.parameter_count(),
         "seconds": float(run.log["seconds"][-1]),
         "checkpoints": checkpoints,
     }
 
 
+def make_jobs(runs: Path, seeds: int) -> list[Job]:
+    """Every seed."""
+    return [
+        Job("dmm", seed, runs / f"seed{seed}", DATASET, "dmm", STEPS, TARGETS, EPISODES, checkpoints=STEPS // KEEP)
+        for seed in range(seeds)
+    ]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Remake the Hopper result.")
-    parser.add_argument("--out", type=path_argument, default=RESULTS / "hopper.json")
-    parser.add_argument("--runs", type=path_argument, default=Path("runs/hopper"))
-    parser.add_argument("--seeds", type=int, default=2)
+    parser = argument_parser("hopper", "Remake the Hopper result.", seeds=2)
     parser.add_argument("--transitions", type=int, help="size of the data set; the recipe's own if left out")
     args = parser.parse_args()
 
@@ -54,7 +56,7 @@ def main() -> None:
     from dmm.data.trajectories import load_trajectories
 
     made = collect(DATASET, transitions=args.transitions)
-    rows = [train_and_evaluate(args.runs / f"seed{seed}", seed) for seed in range(args.seeds)]
+    rows = run_jobs(train_and_evaluate, make_jobs(args.runs, args.seeds), args.workers)
     result = {
         "settings": {"steps": STEPS, "episodes": EPISODES, "seeds": args.seeds},
         "behaviour": made.normalized_score,

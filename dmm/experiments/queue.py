@@ -16,12 +16,14 @@ import os
 import shutil
 import sys
 import threading
+import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dmm.errors import InputError, RunError, finite_number, outside_reason, whole_number
 from dmm.experiments.grid import Job
@@ -36,6 +38,8 @@ Work = Callable[[Job], dict[str, Any]]
 
 ATTEMPTS = 2
 """How often a job is begun whose process is ended from outside."""
+PATIENCE = 0.5
+"""Seconds between two looks at jobs that others are at."""
 SPARE_BYTES = 200 * 10**6
 """Free space on the disk without which no job is begun."""
 OUTCOME_LIMIT = 64 * 2**20
@@ -97,22 +101,24 @@ def claimed(folder: Path) -> Iterator[bool]:
         os.close(handle)
 
 
-def do_job(work: Work, job: Job) -> bool:
-    """Do one job and keep its outcome; False if it is done already, or another process is at it.
+def do_job(work: Work, job: Job) -> Literal["done", "there", "taken"]:
+    """Do one job and keep its outcome, unless it is `there` already or `taken` by another process at this moment.
 
     Raises:
         InputError, RunError: the job failed, or the disk is full.
     """
     if outcome(job) is not None:
-        return False
+        return "there"
     _require_space(job)
     with claimed(job.folder) as mine:
-        if not mine or outcome(job) is not None:  # done between the look and the claim
-            return False
+        if not mine:
+            return "taken"
+        if outcome(job) is not None:  # done between the look and the claim
+            return "there"
         row = work(job)
         require_row(job, row)
         keep_outcome(job, row)
-    return True
+    return "done"
 
 
 def open_jobs(jobs: Sequence[Job]) -> list[int]:
@@ -164,7 +170,7 @@ def work_off(
         progress: show a bar on stderr.
     """
     workers = whole_number("workers", workers, 1)
-    made, begun, deadline = Progress(), Counter[int](), _Deadline(hours)
+    made, killed, deadline = Progress(), Counter[int](), _Deadline(hours)
     left = open_jobs(jobs)
     bar = progress_bar(total=len(jobs), initial=len(jobs) - len(left), unit="job", desc="jobs", disable=not progress)
     running: dict[str, int] = {}
@@ -173,10 +179,11 @@ def work_off(
         match what:
             case "begun":
                 running[worker] = i
-                begun[i] += 1
                 bar.set_postfix_str(title(jobs[i]))
             case "done":
                 made.finished += 1
+                bar.update()
+            case "there":  # another call's
                 bar.update()
             case "failed":
                 made.failed[title(jobs[i])] = said
@@ -191,15 +198,15 @@ def work_off(
                     _in_processes(work, [jobs[i] for i in left], left, min(workers, len(left)), report)
                     break
                 except RunError as error:  # a worker was ended from outside, or there is no room for its start
-                    if not running:
+                    i = running.get(str(error).partition(":")[0], -1)
+                    if i < 0:
                         raise
-                    for i in running.values():
-                        if begun[i] >= ATTEMPTS:
-                            made.failed[title(jobs[i])] = str(error)
-                    print(f"dmm: {error}; going on", file=sys.stderr)
+                    killed[i] += 1
+                    if killed[i] >= ATTEMPTS:
+                        made.failed[title(jobs[i])] = str(error)
+                    print(f"dmm: {title(jobs[i])}: {error}", file=sys.stderr)
                     running.clear()
-                    lost = {i for i in left if title(jobs[i]) in made.failed}
-                    left = [i for i in left if i not in lost and outcome(jobs[i]) is None]
+                    left = [i for i in left if killed[i] < ATTEMPTS and outcome(jobs[i]) is None]
         except KeyboardInterrupt:
             if not deadline.is_over:
                 raise
@@ -245,7 +252,7 @@ def _in_processes(work: Work, jobs: list[Job], numbers: list[int], workers: int,
     from dmm.processes import in_processes
 
     names = {f"worker {i}": (f"worker {i}",) for i in range(workers)}
-    in_processes(_work, (address(work), jobs, numbers), names, workers=workers, report=report)
+    in_processes(_work, (address(work), uuid.uuid4().hex, jobs, numbers), names, workers=workers, report=report)
 
 
 def address(work: Work) -> str:
@@ -263,19 +270,39 @@ def function_at(where: str) -> Work:
     return found
 
 
-def _work(shared: tuple[str, list[Job], list[int]], worker: str, report: Callable[..., None]) -> None:
-    """What a worker does: job after job, as long as there are any that nobody has done or is at."""
-    where, jobs, numbers = shared
-    work = function_at(where)
+def _work(shared: tuple[str, str, list[Job], list[int]], worker: str, report: Callable[..., None]) -> None:
+    """What a worker does: job after job, until all are done or have failed, by whomever.
+
+    For those that others are at it waits: should their process end, they are open again.
+    """
+    where, call, jobs, numbers = shared
+    work, waiting = function_at(where), list(zip(numbers, jobs, strict=True))
     os.environ["OMP_NUM_THREADS"] = "1"
-    for i, job in zip(numbers, jobs, strict=True):
-        if outcome(job) is not None:
-            continue
-        report(worker, "begun", i, "")
-        try:
-            report(worker, "done" if do_job(work, job) else "passed over", i, "")
-        except Exception as error:
-            report(worker, "failed", i, why(error))
+    while waiting:
+        taken = []
+        for i, job in waiting:
+            if outcome(job) is not None or _has_failed(job, call):
+                continue
+            report(worker, "begun", i, "")
+            try:
+                how: str = do_job(work, job)
+                taken += [(i, job)] if how == "taken" else []
+                report(worker, how, i, "")
+            except Exception as error:
+                with suppress(OSError):  # then the other workers try it, too
+                    (job.folder / "failed").write_text(call)
+                report(worker, "failed", i, why(error))
+        if len(taken) == len(waiting):
+            time.sleep(PATIENCE)
+        waiting = taken
+
+
+def _has_failed(job: Job, call: str) -> bool:
+    """Whether a worker of the same call failed at a job; the next call tries again."""
+    try:
+        return (job.folder / "failed").read_text() == call
+    except OSError:
+        return False
 
 
 def why(error: Exception) -> str:

@@ -185,7 +185,7 @@ class _Driver:
                 self._fail(i, _lost(error))
 
     def _take(self, i: int, what: str, said: str, row: dict[str, Any] | None) -> None:
-        """What came of a job: `done`, `there` already, `failed`, or `held` by another process."""
+        """What came of a job: `done`, `there` already, `failed`, or `taken` by another process."""
         if row is not None:
             require_row(self.jobs[i], row)
             if outcome(self.jobs[i]) is None:  # the node has storage of its own
@@ -213,16 +213,15 @@ def do_here(where: str, job: Job, fingerprint: str | None) -> tuple[str, str, di
     """A task: do a job on this node, whose data must have that fingerprint if any is known.
 
     Returns:
-        `done`, `there` (it was), `held` (another process is at it) or `failed`; why it failed; its row.
+        `done`, `there` (it was), `taken` (another process is at it) or `failed`; why it failed; its row.
     """
     try:
         if fingerprint is not None:
             require_fingerprint(job, fingerprint)  # here is where the work looks for it
-        mine = do_job(function_at(where), job)
+        how = do_job(function_at(where), job)
     except Exception as error:
         return "failed", why(error), None
-    row = outcome(job)
-    return ("done" if mine else "held" if row is None else "there"), "", row
+    return how, "", None if how == "taken" else outcome(job)
 
 
 def _lost(error: Exception) -> str:

@@ -13,18 +13,20 @@ before seed 1 of anything, in the order of `dmm.experiments.tables`.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from dmm.data.scores import normalize
 from dmm.errors import RunError, require_choice, whole_number
+from dmm.experiments.gating import over_action
 from dmm.experiments.grid import DEVICE, Job, mean_interval, slug, train_job
 from dmm.experiments.protocols import best_of_all, last_checkpoint
 from dmm.experiments.queue import Progress, claimed, outcome, work_off
@@ -46,6 +48,10 @@ RELEASED_TARGETS: dict[str, tuple[float, ...]] = {
     "pointmaze": (1.0,),
 }
 """Returns that the released code of DMM asks for, by the family of a data set's name."""
+MEASURED = ("dmm", "mamba", "dt")
+"""Models whose activations and gradients are looked at, where nothing is changed about them."""
+MEASURED_WINDOWS = 128
+"""Two batches of 64, as in the paper's figure 4."""
 FIRST_EPISODE = 10_000
 """Its environment seed, as in `dmm evaluate`."""
 
@@ -159,14 +165,19 @@ def has_published(model: str) -> bool:
 @cache
 def hears_returns(model: str) -> bool:
     """Whether a model's action depends on the return that is asked for: asked for others, it plays the same."""
-    from dmm.data.windows import Windows
     from dmm.inspection.cards import card
     from dmm.models.registry import find_model
 
-    found = find_model(model)
-    if not issubclass(found.policy.batch, Windows) or found.learner is not None:
-        return False
-    return card(found)["reach"]["returns_to_go"] is not None
+    reach = card(find_model(model))["reach"]  # None where batches are no windows of tokens
+    return reach is not None and any(reach.get(name) is not None for name in ("returns_to_go", "condition"))
+
+
+def is_plain(job: Job) -> bool:
+    """Whether nothing is changed about a job's model, but how it is trained and the sizes of its scale."""
+    from dmm.models.registry import find_model
+
+    fields = {field.name for field in dataclasses.fields(find_model(job.model).config)}
+    return not fields & job.changes.keys()
 
 
 def train_and_score(job: Job) -> dict[str, Any]:
@@ -186,9 +197,30 @@ def train_and_score(job: Job) -> dict[str, Any]:
         "data": {key: run.info["dataset"][key] for key in ("id", "fingerprint", "reference", "mean_return")},
         "versions": versions(),
         "checkpoints": score_checkpoints(job, run),
+        **({"tokens": measure_tokens(job, run)} if job.model in MEASURED and is_plain(job) else {}),
     }
     forget_checkpoints(job)
     return row
+
+
+def measure_tokens(job: Job, run: Run) -> dict[str, Any]:
+    """Mean norms of activations and gradients of each token, on windows of the job's data: figures 3 and 4.
+
+    `norms` has a list for each stage of the policy, `gradients` one for the last action and one for the loss.
+    """
+    from dmm.data.trajectories import load_trajectories
+    from dmm.inspection import Objective, activations, full_windows, gradient_norms, token_norms
+
+    policy: Any = run.policy
+    windows = full_windows(load_trajectories(job.dataset), policy.context, MEASURED_WINDOWS)
+    found = {
+        "norms": {name: token_norms(x) for name, x in activations(policy, windows).items()},
+        "gradients": {name: gradient_norms(policy, windows, name) for name in get_args(Objective)},
+    }
+    return {
+        kind: {name: [float(f"{norm:.6g}") for norm in norms.tolist()] for name, norms in stages.items()}
+        for kind, stages in found.items()
+    }
 
 
 def make_data(job: Job) -> None:
@@ -391,7 +423,23 @@ def describe_cell(
         scores = [episode_scores(row) for row in rows]
         described |= {"last": mean_interval([last_checkpoint(each) for each in scores])}
         described |= {"best": mean_interval([best_of_all(each) for each in scores])}
+        if cell.table in KINDS:
+            described |= {"over_action": norm_ratios([row["tokens"][KINDS[cell.table]] for row in rows])}
     return described
+
+
+KINDS = {"figure3": "norms", "figure4": "gradients"}
+
+
+def norm_ratios(measured: Sequence[dict[str, list[float]]]) -> dict[str, dict[str, float]]:
+    """By stage: the mean norm of return and state tokens over that of action tokens, geometric mean over seeds."""
+    return {
+        stage: {
+            name: math.exp(float(np.mean([math.log(over_action(tokens[stage], i)) for tokens in measured])))
+            for i, name in enumerate(("rtg", "state"))
+        }
+        for stage in measured[0]
+    }
 
 
 def episode_scores(row: dict[str, Any]) -> list[list[np.ndarray]]:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 from dmm.errors import InputError
 from dmm.experiments import load_result
@@ -66,7 +66,6 @@ class Table:
     title: str
     datasets: tuple[str, ...]
     entries: tuple[Entry, ...]
-    measured: bool = False  # whether norms and gradients of the trained policies are wanted, too
 
     def cells(self) -> list[Cell]:
         """Row by row."""
@@ -117,7 +116,7 @@ WINDOWS = (3, 6, 12, 24)
 
 def make_tables() -> dict[str, Table]:
     """Every table and figure by name, in the order in which their jobs tell most."""
-    mixers = (DMM, CONV, Entry("transformer", "dmm", {"global_mixer": "attention"}))
+    mixers: tuple[Entry, ...] = (DMM, CONV, Entry("transformer", "dmm", {"global_mixer": "attention"}))
     mixers += (Entry("s4", "dmm", {"global_mixer": "s4"}),)
     contexts = tuple(Entry(f"{m}, K={k}", m, {"context": k}) for m in ("dt", "dc", "dm", "dmm") for k in CONTEXTS)
     windows = tuple(
@@ -136,8 +135,8 @@ def make_tables() -> dict[str, Table]:
         Table("table8", "How A begins", ANTMAZE, starts),
         Table("figure6", "Context and window", ANTMAZE[1:], windows),
         Table("figure1", "Size and score", (HOPPER[0], *SPARSE), _models("dc", "dt", "edt", "dm", "dmm")),
-        Table("figure3", "Norms of activations", (HOPPER[0], ANTMAZE[0]), _models("mamba", "dmm"), measured=True),
-        Table("figure4", "Norms of gradients", (HOPPER[0], ANTMAZE[0]), _models("mamba", "dmm"), measured=True),
+        Table("figure3", "Norms of activations", (HOPPER[0], ANTMAZE[0]), _models("mamba", "dmm")),
+        Table("figure4", "Norms of gradients", (HOPPER[0], ANTMAZE[0]), _models("mamba", "dmm")),
         Table("table4", "Weights, and weights per point", (HOPPER[0], ANTMAZE[0]), _models("dmm", "dt", "dc")),
         Table("table2", "Sparse rewards", (*ANTMAZE, *KITCHEN), table2),
         Table("table1", "Dense rewards", (*HOPPER, *WALKER, *CHEETAH), table1),
@@ -173,6 +172,7 @@ def _named(name: str, tables: dict[str, Table]) -> Iterator[Cell]:
     yield from cells
 
 
-def _refuse(name: str, allowed: Any) -> Any:
-    near = difflib.get_close_matches(name, allowed, n=3, cutoff=0.3) or list(allowed)
+def _refuse(name: str, allowed: Iterable[str]) -> NoReturn:
+    allowed = list(allowed)
+    near = difflib.get_close_matches(name, allowed, n=3, cutoff=0.3) or allowed
     raise InputError(f"name: no table, row or cell {name!r}; allowed are, for example, {', '.join(near)}")

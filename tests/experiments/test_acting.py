@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from dmm.evaluation import Rollout
-from dmm.experiments import MODELS, acting, grid, load_result
+from dmm.experiments import MODELS, acting, load_result
 from dmm.models.dmm import DecisionMetaMamba, DMMConfig
 from dmm.training import load_run
-from tests.experiments.conftest import MAZE, TINY
+from tests.experiments.conftest import MAZE, TINY, do_here
 
 HOPPER_RUN = MODELS / "gating/hopper-dmm-seed0"
 
@@ -27,7 +27,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acting, "TASKS", {"pointmaze": acting.Task(MAZE, 4, 1.0, 2, TINY)})
     monkeypatch.setattr(acting, "STAGGERED", {2: (1,), 4: (1, 2)})
     monkeypatch.setattr(acting, "SHORTER", {2: (1,), 4: (1, 2)})
-    monkeypatch.setattr(acting, "run_jobs", lambda work, jobs, workers: [grid._row(work, job) for job in jobs])
+    monkeypatch.setattr(acting, "run_jobs", lambda work, jobs, workers: [do_here(work, job) for job in jobs])
 
 
 class TestCommand:

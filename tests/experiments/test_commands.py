@@ -17,6 +17,7 @@ from dmm.evaluation import evaluate
 from dmm.experiments import all_models, gating, grid, hopper, kept_run, pointmaze, switches, windows
 from dmm.experiments.grid import Job
 from dmm.models.registry import MODELS
+from tests.experiments.conftest import do_here
 
 RunCommand = Callable[..., dict[str, Any]]
 
@@ -45,6 +46,7 @@ class TestHopper:
     def test_writes_its_file(self, small_sets: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(hopper, "DATASET", "dmm/pointmaze/umaze-v0")
+        monkeypatch.setattr(hopper, "run_jobs", lambda work, jobs, workers: [do_here(work, job) for job in jobs])
         for name, value in {"STEPS": 2, "KEEP": 1, "EPISODES": 2}.items():
             monkeypatch.setattr(hopper, name, value)
         monkeypatch.setattr(sys, "argv", ["hopper", "--out", "hopper.json", "--seeds", "1", "--transitions", "100"])

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import dataclasses
 import json
-import operator
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +15,13 @@ from scipy import stats
 from dmm import policy
 from dmm.errors import InputError
 from dmm.evaluation import evaluate
-from dmm.experiments import RESULTS, grid, kept_run
+from dmm.experiments import RESULTS, kept_run
 from dmm.experiments.grid import (
     Job,
     arguments,
     keep_model,
     mean_interval,
     round_weights,
-    run_jobs,
     score_job,
     slug,
     summarize,
@@ -76,29 +73,6 @@ class TestJobs:
         assert run.info["model"] == "dt" and run.info["config"]["heads"] == 4
         assert (run.info["training"]["seed"], run.info["training"]["learning_rate"]) == (3, 0.01)
         assert run.info["training"]["steps"] == 4
-
-    def test_a_row_that_is_there_is_not_worked_for_again(self, maze_job: MakeJob) -> None:
-        job, asked = maze_job(), []
-
-        def work(job: Job) -> dict[str, Any]:
-            asked.append(job)
-            return {"name": job.name, "pair": (1, 2)}
-
-        assert grid._row(work, job) == grid._row(work, job) == {"name": "dmm", "pair": [1, 2]}
-        assert asked == [job] and json.loads((job.folder / "row.json").read_text())["row"]["name"] == "dmm"
-        other = dataclasses.replace(job, episodes=job.episodes + 1)
-        assert grid._row(work, other)["name"] == "dmm" and asked == [job, other]  # a row of another job is no answer
-
-    def test_work_that_fails_leaves_no_row(self, maze_job: MakeJob) -> None:
-        with pytest.raises(ZeroDivisionError):
-            grid._row(lambda job: {"name": 1 / 0}, maze_job())
-        assert not (maze_job().folder / "row.json").exists()
-
-    def test_rows_of_processes_come_in_the_order_of_the_jobs(self, tmp_path: Path) -> None:
-        jobs = [Job(f"{i}", i, tmp_path / f"{i}", "", "", 1, (), 1, {"i": i}) for i in range(5)]
-        grid._row(lambda job: {"i": "made before"}, jobs[3])
-        rows = run_jobs(operator.attrgetter("changes"), jobs, workers=2)
-        assert [row["i"] for row in rows] == [0, 1, 2, "made before", 4]
 
 
 def row(name: str, seed: int, *scores: float) -> dict[str, Any]:

@@ -90,6 +90,7 @@ class TestConfigs:
         assert (maze.reward_scale, maze.reward_shift) == ((10.0, -5.0) if name == "cql" else (1.0, -1.0))
         facts = Facts(state_size=11, action_size=3, env_id="Hopper-v5", returns=(500.0, 3000.0))
         hopper = MODELS[name].config_for(facts, {})
+        assert hopper.target_rate == (0.001 if name == "iql" else 0.005)
         assert (hopper.reward_scale, hopper.reward_shift) == (0.4 if name == "iql" else 1.0, 0.0)
         assert MODELS[name].make_config(4, 2, "Hopper-v5").reward_scale == 1  # no returns are known
         published = MODELS[name].published
