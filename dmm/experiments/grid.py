@@ -61,7 +61,7 @@ class Job:
 
     def is_described_by(self, kept: Any) -> bool:
         """Whether that is this job; fields that did not exist when it was written have their defaults."""
-        defaults = {"changes": {}, "transitions": None, "checkpoints": 1, "max_steps": None}
+        defaults: dict[str, Any] = {"changes": {}, "transitions": None, "checkpoints": 1, "max_steps": None}
         return isinstance(kept, dict) and defaults | kept == self.described()
 
 

@@ -81,7 +81,9 @@ class TestCosts:
 
     def test_kinds_are_those_of_all_scales_and_robots_share_them(self) -> None:
         found = kinds()
-        assert {json.loads(name)[0] for name in found} == set(table_costs.MEASURED_ON)
+        domains = {name: json.loads(name)[0] for name in found}
+        assert set(domains.values()) - {"any"} == set(table_costs.MEASURED_ON)
+        assert {where for name, where in domains.items() if "published" in name} == set(table_costs.MEASURED_ON)
         assert {job.episodes for job in found.values()} == {SCALES[scale].episodes for scale in table_costs.SCALED}
         assert all(kind(job) == name for name, job in found.items())
 
@@ -99,6 +101,8 @@ class TestCosts:
         [before] = made["before"]
         assert before["model"] == "conservative-q" and before["steps"] == 100 and before["update"] > 0
         assert made["update"] > 0 and made["action"] > 0 and not (tmp_path / "run").exists()
+        goals = Job("x", 0, tmp_path, maze, "rvs-g", 100, (1.0,), 3, {"width": 8, "batch_size": 4})
+        assert table_costs.measure_policy(goals, tmp_path / "run")["action"] > 0  # a goal for each episode
         assert 1e-6 < table_costs.measure_environment(maze) < 0.1
 
 
