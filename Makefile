@@ -1,5 +1,6 @@
 # make book    the site, from nothing: installs into .venv, executes the notebooks, builds _build/html
 # make test    the same set-up, then every check: style, types, the site without warnings, unit tests, notebooks, browser
+#     make unit, make pages, make lint    its parts; ARGS="-k acting" goes to pytest
 # make classroom  graded exercises: student and instructor editions and autograders, in _build/classroom
 #     TORCH=cpu or TORCH=cuda: torch's build; without it the CUDA build only where there is an NVIDIA GPU
 # make address URL=https://github.com/you/decision-metamamba    tells every file the repository's public address
@@ -26,7 +27,7 @@ ifeq ($(shell uname),Linux)
 export MUJOCO_GL ?= $(shell PATH="$$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null | grep -q libEGL.so.1 && echo egl || echo osmesa)
 endif
 
-.PHONY: book test site lint unit notebooks classroom clean address FORCE
+.PHONY: book test site lint unit pages notebooks classroom clean address FORCE
 
 book: site
 	@echo
@@ -36,7 +37,7 @@ book: site
 # The site is built while the package is tested, so that no core waits; then all look at the site and the notebooks.
 test: .venv/.test-stamp lint
 	+$(MAKE) -j2 site unit
-	$(RUN) -m pytest tests/book tests/browser notebooks $(NBVAL) -n auto --dist loadfile -q
+	+$(MAKE) pages
 
 site: .venv/.book-stamp
 	@mkdir -p "$(MINARI_DATASETS_PATH)"
@@ -48,7 +49,10 @@ lint: .venv/.test-stamp
 	$(RUN) -m mypy
 
 unit: .venv/.test-stamp
-	$(RUN) -m pytest tests -q --ignore tests/book --ignore tests/browser -n auto --dist loadfile
+	$(RUN) -m pytest tests -q --ignore tests/book --ignore tests/browser -n auto --dist loadfile $(ARGS)
+
+pages: .venv/.test-stamp
+	$(RUN) -m pytest tests/book tests/browser notebooks $(NBVAL) -n auto --dist loadfile -q $(ARGS)
 
 notebooks: .venv/.test-stamp
 	$(RUN) -m pytest notebooks $(NBVAL) -n auto --dist loadfile -q

@@ -82,7 +82,7 @@ def test_no_argument_prints_the_help(dmm):
         assert command in out
 
 
-@pytest.mark.parametrize("command", ["datasets", "collect", "models", "train", "evaluate"])
+@pytest.mark.parametrize("command", ["datasets", "collect", "models", "train", "evaluate", "inspect", "reproduce"])
 def test_every_command_has_help_and_json(dmm, command):
     code, out, _ = dmm(command, "--help")
     assert code == 0 and "--json" in out
@@ -118,6 +118,18 @@ def test_collect_train_evaluate(dmm, maze):
     assert result["ci95"][0] <= result["normalized_score"] <= result["ci95"][1]
     code, out, _ = dmm("evaluate", "run", "--episodes", 2)
     assert code == 0 and "95 % interval" in out and "behaviour" in out
+
+
+def test_the_status_of_a_table_trains_nothing(dmm, tmp_path):
+    code, out, _ = dmm("reproduce", "table9/hopper-medium", "--status", "--json")
+    found = json.loads(out)
+    assert code == 0 and (found["done"], found["jobs"]) == (0, 6) and not list(tmp_path.iterdir())
+    assert [(cell["name"], cell["seeds"], cell["paper"]) for cell in found["cells"]] == [
+        ("table9/hopper-medium/dmm", 0, 96.2),
+        ("table9/hopper-medium/multimodal", 0, 95.4),
+    ]
+    code, out, _ = dmm("reproduce", "table9/hopper-medium", "--status")
+    assert code == 0 and out.count("no result yet") == 2 and "0 of 6 jobs" in out
 
 
 def test_every_model_trains(dmm, linear):
@@ -163,6 +175,12 @@ def test_the_default_folder_names_data_model_and_seed(dmm, linear, tmp_path):
         (("collect", "dmm/pointmaze/umaze-v0", "--workers", "0"), "workers"),
         (("train", "dmm/pointmaze/umaze-v0"), "dmm collect dmm/pointmaze/umaze-v0"),
         (("evaluate", "nowhere"), "nowhere"),
+        (("reproduce", "tabel9"), "name: no table, row or cell 'tabel9'; allowed are, for example, table9"),
+        (("reproduce", "table9", "--scale", "huge"), "scale: got 'huge', allowed are smoke, small, full"),
+        (("reproduce", "table9", "--runner", "slurm"), "runner: got 'slurm', allowed are local, ray"),
+        (("reproduce", "table9", "--seeds", "0"), "seeds: got 0"),
+        (("reproduce", "table9", "--workers", "0"), "workers: got 0"),
+        (("reproduce", "table9", "--hours", "-1"), "hours: got -1, allowed is a positive number"),
     ],
 )
 def test_wrong_words(refused, datasets_path, arguments, said):
