@@ -44,8 +44,8 @@ from dmm.processes import usable_cores
 from dmm.progress import progress_bar
 
 RETRIES = 3
-"""How often a job is begun again whose worker or node died; also one that was ended for want of memory, for which Ray has
-a count of its own, infinite unless told. One that fails by itself is not."""
+"""How often a job is begun again whose worker or node died; also one that was ended for want of memory, which Ray has
+a count of its own for, infinite unless told. One that fails by itself is not."""
 AHEAD = 2
 """Tasks that Ray is given at a time, for each that it has room for: enough to keep all cores busy, and to ask a cluster
 that grows for more, and so few that the queue stays in the driver."""
