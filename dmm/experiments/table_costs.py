@@ -51,7 +51,7 @@ WARM, FEW, MANY = 1, 1, 5
 SLOW = 2.0
 """Seconds of an update after which one more is enough."""
 EXTENDED = {"dm-multigrained": (2, 4)}
-"""Models whose published size takes more memory for an update than many machines have: measured with so many layers, and
+"""Models whose published size takes more memory for an update than many machines have: measured with so many layers and
 extended along the straight line through both."""
 ACTIONS = 2
 """Actions of all episodes that are timed, after as many that are not."""
