@@ -44,7 +44,8 @@ from dmm.processes import usable_cores
 from dmm.progress import progress_bar
 
 RETRIES = 3
-"""How often a job is begun again whose worker or node died. One that fails by itself is not."""
+"""How often a job is begun again whose worker or node died; also one that was ended for want of memory, which Ray has
+a count of its own for, infinite unless told. One that fails by itself is not."""
 AHEAD = 2
 """Tasks that Ray is given at a time, for each that it has room for: enough to keep all cores busy, and to ask a cluster
 that grows for more, and so few that the queue stays in the driver."""
@@ -112,11 +113,11 @@ def work_off_on_ray(
         RunError: an outcome cannot be written.
     """
     share, seconds = Resources(cpus_per_job, gpus_per_job), require_hours(hours)
-    ray, end = _import_ray(), time.monotonic() + seconds if seconds else None
+    end = time.monotonic() + seconds if seconds else None
     jobs = [dataclasses.replace(job, folder=job.folder.absolute(), row=job.row_file.absolute()) for job in jobs]
     left = open_jobs(jobs)
     bar = progress_bar(total=len(jobs), initial=len(jobs) - len(left), unit="job", desc="jobs", disable=not progress)
-    with _connected(ray, address), bar:
+    with _connected(address) as ray, bar:
         return _Driver(ray, work, jobs, share, bar).work_off(left, end)
 
 
@@ -241,32 +242,34 @@ def _import_ray() -> Any:
 
 
 @contextmanager
-def _connected(ray: Any, address: str | None) -> Iterator[None]:
+def _connected(address: str | None) -> Iterator[Any]:
     """Ray at this address, or on this machine alone; as it is where the caller has it already."""
-    if ray.is_initialized():
-        yield
-        return
+    with ExitStack() as stack:
+        stack.enter_context(_settings())  # some are read when Ray is imported
+        ray = _import_ray()
+        if not ray.is_initialized():
+            _init(ray, address, stack)
+            stack.callback(ray.shutdown)
+        yield ray
+
+
+def _init(ray: Any, address: str | None, stack: ExitStack) -> None:
     import logging
 
     how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is not None:
         _require_answer(address)
-    with ExitStack() as stack:
-        stack.enter_context(_kept_as_they_are())
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    else:
+        how |= {"num_cpus": usable_cores(), "include_dashboard": False, "object_store_memory": 200 * 2**20}
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dmm-ray-", ignore_cleanup_errors=True))
+        if len(folder) <= LONGEST_FOLDER:
+            how["_temp_dir"] = str(Path(folder).resolve())
+    try:
+        ray.init(address=address or "local", **how)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         if address is None:
-            how |= {"num_cpus": usable_cores(), "include_dashboard": False, "object_store_memory": 200 * 2**20}
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dmm-ray-", ignore_cleanup_errors=True))
-            if len(folder) <= LONGEST_FOLDER:
-                how["_temp_dir"] = str(Path(folder).resolve())
-        try:
-            ray.init(address=address or "local", **how)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            if address is None:
-                raise RunError(f"ray: it cannot be started here ({_first_line(error)})") from error
-            raise InputError(f"address: no Ray cluster answers at {address!r} ({_first_line(error)})") from error
-        stack.callback(ray.shutdown)
-        yield
+            raise RunError(f"ray: it cannot be started here ({_first_line(error)})") from error
+        raise InputError(f"address: no Ray cluster answers at {address!r} ({_first_line(error)})") from error
 
 
 def _require_answer(address: str) -> None:
@@ -288,14 +291,17 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _kept_as_they_are() -> Iterator[None]:
-    """What Ray changes in this process: a variable, and what a SIGTERM does."""
-    name, main = "RAY_USAGE_STATS_ENABLED", threading.current_thread() is threading.main_thread()
-    before, handler = os.environ.get(name), signal.getsignal(signal.SIGTERM)
+def _settings() -> Iterator[None]:
+    """Ray's variables are ours for the length of the block; what a SIGTERM does is as it was in the end."""
+    wanted = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_task_oom_retries": str(RETRIES)}
+    before, main = dict(os.environ), threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    os.environ.update(wanted)
     try:
         yield
     finally:
-        os.environ.pop(name, None)
-        os.environ.update({} if before is None else {name: before})
+        for name in wanted:
+            os.environ.pop(name, None)
+            os.environ.update({name: before[name]} if name in before else {})
         if main and handler is not None:
             signal.signal(signal.SIGTERM, handler)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,23 @@ from dmm.experiments.table_costs import NOT_MEASURED, WORKERS, bound, job_hours,
 from dmm.experiments.tables import make_tables
 
 DURATIONS = (1.6, 0.4, 0.9, 0.2, 0.7, 1.1, 0.3, 0.8)
+
+
+def test_a_model_that_is_too_large_lies_on_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def measured(job: Job, folder: Path) -> dict[str, Any]:
+        asked.append(job.changes["layers"])
+        return {"update": 1.0 + 0.5 * job.changes["layers"], "action": 0.1 * job.changes["layers"], "before": []}
+
+    [large] = [job for name, job in kinds().items() if json.loads(name)[:2] == ["hopper", "dm-multigrained"]]
+    monkeypatch.setattr(table_costs, "_measure", measured)
+    monkeypatch.setattr(
+        table_costs, "_plan", lambda job, folder: SimpleNamespace(model_config=SimpleNamespace(layers=24))
+    )
+    made = table_costs.measure_policy(large, Path("x"))
+    assert asked == [2, 4] and made["update"] == pytest.approx(13.0) and made["action"] == pytest.approx(2.4)
+    assert (made["layers"], made["extended_from_layers"]) == (24, [2, 4])
 
 
 class TestSchedule:
