@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -54,7 +55,8 @@ def in_processes(
     *,
     workers: int,
     report: Callable[..., None],
-) -> None:
+    until: float | None = None,
+) -> bool:
     """Call `function(shared, *job, report)` for every job, in up to `workers` processes at the same time.
 
     The processes end with this one, however it ends. Ctrl-C and the failure of one job end all of them.
@@ -66,6 +68,10 @@ def in_processes(
         jobs: what else the function is called with, under the names that errors give them.
         workers: processes.
         report: called on this thread.
+        until: a time of `time.monotonic` at which all processes are ended, in the middle of their jobs.
+
+    Returns:
+        Whether all jobs were done before that time.
 
     Raises:
         InputError, RunError: as `function` raises them; or a process was ended from outside, or there is no room for
@@ -81,9 +87,13 @@ def in_processes(
                 while waiting and len(running) < workers:
                     name = waiting.pop(0)
                     running[name] = _begin(folder, message + _framed(jobs[name]), name, events)
-                _handle(*_next(events), running, report)
+                event = _next(events, until)
+                if event is None:
+                    return False
+                _handle(*event, running, report)
         finally:
             _end(list(running.values()))
+    return True
 
 
 def _write(folder: Path, function: Callable[..., None], shared: Any) -> bytes:
@@ -160,10 +170,13 @@ def _begin(
     return process
 
 
-def _next(events: queue.Queue[tuple[str, str, Any]]) -> tuple[str, str, Any]:
-    while True:
+def _next(events: queue.Queue[tuple[str, str, Any]], until: float | None) -> tuple[str, str, Any] | None:
+    """The next event, or None if there is none before that time."""
+    while until is None or time.monotonic() < until:
+        left = 1.0 if until is None else min(1.0, until - time.monotonic())
         with suppress(queue.Empty):
-            return events.get(timeout=1.0)  # so that Ctrl-C is noticed on every system
+            return events.get(timeout=max(left, 0.001))  # so that Ctrl-C is noticed on every system
+    return None
 
 
 def _handle(

@@ -15,7 +15,6 @@ import importlib
 import os
 import shutil
 import sys
-import threading
 import time
 import uuid
 from collections import Counter
@@ -170,7 +169,8 @@ def work_off(
         progress: show a bar on stderr.
     """
     workers = whole_number("workers", workers, 1)
-    made, killed, deadline = Progress(), Counter[int](), _Deadline(hours)
+    made, killed, seconds = Progress(), Counter[int](), require_hours(hours)
+    until = None if seconds is None else time.monotonic() + seconds
     left = open_jobs(jobs)
     bar = progress_bar(total=len(jobs), initial=len(jobs) - len(left), unit="job", desc="jobs", disable=not progress)
     running: dict[str, int] = {}
@@ -191,26 +191,22 @@ def work_off(
         if what != "begun":
             running.pop(worker, None)
 
-    with bar, deadline:
-        try:
-            while left:
-                try:
-                    _in_processes(work, [jobs[i] for i in left], left, min(workers, len(left)), report)
-                    break
-                except RunError as error:  # a worker was ended from outside, or there is no room for its start
-                    i = running.get(str(error).partition(":")[0], -1)
-                    if i < 0:
-                        raise
-                    killed[i] += 1
-                    if killed[i] >= ATTEMPTS:
-                        made.failed[title(jobs[i])] = str(error)
-                    print(f"dmm: {title(jobs[i])}: {error}", file=sys.stderr)
-                    running.clear()
-                    left = [i for i in left if killed[i] < ATTEMPTS and outcome(jobs[i]) is None]
-        except KeyboardInterrupt:
-            if not deadline.is_over:
-                raise
-            made.out_of_time = True
+    with bar:
+        while left:
+            try:
+                now = [jobs[i] for i in left]
+                made.out_of_time = not _in_processes(work, now, left, min(workers, len(left)), report, until)
+                break
+            except RunError as error:  # a worker was ended from outside, or there is no room for its start
+                i = running.get(str(error).partition(":")[0], -1)
+                if i < 0:
+                    raise
+                killed[i] += 1
+                if killed[i] >= ATTEMPTS:
+                    made.failed[title(jobs[i])] = str(error)
+                print(f"dmm: {title(jobs[i])}: {error}", file=sys.stderr)
+                running.clear()
+                left = [i for i in left if killed[i] < ATTEMPTS and outcome(jobs[i]) is None]
     return made
 
 
@@ -225,34 +221,14 @@ def require_hours(hours: float | None) -> float | None:
     return None if hours is None else hours * 3600
 
 
-class _Deadline:
-    """Interrupts the main thread when so many hours are over; without a number, never."""
-
-    def __init__(self, hours: float | None):
-        seconds = require_hours(hours)
-        self.is_over, self.timer = False, None if seconds is None else threading.Timer(seconds, self._interrupt)
-
-    def _interrupt(self) -> None:
-        import _thread
-
-        self.is_over = True
-        _thread.interrupt_main()
-
-    def __enter__(self) -> None:
-        if self.timer:
-            self.timer.daemon = True
-            self.timer.start()
-
-    def __exit__(self, *error: object) -> None:
-        if self.timer:
-            self.timer.cancel()
-
-
-def _in_processes(work: Work, jobs: list[Job], numbers: list[int], workers: int, report: Callable[..., None]) -> None:
+def _in_processes(
+    work: Work, jobs: list[Job], numbers: list[int], workers: int, report: Callable[..., None], until: float | None
+) -> bool:
     from dmm.processes import in_processes
 
     names = {f"worker {i}": (f"worker {i}",) for i in range(workers)}
-    in_processes(_work, (address(work), uuid.uuid4().hex, jobs, numbers), names, workers=workers, report=report)
+    shared = address(work), uuid.uuid4().hex, jobs, numbers
+    return in_processes(_work, shared, names, workers=workers, report=report, until=until)
 
 
 def address(work: Work) -> str:

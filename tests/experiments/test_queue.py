@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -151,7 +152,16 @@ class TestQueue:
         else:
             assert done == [0, 1, 2, 3] and made.failed == {}
 
-    def test_time_is_up(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("ignored", [False, True])
+    def test_time_is_up(self, tmp_path: Path, ignored: bool) -> None:
+        """Also where Ctrl-C is ignored, as by what a shell starts in the background."""
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if ignored else signal.getsignal(signal.SIGINT)
+        try:
+            self.stop_in_time(tmp_path)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def stop_in_time(self, tmp_path: Path) -> None:
         jobs = make(tmp_path, 3, seconds=600.0)
         began = time.monotonic()
         made = work_off(answer, jobs, workers=1, hours=4.0 / 3600)
