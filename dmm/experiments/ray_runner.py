@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -118,7 +119,7 @@ def work_off_on_ray(
     left = open_jobs(jobs)
     bar = progress_bar(total=len(jobs), initial=len(jobs) - len(left), unit="job", desc="jobs", disable=not progress)
     with _connected(address) as ray, bar:
-        return _Driver(ray, work, jobs, share, bar).work_off(left, end)
+        return _Driver(ray, work, jobs, share, bar, local=address is None).work_off(left, end)
 
 
 @dataclass
@@ -130,6 +131,7 @@ class _Driver:
     jobs: Sequence[Job]
     share: Resources
     bar: Any
+    local: bool  # Ray runs on this machine alone
     made: Progress = field(default_factory=Progress)
     running: dict[Any, int] = field(default_factory=dict)  # job by the reference of what its task returns
     again: dict[int, float] = field(default_factory=dict)  # when to try a job that another process holds
@@ -158,10 +160,11 @@ class _Driver:
     def _task(self) -> Any:
         variables = {name: os.environ[name] for name in TAKEN_ALONG if name in os.environ} | {"OMP_NUM_THREADS": "1"}
         variables |= {DEVICE: "cuda"} if self.share.gpus else {}
+        # Ray puts this into a line for bash as it is; on a cluster it is each node's own
+        python = {"py_executable": shlex.quote(sys.executable)} if self.local else {}
         resources = {"num_cpus": self.share.cpus, "num_gpus": self.share.gpus}
-        return self.ray.remote(do_here).options(
-            **resources, max_retries=RETRIES, retry_exceptions=False, runtime_env={"env_vars": variables}
-        )
+        kept = {"max_retries": RETRIES, "retry_exceptions": False}
+        return self.ray.remote(do_here).options(**resources, **kept, runtime_env={"env_vars": variables, **python})
 
     def _begin(self, task: Any, i: int) -> None:
         if outcome(self.jobs[i]) is not None:  # another call has done it
