@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,9 +166,7 @@ def measure_environment(dataset: str) -> float:
 
     recipe, data = find_recipe(dataset), load_trajectories(dataset)
     spec = stored_env(data.env_spec, recipe.env_id)
-    make: Callable[[], Any] = lambda: build_flat_env(  # noqa: E731
-        spec, data.observation_keys, data.state_size, data.action_size
-    )
+    make = partial(build_flat_env, spec, data.observation_keys, data.state_size, data.action_size)
     steps = 0
     with environments(make, ENV_EPISODES) as envs:
 
