@@ -21,6 +21,8 @@ from dmm.experiments import MODELS, RESULTS, path_argument
 from dmm.files import strict_json
 
 if TYPE_CHECKING:
+    from dmm.data.trajectories import Trajectories
+    from dmm.evaluation import Score
     from dmm.policy import Policy
     from dmm.training import Run
 
@@ -65,8 +67,11 @@ class Job:
         return isinstance(kept, dict) and defaults | kept == self.described()
 
 
-def train_job(job: Job) -> Run:
-    """Train a job's policy on one thread, or finish it; weights at the checkpoints that are scored are kept."""
+def train_job(job: Job, data: Trajectories | None = None) -> Run:
+    """Train a job's policy on one thread, or finish it; weights at the checkpoints that are scored are kept.
+
+    `data` is the job's data set, where it has been loaded already.
+    """
     import torch
 
     from dmm.training import train
@@ -76,7 +81,7 @@ def train_job(job: Job) -> Run:
         raise InputError(f"checkpoints: got {job.checkpoints}, allowed are divisors of the job's {job.steps:,} updates")
     keep = {"keep_every": job.steps // job.checkpoints} if job.checkpoints > 1 else {}
     return train(
-        job.dataset,
+        job.dataset if data is None else data,
         job.model,
         steps=job.steps,
         seed=job.seed,
@@ -108,10 +113,13 @@ def score_job(job: Job, run: Run) -> dict[str, Any]:
         "weights": run.policy.parameter_count(),
         "loss": float(run.log["loss"][-1]),
         "seconds": float(run.log["seconds"][-1]),
-        "scores": [
-            {"target": s.target, "normalized_score": s.normalized_score, "ci95": list(s.ci95)} for s in result.scores
-        ],
+        "scores": [describe_score(score) for score in result.scores],
     }
+
+
+def describe_score(score: Score) -> dict[str, Any]:
+    """A target's score without its episodes, as plain values."""
+    return {"target": score.target, "normalized_score": score.normalized_score, "ci95": list(score.ci95)}
 
 
 def train_and_score(job: Job) -> dict[str, Any]:

@@ -27,7 +27,7 @@ import numpy as np
 from dmm.data.scores import normalize
 from dmm.errors import RunError, require_choice, whole_number
 from dmm.experiments.gating import over_action
-from dmm.experiments.grid import DEVICE, Job, mean_interval, slug, train_job
+from dmm.experiments.grid import DEVICE, Job, describe_score, mean_interval, slug, train_job
 from dmm.experiments.protocols import best_of_all, last_checkpoint
 from dmm.experiments.queue import Progress, claimed, outcome, work_off
 from dmm.experiments.same_data import require_fingerprint
@@ -35,6 +35,7 @@ from dmm.experiments.tables import DMM, Cell, Entry, dataset_name, find_cells
 from dmm.files import read_json, strict_json
 
 if TYPE_CHECKING:
+    from dmm.data.trajectories import Trajectories
     from dmm.training import Run
 
 ScaleName = Literal["smoke", "small", "full"]
@@ -185,8 +186,9 @@ def train_and_score(job: Job) -> dict[str, Any]:
     from dmm.data.trajectories import load_trajectories
 
     make_data(job)
-    require_fingerprint(job, load_trajectories(job.dataset).fingerprint())
-    run = train_job(job)
+    data = load_trajectories(job.dataset)
+    require_fingerprint(job, data.fingerprint())
+    run = train_job(job, data)
     row = {
         "name": job.name,
         "seed": job.seed,
@@ -197,22 +199,21 @@ def train_and_score(job: Job) -> dict[str, Any]:
         "data": {key: run.info["dataset"][key] for key in ("id", "fingerprint", "reference", "mean_return")},
         "versions": versions(),
         "checkpoints": score_checkpoints(job, run),
-        **({"tokens": measure_tokens(job, run)} if job.model in MEASURED and is_plain(job) else {}),
+        **({"tokens": measure_tokens(run, data)} if job.model in MEASURED and is_plain(job) else {}),
     }
     forget_checkpoints(job)
     return row
 
 
-def measure_tokens(job: Job, run: Run) -> dict[str, Any]:
+def measure_tokens(run: Run, data: Trajectories) -> dict[str, Any]:
     """Mean norms of activations and gradients of each token, on windows of the job's data: figures 3 and 4.
 
     `norms` has a list for each stage of the policy, `gradients` one for the last action and one for the loss.
     """
-    from dmm.data.trajectories import load_trajectories
     from dmm.inspection import Objective, activations, full_windows, gradient_norms, token_norms
 
     policy: Any = run.policy
-    windows = full_windows(load_trajectories(job.dataset), policy.context, MEASURED_WINDOWS)
+    windows = full_windows(data, policy.context, MEASURED_WINDOWS)
     found = {
         "norms": {name: token_norms(x) for name, x in activations(policy, windows).items()},
         "gradients": {name: gradient_norms(policy, windows, name) for name in get_args(Objective)},
@@ -267,12 +268,8 @@ def score_checkpoints(job: Job, run: Run) -> list[dict[str, Any]]:
 
 
 def _score(score: Any) -> dict[str, Any]:
-    return {
-        "target": score.target,
-        "normalized_score": score.normalized_score,
-        "ci95": list(score.ci95),
-        "returns": " ".join(f"{value:.6g}" for value in score.returns),  # one line of a file that people compare
-    }
+    returns = " ".join(f"{value:.6g}" for value in score.returns)  # one line of a file that people compare
+    return {**describe_score(score), "returns": returns}
 
 
 def forget_checkpoints(job: Job) -> None:

@@ -33,11 +33,6 @@ class Entry:
     model: str
     changes: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def key(self) -> tuple[str, str]:
-        """What tells policies apart: entries of several tables may be the same under other names."""
-        return self.model, repr(sorted(self.changes.items()))
-
 
 @dataclass(frozen=True)
 class Cell:

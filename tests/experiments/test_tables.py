@@ -7,7 +7,7 @@ import pytest
 from dmm.data.recipes import RECIPES
 from dmm.errors import InputError
 from dmm.experiments import load_result
-from dmm.experiments.tables import Cell, Entry, dataset_name, find_cells, make_tables, paper
+from dmm.experiments.tables import Cell, dataset_name, find_cells, make_tables, paper
 from dmm.models.registry import MODELS, split_changes
 from dmm.training import TrainConfig
 
@@ -82,8 +82,3 @@ def test_the_papers_values_have_its_means(table: str, rows: str | None, printed:
     cells = [row for name, row in paper(table)["cells"].items() if rows is None or name.startswith(rows)]
     for entry, mean in printed.items():
         assert sum(row[entry] for row in cells) / len(cells) == pytest.approx(mean, abs=0.0501)
-
-
-def test_entries_that_are_the_same_policy_have_one_key() -> None:
-    assert Entry("a", "dmm", {"x": 1, "y": 2}).key == Entry("b", "dmm", {"y": 2, "x": 1}).key
-    assert Entry("a", "dmm", {"x": 1}).key != Entry("a", "dmm").key != Entry("a", "dt").key
