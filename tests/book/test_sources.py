@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import nbformat
 import pytest
 
 Notebook = dict[str, Any]
@@ -97,3 +98,22 @@ def test_every_picture_has_a_text(notebook: Notebook) -> None:
         if pictures and len(alt.split()) < 3:
             silent.append(number)
     assert not silent, f"cells {silent} draw a picture and say nothing in metadata mystnb.image.alt"
+
+
+def test_executing_stores_what_the_cells_gave_and_no_more(root: Path, tmp_path: Path) -> None:
+    execute = _tool(root, "execute")
+    path = tmp_path / "01_try.ipynb"
+    cells = [nbformat.v4.new_code_cell("print('α')\nimport sys; sys.stdout.flush()\nprint(1 + 1)")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    execute.execute(path)
+    (cell,) = json.loads(path.read_text())["cells"]
+    assert cell["metadata"] == {} and cell["execution_count"] == 1
+    assert [(output["name"], output["text"]) for output in cell["outputs"]] == [("stdout", ["α\n", "2\n"])]
+
+
+def test_joined_keeps_streams_and_order(root: Path) -> None:
+    execute = _tool(root, "execute")
+    out, err = ({"output_type": "stream", "name": name} for name in ("stdout", "stderr"))
+    picture = {"output_type": "display_data", "data": {}}
+    made = execute.joined([out | {"text": "a"}, out | {"text": "b"}, err | {"text": "c"}, picture, out | {"text": "d"}])
+    assert made == [out | {"text": "ab"}, err | {"text": "c"}, picture, out | {"text": "d"}]
