@@ -43,7 +43,7 @@ class TestJobs:
     def test_each_policy_once_and_seed_0_of_all_first(self) -> None:
         jobs = jobs_of("table3", "table9", "figure7", seeds=2)
         assert [job.seed for job in jobs] == sorted(job.seed for job in jobs)
-        assert len({(job.name, job.seed) for job in jobs}) == len(jobs) == 2 * (16 + 3)
+        assert len({(job.name, job.seed) for job in jobs}) == len(jobs) == 2 * (20 + 4)
         assert len({job.folder for job in jobs}) == len({job.row for job in jobs}) == len(jobs)
 
     def test_tables_share_policies_that_are_the_same_under_other_names(self) -> None:
@@ -196,8 +196,8 @@ class TestReproduction:
         monkeypatch.setattr(module, "work_off", lambda *_, **__: pytest.fail("worked"))
         places: Any = {"runs": tmp_path / "runs", "rows": tmp_path / "rows"}
         made = reproduce(["table9"], "small", work=False, **places)
-        assert (made.jobs, made.done) == (3 * 6, 0) and not list(tmp_path.iterdir())
-        assert json.loads(json.dumps(made.to_json()))["cells"][0]["name"] == "table9/hopper-medium/dmm"
+        assert (made.jobs, made.done) == (3 * 8, 0) and not list(tmp_path.iterdir())
+        assert json.loads(json.dumps(made.to_json()))["cells"][0]["name"] == "table9/pointmaze-umaze/dmm"
 
     def test_data_of_another_size_are_refused(self, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
         from dmm.data import collect
