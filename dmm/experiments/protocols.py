@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy import special, stats
@@ -28,6 +29,8 @@ from dmm.experiments.statistics import finite_numbers, require_list
 
 RunScores = Sequence[Sequence[np.ndarray]] | np.ndarray
 """`scores[checkpoint][target]` is `(episodes,)`, with as many targets at each checkpoint and episodes in each arm."""
+
+ProtocolName = Literal["last", "best of checkpoints", "best of all", "split"]
 
 HALVINGS = 100
 """Random halvings of the episodes that `split_selection` averages over."""
@@ -85,7 +88,7 @@ def split_selection(scores: RunScores, seed: int = 0) -> float:
     return float(np.mean(found))
 
 
-PROTOCOLS: dict[str, Protocol] = {
+PROTOCOLS: dict[ProtocolName, Protocol] = {
     "last": Protocol(last_checkpoint, "last checkpoint, first target: fixed beforehand, nothing is selected"),
     "best of checkpoints": Protocol(best_of_checkpoints, "maximum over checkpoints, first target: biased upward"),
     "best of all": Protocol(
