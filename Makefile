@@ -27,21 +27,25 @@ ifeq ($(shell uname),Linux)
 export MUJOCO_GL ?= $(shell PATH="$$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null | grep -q libEGL.so.1 && echo egl || echo osmesa)
 endif
 
-.PHONY: book test site lint unit pages notebooks classroom clean address FORCE
+.PHONY: book test site stored lint unit pages notebooks classroom clean address FORCE
 
 book: site
 	@echo
 	@echo "The book is at $(CURDIR)/$(HTML)"
 	@echo "Open that file in a browser, or serve it: $(RUN) -m http.server --directory _build/html 8000"
 
-# The site is built while the package is tested, so that no core waits; then all look at the site and the notebooks.
+# Notebooks are executed once, by nbval, which holds what they give against their stored outputs; the site that the
+# browser opens is made of these. It is built while the package is tested, so that no core waits.
 test: .venv/.test-stamp lint
-	+$(MAKE) -j2 site unit
+	+$(MAKE) -j2 stored unit
 	+$(MAKE) pages
 
 site: .venv/.book-stamp
 	@mkdir -p "$(MINARI_DATASETS_PATH)"
 	.venv/bin/jupyter-book build . -W
+
+stored: .venv/.test-stamp
+	DMM_BOOK_EXECUTES=no .venv/bin/jupyter-book build . -W
 
 lint: .venv/.test-stamp
 	$(RUN) -m ruff format --check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import os
 import re
 import shutil
 import sys
@@ -52,6 +53,8 @@ def execution_key(root: Path = ROOT) -> str:
 
 
 def _use_keyed_cache(app: Sphinx, config: Config) -> None:
+    if os.environ.get("DMM_BOOK_EXECUTES") == "no":  # the site shows the outputs that the notebooks hold
+        config.nb_execution_mode = "off"
     build = ROOT / "_build"
     config.execution_key = execution_key()
     cache = build / f"cache-{config.execution_key}"
