@@ -52,7 +52,7 @@ def built_figures() -> list[tuple[str, int, dict[str, Any]]]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "page_path" in metafunc.fixturenames:
-        metafunc.parametrize("page_path", built_pages())
+        metafunc.parametrize("page_path", built_pages(), scope="module")  # all tests of a page in turn
     if "figure" in metafunc.fixturenames:
         figures = built_figures()
         ids = [f"{page}-{index}" for page, index, _ in figures]
