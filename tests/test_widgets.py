@@ -262,7 +262,11 @@ def test_steps_have_no_rounding_dust() -> None:
         ({"data": {"response": Table([1.0])}, "panels": [Heatmap(data="response")]}, "rows, columns"),
         ({"panels": [Lines(y={"x": Line("response", low="response")})]}, "both low and high"),
         (
-            {"data": {"n": Table([1.0, 2.0]), "t": Table(["a"])}, "readouts": [], "panels": [Bars(data="n", names="t")]},
+            {
+                "data": {"n": Table([1.0, 2.0]), "t": Table(["a"])},
+                "readouts": [],
+                "panels": [Bars(data="n", names="t")],
+            },
             "'t' has shape",
         ),
         (

@@ -115,6 +115,27 @@ def expected_maximum(k: int) -> float:
     return float(step * (x * density).sum())
 
 
+def flattery_of_equals(scores: RunScores) -> float:
+    """By how much the best of all would exceed the arms' true value if all arms of a run were equally good.
+
+    It is `s sqrt(1 - rho) expected_maximum(arms)`, with the mean variance of the arms' means for `s^2` and the mean
+    correlation of two arms' episodes for `rho`: both are in the variance of what is left of a score when the mean of
+    its episode over all arms is taken away. Episodes of one number must begin alike in all arms, if in any.
+
+    Raises:
+        InputError: see `last_checkpoint`; or fewer than two episodes.
+    """
+    arms = _arms(scores)
+    k, episodes = arms.shape[0] * arms.shape[1], arms.shape[-1]
+    if episodes < 2:
+        raise InputError(f"scores: got {episodes} episode of each arm, allowed are at least 2, to see how they scatter")
+    if k == 1:
+        return 0.0
+    flat = arms.reshape(k, episodes)
+    own = (flat - flat.mean(axis=0)).var(axis=1, ddof=1).mean() * k / (k - 1)
+    return float(math.sqrt(own / episodes) * expected_maximum(k))
+
+
 def _arms(scores: RunScores) -> np.ndarray:
     """As one array `(checkpoints, targets, episodes)` of finite numbers."""
     require_list("scores", scores, "checkpoints")

@@ -211,7 +211,7 @@ class Bars(Panel):
     """Named bars (m,), one colour or one per bar, with optional intervals, a data entry (m, 2) of (low, high).
 
     Args:
-        names: a text per bar, or a data entry of texts (m,), so that bars may change places; then `color` is one colour.
+        names: a text per bar, or a data entry of texts (m,), so that bars may change places; `color` is one then.
         intervals: a row of gaps for a bar without one.
         horizontal: bars lie, the first on top, each with its name before it; bars that are gaps at the end of the list
             take no room. `y_label` and `y_range` are still those of the numbers, `x_label` that of the names.
