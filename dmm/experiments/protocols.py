@@ -80,11 +80,13 @@ def split_selection(scores: RunScores, seed: int = 0) -> float:
     episodes = arms.shape[-1]
     if episodes < 2:
         raise InputError(f"scores: got {episodes} episode of each arm, allowed are at least 2 to split")
-    generator, found = np.random.default_rng(seed), []
-    for _ in range(HALVINGS):
-        order = generator.permutation(episodes)
-        half, other = (arms[..., part].mean(axis=-1) for part in np.array_split(order, 2))
-        found += [float(score[choice == choice.max()].mean()) for choice, score in ((half, other), (other, half))]
+    generator, flat, cut = np.random.default_rng(seed), arms.reshape(-1, episodes), (episodes + 1) // 2
+    orders = np.stack([generator.permutation(episodes) for _ in range(HALVINGS)])
+    half, other = (flat[:, part].mean(axis=-1) for part in (orders[:, :cut], orders[:, cut:]))  # (arms, halvings)
+    found = []
+    for choice, score in ((half, other), (other, half)):
+        best = choice == choice.max(axis=0)
+        found.append(np.sum(score, axis=0, where=best) / best.sum(axis=0))
     return float(np.mean(found))
 
 
