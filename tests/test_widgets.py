@@ -170,6 +170,43 @@ def test_every_panel_draws_and_names_its_data() -> None:
     ]
 
 
+def test_bars_may_change_places_and_one_may_stand_out() -> None:
+    numbers = {"fair": [3.0, 2.0, np.nan], "other": [9.0, 4.0, 1.0]}
+    names, ends = [["a", "b", ""], ["b", "c", "a"]], [[[2.0, 5.0], [np.nan, np.nan], [np.nan, np.nan]]] * 2
+    data = {
+        "score": Table(list(numbers.values()), ("rule",)),
+        "name": Table(names, ("rule",)),
+        "ends": Table(ends, ("rule",)),
+        "place": Table([1.0, np.nan], ("rule",)),
+    }
+    figures = [
+        explorer(
+            controls=[Select("rule", "Rule", list(numbers))],
+            data=data,
+            panels=[Bars(data="score", names="name", intervals="ends", highlight="place", horizontal=lying)],
+            readouts=[],
+            presets={},
+        )
+        for lying in (False, True)
+    ]
+    for figure in figures:
+        (panel,) = figure.spec["panels"]
+        assert data_names(panel) == ["score", "name", "ends", "place"] and panel["color"] == "state"
+        assert panel["y_range"][0] == 0 and panel["y_range"][1] > 9
+        assert figure.at(rule="other")["name"].tolist() == names[1]
+        assert np.isnan(figure.at(rule="other")["place"])
+    assert figures[0].picture() != figures[1].picture()
+
+
+def test_bars_write_nothing_that_is_not_asked_for() -> None:
+    assert not {"horizontal", "highlight"} & set(Bars(data="bars", names=["a", "b"]).spec())
+
+
+def test_bars_with_names_from_data_have_one_colour() -> None:
+    with pytest.raises(InputError, match="one is allowed where names are data"):
+        Bars(data="bars", names="names", color=["state", "rtg"]).spec()
+
+
 @given(st.lists(st.sampled_from(steps(0, 2, 0.25)), min_size=TOKENS, max_size=TOKENS))
 def test_the_live_scan_is_the_package_s_scan(delta: list[float]) -> None:
     drawn = SCAN.at(input="constant", **{f"delta_{t}": value for t, value in enumerate(delta)})
@@ -224,6 +261,22 @@ def test_steps_have_no_rounding_dust() -> None:
         ({"data": {"response": Table(np.eye(2))}, "panels": [Heatmap(data="response", x_kinds=["rtg", "b"])]}, "'b'"),
         ({"data": {"response": Table([1.0])}, "panels": [Heatmap(data="response")]}, "rows, columns"),
         ({"panels": [Lines(y={"x": Line("response", low="response")})]}, "both low and high"),
+        (
+            {
+                "data": {"n": Table([1.0, 2.0]), "t": Table(["a"])},
+                "readouts": [],
+                "panels": [Bars(data="n", names="t")],
+            },
+            "'t' has shape",
+        ),
+        (
+            {
+                "data": {"n": Table([1.0, 2.0])},
+                "readouts": [],
+                "panels": [Bars(data="n", names=["a", "b"], highlight="n")],
+            },
+            "one number",
+        ),
         ({"panels": [Lines(y={"x": Line("response", low="response", high="nothing")})]}, "nothing"),
     ],
 )

@@ -465,29 +465,73 @@ function planePanel(g, panel, get, w, h, theme) {
 function barsPanel(g, panel, get, w, h, theme) {
   const heights = get(panel.data);
   const intervals = panel.intervals ? get(panel.intervals) : null;
+  const names = typeof panel.names === "string" ? get(panel.names) : panel.names;
+  const chosen = panel.highlight ? get(panel.highlight) : null;
+  const ends = (i) => (intervals && intervals[i].every((end) => end !== null) ? intervals[i] : null);
+  const spread = (i) => (ends(i) ? ` (${ends(i).map((end) => formatValue(end, panel.format)).join(" to ")})` : "");
+  const fill = (i, ...rect) => {
+    g.globalAlpha = chosen === null || chosen === i ? 1 : 0.35;
+    g.fillStyle = theme[typeof panel.color === "string" ? panel.color : panel.color[i]];
+    g.fillRect(...rect);
+    g.globalAlpha = 1;
+  };
+  const words = (i) => `${names[i]}: ${formatValue(heights[i], panel.format)}${spread(i)}${i === chosen ? ", highlighted" : ""}`;
+  const draw = panel.horizontal ? lyingBars : standingBars;
+  return { text: (row, column) => words(row + column), ...draw(g, panel, { heights, names, chosen, ends, fill }, w, h, theme) };
+}
+
+function standingBars(g, panel, { heights, names, chosen, ends, fill }, w, h, theme) {
   const yTicks = niceTicks(panel.y_range, Math.max(2, (h - 60) / 42));
   const box = framed(w, h, { left: tickWidth(g, yTicks, tickText) + (panel.y_label ? 28 : 12), bottom: panel.x_label ? 42 : 24 });
   const y = linear(panel.y_range, box.y + box.h, box.y);
   const step = box.w / heights.length;
   const x = (i) => box.x + (i + 0.5) * step;
-  const every = Math.ceil((tickWidth(g, panel.names, String) + 6) / step);
+  const every = Math.ceil((tickWidth(g, names, String) + 6) / step);
   const xTicks = heights.map((_, i) => i).filter((i) => i % every === 0);
   axes(g, panel, box, theme, { x, y, xTicks: [], yTicks });
-  for (const i of xTicks) text(g, panel.names[i], x(i), box.y + box.h + 6, { base: "top", color: theme.soft });
+  for (const i of xTicks) text(g, names[i], x(i), box.y + box.h + 6, { base: "top", color: theme.soft, bold: i === chosen });
   clipped(g, box, () => heights.forEach((value, i) => {
     if (value === null) return;
-    g.fillStyle = theme[panel.color[i]];
-    g.fillRect(x(i) - step * 0.36, Math.min(y(0), y(value)), step * 0.72, Math.abs(y(value) - y(0)));
-    if (intervals) for (const part of [[[x(i), y(intervals[i][0])], [x(i), y(intervals[i][1])]],
-      ...intervals[i].map((end) => [[x(i) - 4, y(end)], [x(i) + 4, y(end)]])]) stroke(g, part, { color: theme.ink, width: 1.5 });
+    fill(i, x(i) - step * 0.36, Math.min(y(0), y(value)), step * 0.72, Math.abs(y(value) - y(0)));
+    if (ends(i)) for (const part of [[[x(i), y(ends(i)[0])], [x(i), y(ends(i)[1])]],
+      ...ends(i).map((end) => [[x(i) - 4, y(end)], [x(i) + 4, y(end)]])]) stroke(g, part, { color: theme.ink, width: 1.5 });
   }));
   stroke(g, [[box.x, y(0)], [box.x + box.w, y(0)]], { color: theme.soft });
-  const spread = (i) => (intervals ? ` (${intervals[i].map((end) => formatValue(end, panel.format)).join(" to ")})` : "");
   return {
     rows: 1, columns: heights.length,
     rect: (_, i) => ({ x: x(i) - step * 0.45, y: box.y, w: step * 0.9, h: box.h }),
-    text: (_, i) => `${panel.names[i]}: ${formatValue(heights[i], panel.format)}${spread(i)}`,
     find: (px) => [0, Math.floor((px - box.x) / step)],
+  };
+}
+
+const LYING = { row: 30, bottom: 26, label: 18 };
+
+function lyingBars(g, panel, { heights, names, chosen, ends, fill }, w, h, theme) {
+  const count = Math.max(1, 1 + heights.reduce((last, value, i) => (value === null ? last : i), -1));
+  const bottom = LYING.bottom + (panel.y_label ? LYING.label : 0);
+  const left = Math.min(w * 0.45, 1.1 * tickWidth(g, names.slice(0, count), String) + (panel.x_label ? 28 : 12)); // one is bold
+  const whole = framed(w, h, { left, bottom });
+  const step = Math.min(LYING.row, whole.h / count);
+  const box = { ...whole, h: step * count };
+  const x = linear(panel.y_range, box.x, box.x + box.w);
+  const y = (i) => box.y + (i + 0.5) * step;
+  const turned = { ...panel, x_label: panel.y_label, y_label: panel.x_label };
+  axes(g, turned, box, theme, { x, y, xTicks: niceTicks(panel.y_range, Math.max(2, box.w / 75)), yTicks: [] });
+  const every = Math.ceil(13 / step);
+  clipped(g, box, () => heights.slice(0, count).forEach((value, i) => {
+    if (value === null) return;
+    fill(i, Math.min(x(0), x(value)), y(i) - step * 0.36, Math.abs(x(value) - x(0)), step * 0.72);
+    if (ends(i)) for (const part of [[[x(ends(i)[0]), y(i)], [x(ends(i)[1]), y(i)]],
+      ...ends(i).map((end) => [[x(end), y(i) - 4], [x(end), y(i) + 4]])]) stroke(g, part, { color: theme.ink, width: 1.5 });
+  }));
+  for (let i = 0; i < count; i += every) {
+    text(g, names[i], box.x - 6, y(i), { align: "right", color: i === chosen ? theme.ink : theme.soft, bold: i === chosen });
+  }
+  stroke(g, [[x(0), box.y], [x(0), box.y + box.h]], { color: theme.soft });
+  return {
+    rows: count, columns: 1,
+    rect: (i) => ({ x: box.x, y: y(i) - step * 0.45, w: box.w, h: step * 0.9 }),
+    find: (_, py) => [Math.floor((py - box.y) / step), 0],
   };
 }
 

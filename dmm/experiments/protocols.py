@@ -80,11 +80,13 @@ def split_selection(scores: RunScores, seed: int = 0) -> float:
     episodes = arms.shape[-1]
     if episodes < 2:
         raise InputError(f"scores: got {episodes} episode of each arm, allowed are at least 2 to split")
-    generator, found = np.random.default_rng(seed), []
-    for _ in range(HALVINGS):
-        order = generator.permutation(episodes)
-        half, other = (arms[..., part].mean(axis=-1) for part in np.array_split(order, 2))
-        found += [float(score[choice == choice.max()].mean()) for choice, score in ((half, other), (other, half))]
+    generator, flat, cut = np.random.default_rng(seed), arms.reshape(-1, episodes), (episodes + 1) // 2
+    orders = np.stack([generator.permutation(episodes) for _ in range(HALVINGS)])
+    half, other = (flat[:, part].mean(axis=-1) for part in (orders[:, :cut], orders[:, cut:]))  # (arms, halvings)
+    found = []
+    for choice, score in ((half, other), (other, half)):
+        best = choice == choice.max(axis=0)
+        found.append(np.sum(score, axis=0, where=best) / best.sum(axis=0))
     return float(np.mean(found))
 
 
@@ -113,6 +115,27 @@ def expected_maximum(k: int) -> float:
     x, step = np.linspace(-40, 40, 16_001, retstep=True)
     density = np.exp(math.log(k) + stats.norm.logpdf(x) + (k - 1) * special.log_ndtr(x))
     return float(step * (x * density).sum())
+
+
+def flattery_of_equals(scores: RunScores) -> float:
+    """By how much the best of all would exceed the arms' true value if all arms of a run were equally good.
+
+    It is `s sqrt(1 - rho) expected_maximum(arms)`, with the mean variance of the arms' means for `s^2` and the mean
+    correlation of two arms' episodes for `rho`: both are in the variance of what is left of a score when the mean of
+    its episode over all arms is taken away. Episodes of one number must begin alike in all arms, if in any.
+
+    Raises:
+        InputError: see `last_checkpoint`; or fewer than two episodes.
+    """
+    arms = _arms(scores)
+    k, episodes = arms.shape[0] * arms.shape[1], arms.shape[-1]
+    if episodes < 2:
+        raise InputError(f"scores: got {episodes} episode of each arm, allowed are at least 2, to see how they scatter")
+    if k == 1:
+        return 0.0
+    flat = arms.reshape(k, episodes)
+    own = (flat - flat.mean(axis=0)).var(axis=1, ddof=1).mean() * k / (k - 1)
+    return float(math.sqrt(own / episodes) * expected_maximum(k))
 
 
 def _arms(scores: RunScores) -> np.ndarray:

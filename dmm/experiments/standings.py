@@ -19,7 +19,7 @@ from dmm.experiments import RESULTS
 from dmm.experiments.grid import mean_interval
 from dmm.experiments.protocols import PROTOCOLS, ProtocolName
 from dmm.experiments.queue import outcome
-from dmm.experiments.reproduce import ScaleName, episode_scores, find_scale, make_jobs
+from dmm.experiments.reproduce import ScaleName, entry_name, episode_scores, find_scale, make_jobs
 from dmm.experiments.statistics import Ties, average_ranks
 from dmm.experiments.tables import Cell, Table, dataset_name, find_cells, make_tables
 
@@ -142,6 +142,20 @@ class Standings:
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def load_all(scale: ScaleName = "small", rows: Path = ROWS) -> dict[str, Result]:
+    """Every policy that some table wants and that has a seed, once, by `data set/model and what is changed`.
+
+    Raises:
+        InputError: no such scale.
+    """
+    found: dict[str, Result] = {}
+    for cell in find_cells():
+        name = f"{dataset_name(cell.dataset)}/{entry_name(cell.entry, scale)}"
+        if name not in found:
+            found[name] = _load(cell, scale, rows)
+    return {name: result for name, result in found.items() if result.rows}
+
+
 def load_standings(table: str, scale: ScaleName = "small", rows: Path = ROWS) -> Standings:
     """A table of `dmm.experiments.tables` with the outcomes there are.
 
@@ -156,10 +170,12 @@ def load_standings(table: str, scale: ScaleName = "small", rows: Path = ROWS) ->
     tables = make_tables()
     if table not in tables:
         raise InputError(f"table: got {table!r}, allowed are {', '.join(tables)}")
-    wanted = find_scale(scale).seeds
     results: dict[str, dict[str, Result]] = {}
     for cell in find_cells([table]):
-        found = (outcome(job) for job in make_jobs([cell], scale, Path("runs"), rows))
-        there = tuple(row for row in found if row is not None)
-        results.setdefault(dataset_name(cell.dataset), {})[cell.entry.name] = Result(cell, wanted, there)
+        results.setdefault(dataset_name(cell.dataset), {})[cell.entry.name] = _load(cell, scale, rows)
     return Standings(tables[table], scale, results)
+
+
+def _load(cell: Cell, scale: ScaleName, rows: Path) -> Result:
+    found = (outcome(job) for job in make_jobs([cell], scale, Path("runs"), rows))
+    return Result(cell, find_scale(scale).seeds, tuple(row for row in found if row is not None))

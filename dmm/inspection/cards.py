@@ -43,7 +43,7 @@ def card(model: Model, facts: Facts = HOPPER) -> dict[str, Any]:
         "before": [stage.model for stage in model.before],
         "data": facts.env_id,
         "sizes": {name: dataclasses.asdict(config) | {"training": recipe} for name, (config, recipe) in sizes.items()},
-        "weights": {name: _weights(model, config) for name, (config, _) in sizes.items()},
+        "weights": {name: weights_of(model, config) for name, (config, _) in sizes.items()},
         "reach": reach(policy, last=True).last() if windows else None,
         "official": model.official is not None,
     }
@@ -72,8 +72,8 @@ def _has(model: Model, sizes: str) -> bool:
     return sizes == "frame" or model.published is not None
 
 
-def _weights(model: Model, config: Any) -> int:
-    """Of the policy, trained and not; counted without taking memory for them."""
+def weights_of(model: Model, config: Any) -> int:
+    """How many weights the policy of this config has, trained and not; counted without taking memory for them."""
     with torch.device("meta"):
         policy = model.policy(config)
     return sum(weight.numel() for weight in policy.parameters())

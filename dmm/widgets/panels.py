@@ -208,24 +208,42 @@ class Plane(Panel):
 
 @dataclass(frozen=True, kw_only=True)
 class Bars(Panel):
-    """Named bars (m,), one colour or one per bar, with optional intervals, a data entry (m, 2) of (low, high)."""
+    """Named bars (m,), one colour or one per bar, with optional intervals, a data entry (m, 2) of (low, high).
+
+    Args:
+        names: a text per bar, or a data entry of texts (m,), so that bars may change places; `color` is one then.
+        intervals: a row of gaps for a bar without one.
+        horizontal: bars lie, the first on top, each with its name before it; bars that are gaps at the end of the list
+            take no room. `y_label` and `y_range` are still those of the numbers, `x_label` that of the names.
+        highlight: a data entry, the place of the bar that stands out among pale ones; a gap for none.
+    """
 
     data: str
-    names: Sequence[str]
+    names: Sequence[str] | str
     intervals: str | None = None
     x_label: str = ""
     y_label: str = ""
     y_range: Range | None = None
     color: str | Sequence[str] = "state"
     format: str = ".3g"
+    horizontal: bool = False
+    highlight: str | None = None
 
     kind: ClassVar[str] = "bars"
 
     def spec(self) -> Spec:
+        written = super().spec()
+        for name in ("horizontal", "highlight"):
+            if not written[name]:
+                del written[name]
+        if isinstance(self.names, str):
+            if not isinstance(self.color, str):
+                raise InputError(f"Bars: color has {len(self.color)} entries; one is allowed where names are data")
+            return written | {"color": _color(self.color)}
         colors = [self.color] * len(self.names) if isinstance(self.color, str) else list(self.color)
         if len(colors) != len(self.names):
             raise InputError(f"Bars: color has {len(colors)} entries for {len(self.names)} names")
-        return super().spec() | {"color": [_color(color) for color in colors]}
+        return written | {"color": [_color(color) for color in colors]}
 
     def fitted(self, spec: Spec, ranges: Callable[[Sequence[str]], Range]) -> Spec:
         if self.y_range is not None:
@@ -233,6 +251,13 @@ class Bars(Panel):
         low, high = ranges([self.data, *([self.intervals] if self.intervals else [])])
         low, high = _padded((min(low, 0.0), max(high, 0.0)), ())
         return spec | {"y_range": [low if low < -1e-12 and ranges([self.data])[0] < 0 else 0.0, high]}
+
+    def check(self, known: Numbers) -> None:
+        if isinstance(self.names, str) and known[self.names].shape != known[self.data].shape:
+            shapes = known[self.names].shape, known[self.data].shape
+            raise InputError(f"Bars: {self.names!r} has shape {shapes[0]} at one setting, {self.data!r} {shapes[1]}")
+        if self.highlight is not None and known[self.highlight].size != 1:
+            raise InputError(f"Bars: {self.highlight!r} has shape {known[self.highlight].shape}; allowed: one number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,7 +416,7 @@ def data_names(panel: Spec) -> list[str]:
     """The data entries that a panel draws, in the order of its specification."""
     entries = [entry for key in ("y", "points", "paths", "figures") for entry in _entries(panel.get(key))]
     names = [entry[key] for entry in entries for key in ("data", "low", "high", "segments") if key in entry]
-    keys = ("data", "intervals", "strength", "present", "highlight", "time", "x", "labels", "walls")
+    keys = ("data", "names", "intervals", "strength", "present", "highlight", "time", "x", "labels", "walls")
     names += [panel.get(key) for key in (*keys, "x_range", "y_range")]
     names += panel["points"].values() if isinstance(panel.get("points"), dict) else []
     names = [name for name in names if isinstance(name, str)]

@@ -195,16 +195,46 @@ def _letters(panel: Spec) -> int:
 
 def _bars(axes: Axes, panel: Spec, known: Known) -> None:
     heights = known[panel["data"]]
-    axes.bar(range(len(heights)), heights, color=[COLORS[color] for color in panel["color"]])
-    every = math.ceil(sum(len(name) + 2 for name in panel["names"]) / _letters(panel))
-    axes.set_xticks(range(0, len(heights), every), panel["names"][::every])
-    if panel["intervals"]:
-        ends = known[panel["intervals"]]
-        for i, (low, high) in enumerate(ends):
+    names = [str(name) for name in (known[panel["names"]] if isinstance(panel["names"], str) else panel["names"])]
+    ends = known[panel["intervals"]] if panel["intervals"] else np.full((len(heights), 2), np.nan)
+    if panel.get("horizontal"):
+        shown = np.flatnonzero(np.isfinite(heights)).max(initial=-1) + 1
+        heights, names, ends = heights[:shown], names[:shown], ends[:shown]
+    colors = [COLORS[color] for color in _bar_colors(panel, len(heights))]
+    chosen = _number(panel["highlight"], known) if panel.get("highlight") else math.nan
+    pale = [0.35 if math.isfinite(chosen) and i != chosen else 1.0 for i in range(len(heights))]
+    if panel.get("horizontal"):
+        _lying_bars(axes, panel, heights, names, ends, colors, pale)
+        return
+    for bar, alpha in zip(axes.bar(range(len(heights)), heights, color=colors), pale, strict=True):
+        bar.set_alpha(None if alpha == 1 else alpha)
+    every = math.ceil(sum(len(name) + 2 for name in names) / _letters(panel))
+    axes.set_xticks(range(0, len(heights), every), names[::every])
+    for i, (low, high) in enumerate(ends):
+        if math.isfinite(low) and math.isfinite(high):
             axes.plot([i, i], [low, high], color="#1F2328", linewidth=1.5)
     axes.axhline(0, color="#555555", linewidth=0.8)
     axes.set_ylim(panel["y_range"])
     _labelled(axes, panel)
+
+
+def _bar_colors(panel: Spec, bars: int) -> list[str]:
+    return [panel["color"]] * bars if isinstance(panel["color"], str) else panel["color"][:bars]
+
+
+def _lying_bars(
+    axes: Axes, panel: Spec, heights: Any, names: list[str], ends: Any, colors: list[str], pale: list[float]
+) -> None:
+    for i, (value, color, alpha) in enumerate(zip(heights, colors, pale, strict=True)):
+        axes.barh(i, value, color=color, alpha=alpha)
+        if np.isfinite(ends[i]).all():
+            axes.plot(ends[i], [i, i], color="#1F2328", linewidth=1.5)
+    axes.set_yticks(range(len(heights)), names)
+    for label, alpha in zip(axes.get_yticklabels(), pale, strict=True):
+        label.set_fontweight("bold" if alpha == 1 and min(pale) < 1 else "normal")
+    axes.axvline(0, color="#555555", linewidth=0.8)
+    axes.set(xlim=panel["y_range"], ylim=(max(len(heights), 1) - 0.5, -0.5))
+    _labelled(axes, panel | {"x_label": panel["y_label"], "y_label": panel["x_label"]})
 
 
 def _strip(axes: Axes, panel: Spec, known: Known) -> None:

@@ -57,7 +57,7 @@ def _check_repainted(spec: Spec, before: dict[str, Any], after: dict[str, Any], 
             first, second = _clipped(panel, before, name), _clipped(panel, after, name)
             if first is None or second is None or panel.get("log_y") or name == panel.get("x"):
                 continue
-            if np.nanmax(np.abs(first - second), initial=0) > VISIBLE:
+            if np.nan_to_num(np.abs(first - second)).max(initial=0) > VISIBLE:
                 assert pixels != now, f"{panel['kind']} shows {name}, which changed, but its picture did not"
 
 

@@ -50,6 +50,9 @@ def _explorer() -> Explorer:
             "high": Table(mean + 0.1, by=("model", "layer")),
             "ends": Table(np.stack([mean - 0.1, mean + 0.1], -1), by=("model", "layer")),
             "first": Table(mean[..., 0], by=("model", "layer")),
+            "names": Table([KINDS, KINDS[::-1]], by=("model",)),
+            "some": Table([[np.nan, np.nan]] * len(KINDS)),
+            "place": Table([0, 1, np.nan], by=("layer",)),
         },
         panels=[
             Heatmap(data="map", y_kinds=KINDS, y_ticks=[f"{kind} {i}" for i, kind in enumerate(KINDS)], y_label="token",
@@ -57,6 +60,7 @@ def _explorer() -> Explorer:
             Lines(y={"mean": Line("mean", low="low", high="high"),
                      "dots": Line("mean", style="dots", low="low", high="high")}),
             Bars(data="mean", names=KINDS, color=KINDS, intervals="ends"),
+            Bars(data="mean", names="names", intervals="some", highlight="place", horizontal=True, y_label="score"),
         ],
         readouts=[Readout("First", "first", ".2f")],
         presets={"Last": {"model": "a & b", "layer": 3}},
@@ -131,6 +135,11 @@ def test_pictures_say_their_numbers_with_row_column_and_interval(notebook: tuple
         page.keyboard.press("ArrowRight")
         mean, low, high = (f"{known[name][0]:.4g}" for name in ("mean", "low", "high"))
         assert f"mean {mean} ({low} to {high})" in cell.locator(".dmm-probe").nth(1).inner_text()
+        lying = cell.locator("canvas").nth(3)
+        for key, place, end in (("ArrowDown", 0, ""), ("ArrowDown", 1, ", highlighted"), ("ArrowDown", 2, "")):
+            lying.press(key)
+            words = f"{known['names'][place]}: {known['mean'][place]:.3g}{end}"
+            assert cell.locator(".dmm-probe").nth(3).inner_text() == words, "no interval where both ends are gaps"
 
 
 def test_a_closed_view_listens_no_longer(notebook: tuple[Page, Locator, Explorer]) -> None:

@@ -16,6 +16,7 @@ from dmm.experiments.protocols import (
     best_of_all,
     best_of_checkpoints,
     expected_maximum,
+    flattery_of_equals,
     last_checkpoint,
     split_selection,
 )
@@ -172,3 +173,24 @@ def test_bad_split_is_named() -> None:
         split_selection([[np.ones(1)]])
     with pytest.raises(InputError, match=r"^seed: got -1"):
         split_selection(SCORES, seed=-1)
+
+
+class TestFlatteryOfEquals:
+    @pytest.mark.parametrize("shared", [0.0, 0.6])
+    def test_is_what_the_best_of_equals_exceeds_their_value_by(self, shared: float) -> None:
+        """`shared` is the part of an episode's variance that all arms have in common: their correlation."""
+        generator, runs = np.random.default_rng(3), 400
+        common = generator.normal(size=(runs, 1, 1, 25)) * math.sqrt(shared)
+        scores = 40 + 10 * (common + generator.normal(size=(runs, 5, 3, 25)) * math.sqrt(1 - shared))
+        told = np.array([flattery_of_equals(run) for run in scores])
+        assert told.mean() == pytest.approx(10 / 5 * math.sqrt(1 - shared) * expected_maximum(15), rel=0.02)
+        excess = np.array([best_of_all(run) for run in scores]) - 40
+        assert excess.mean() == pytest.approx(told.mean(), abs=4 * excess.std() / math.sqrt(runs))
+
+    def test_nothing_where_nothing_can_be_chosen(self) -> None:
+        same = np.random.default_rng(0).normal(size=9)
+        assert flattery_of_equals([[same]]) == 0 and flattery_of_equals([[same, same], [same, same]]) == 0
+
+    def test_one_episode_says_nothing(self) -> None:
+        with pytest.raises(InputError, match=r"^scores: got 1 episode of each arm"):
+            flattery_of_equals(np.ones((2, 1, 1)))

@@ -11,7 +11,7 @@ import pytest
 from dmm.errors import InputError
 from dmm.experiments.queue import keep_outcome, outcome
 from dmm.experiments.reproduce import make_jobs
-from dmm.experiments.standings import NOT_THERE, ROWS, load_standings
+from dmm.experiments.standings import NOT_THERE, ROWS, load_all, load_standings
 from dmm.experiments.tables import find_cells, make_tables
 
 Keep = Callable[..., None]
@@ -93,6 +93,14 @@ def test_the_paper_has_a_column_of_its_own(tmp_path: Path, keep: Keep) -> None:
     assert hippo == f"| `hippo` | {NOT_THERE} | {NOT_THERE} | 88.3 |"
     with pytest.raises(InputError, match=r"^datasets: got 'maze', allowed are pointmaze-umaze, antmaze-umaze, "):
         standings.markdown(["maze"])
+
+
+def test_all_policies_are_there_once(tmp_path: Path, keep: Keep) -> None:
+    keep("table1/hopper-medium/dmm", 1, [[[0.5, 0.5]]])  # which seven other tables want, too
+    keep("table3/hopper-medium/conv", 0, [[[0.2, 0.2]]])
+    found = load_all(rows=tmp_path)
+    assert sorted(found) == ["hopper-medium/dmm", "hopper-medium/dmm local_mixer=depthwise"]
+    assert len(found["hopper-medium/dmm"].rows) == 1 and load_all("full", rows=tmp_path) == {}
 
 
 def test_unknown_tables_are_refused() -> None:
