@@ -387,7 +387,7 @@ function heatmapFrame(g, panel, rowNames, w, h) {
   const beside = Math.max(tickWidth(g, panel.range, tickText), 24) + (panel.value_label ? 46 : 30);
   const box = framed(w, h, {
     left: tickWidth(g, rowNames, String) + (panel.y_label ? 28 : 12) + (panel.y_kinds ? BAND + 3 : 0),
-    right: lying ? 8 : beside,
+    right: lying ? Math.max(8, tickWidth(g, panel.range, tickText) / 2 + 2) : beside,
     top: kinds.length ? legendHeight(g, kinds, w - 16) + 4 : 10,
     bottom: below + (lying ? (panel.value_label ? 48 : 34) : 0),
   });
