@@ -20,7 +20,7 @@ def check_starts(answer: Callable[..., Any]) -> None:
     """`answer(hours (j,), workers)` must give when each job of the list begins, `(j,)`."""
     draw = np.random.default_rng(17)
     cases = [
-        (np.array([5.0, 2, 2, 6, 1, 3, 4]), 3),
+        (np.array([5.0, 2, 2.5, 6, 1, 3, 4]), 3),
         (np.round(draw.exponential(3.0, size=11), 2), 2),
         (np.round(draw.uniform(0.1, 9.0, size=17), 2), 5),
         (np.array([2.0, 3.0, 1.0]), 4),
