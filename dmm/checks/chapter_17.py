@@ -180,7 +180,7 @@ def _wrong_finishes(work: float, every: float, kills: Array) -> dict[str, float]
         "the next checkpoint counts, which was not reached: round down": (
             _finished(work, every, kills, lambda kept, done: kept + every * math.ceil(done / every))
         ),
-        "checkpoints go by the clock: they are due after so much work, counted from where the job went on": by_the_clock,
+        "checkpoints go by the clock: they are due after so much work since the job went on": by_the_clock,
         "a kill after the job is done changes nothing": after_the_end,
         "only the first kill counts": finish(work, every, kills[:1]),
         "only the last kill counts": finish(work, every, early[-1:]),
@@ -195,9 +195,7 @@ def best_split(budget: float, train: float, episode: float, between: float, with
     return _searched(budget, train, episode, lambda s, e: between**2 / s + within**2 / (s * e))
 
 
-def _searched(
-    budget: float, train: float, episode: float, variance: Callable[[int, int], float]
-) -> tuple[int, int]:
+def _searched(budget: float, train: float, episode: float, variance: Callable[[int, int], float]) -> tuple[int, int]:
     choices = []
     for seeds in range(1, int(budget / (train + episode) + 1e-9) + 1):
         episodes = math.floor((budget / seeds - train) / episode + 1e-9)

@@ -44,9 +44,7 @@ def work_through(folder: Path) -> list[str]:
 
 def waits(folder: Path, seconds: Sequence[float]) -> list[Job]:
     """Jobs for `nap`, which take so long."""
-    return [
-        Job(f"wait {i}", i, folder / f"{i}", "", "", 1, (), 1, {"seconds": each}) for i, each in enumerate(seconds)
-    ]
+    return [Job(f"wait {i}", i, folder / f"{i}", "", "", 1, (), 1, {"seconds": each}) for i, each in enumerate(seconds)]
 
 
 def nap(job: Job) -> dict[str, Any]:

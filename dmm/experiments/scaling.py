@@ -1,8 +1,8 @@
 """What a queue of jobs costs on many workers, what failures take away, and what a core-hour buys in certainty.
 
 Source: Graham, "Bounds on multiprocessing timing anomalies" (1969), for jobs in a list; Young, "A first order
-approximation to the optimum checkpoint interval" (1974), and Daly (2006), for checkpoints; the rest is the variance of a
-mean over seeds whose episodes are means themselves.
+approximation to the optimum checkpoint interval" (1974), and Daly (2006), for checkpoints; the rest is the variance of
+a mean over seeds, each of which is a mean over episodes.
 """
 
 from __future__ import annotations
@@ -74,6 +74,18 @@ def progress_map(scale: str, rows: Path = ROWS) -> dict[str, NDArray[np.int64]]:
                 seen.add(file)
         found[name] = states
     return found
+
+
+def map_rows(states: Mapping[str, NDArray[np.int64]]) -> Array:
+    """`progress_map` as one array: the rows of each table, then an empty one; NaN where there is no cell."""
+    widest = max(table.shape[1] for table in states.values())
+    padded = [
+        np.pad(table.astype(np.float64), ((0, 1), (0, widest - table.shape[1])), constant_values=np.nan)
+        for table in states.values()
+    ]
+    for table in padded:
+        table[-1] = np.nan
+    return np.concatenate(padded)
 
 
 # Many workers
@@ -274,6 +286,39 @@ def best_episodes(train: float, episode: float, between: float, within: float) -
         between, within: standard deviations.
     """
     return math.inf if between == 0 else math.sqrt(train / episode) * within / between
+
+
+@dataclass(frozen=True)
+class Split:
+    """How well a budget makes a mean known: that of `seeds` policies of `episodes` each, spent in another way."""
+
+    errors: Array  # standard errors at each number of episodes that was asked for
+    episodes: float  # the best number of each seed
+    seeds: float  # that the budget buys with these, not a whole number
+    least: float  # standard error there
+    given: float  # standard error of the budget's own seeds and episodes
+
+
+def split(
+    price: Mapping[str, float], between: float, within: float, seeds: int, episodes: int, at: ArrayLike = ()
+) -> Split:
+    """What the money for `seeds` policies of `episodes` each could buy, where seeds differ at all.
+
+    Args:
+        price: of `describe_mean`.
+        between, within: standard deviations.
+        seeds, episodes: what the budget pays for.
+        at: numbers of episodes for which to say the standard error.
+    """
+    budget = seeds * (price["train"] + episodes * price["episode"])
+
+    def error(each: Any) -> Array:
+        return standard_error(between, within, budget / (price["train"] + each * price["episode"]), each)
+
+    best = best_episodes(price["train"], price["episode"], between, within)
+    bought = budget / (price["train"] + best * price["episode"])
+    curve = error(np.asarray(at, dtype=np.float64))
+    return Split(curve, best, bought, float(error(best)), float(error(episodes)))
 
 
 def describe_mean(job: Job, parts: Mapping[str, float], all_checkpoints: bool = True) -> dict[str, Any]:

@@ -210,7 +210,10 @@ def test_wrong_starts_are_told_why(answer, hint):
         (lambda work, every, kills: finish(work, every, kills[:1]), "only the first kill"),
         (lambda work, every, kills: finish(work, every, early(work, every, kills)[-1:]), "only the last kill"),
         (sorting_in_place, "changed its input kills"),
-        (lambda work, every, kills: finish(work, every, kills) + (len(kills) == 5), "^23 hours of work, kept every 1.5"),
+        (
+            lambda work, every, kills: finish(work, every, kills) + (len(kills) == 5),
+            "^23 hours of work, kept every 1.5",
+        ),
         (lambda work, every, kills: [work, every], "expected shape"),
         (lambda work, every, kills: work / 0, "raised ZeroDivisionError"),
         (lambda work, every, kills: None, "returned nothing"),
@@ -234,7 +237,10 @@ def test_wrong_finishes_are_told_why(answer, hint):
         (lambda *case: best_split(*case)[::-1], "^episodes first"),
         (lambda *case: (best_split(*case)[0], math.prod(best_split(*case))), "^seeds times episodes"),
         (over_budget, "^8 seeds of 24 episodes cost 113.6, and the budget is 100"),
-        (lambda *case: (best_split(*case)[0], max(1, best_split(*case)[1] - 1)), "there is a better choice than 7 seeds"),
+        (
+            lambda *case: (best_split(*case)[0], max(1, best_split(*case)[1] - 1)),
+            "there is a better choice than 7 seeds",
+        ),
         (lambda *case: (0, 5), "whole numbers from 1"),
         (lambda *case: (2.5, 7), "whole numbers from 1"),
         (lambda *case: best_split(*case)[0], "expected shape"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,9 @@ class TestOutcomes:
         )
         assert all(set(np.unique(table)) <= {0, 2} for table in states.values())
         assert scaling.scatter_of_outcomes("small", tmp_path) == {}
+        rows = scaling.map_rows(states)
+        assert rows.shape == (4 * len(states), 81) and np.isnan(rows[3::4]).all()
+        assert (~np.isnan(rows)).sum() == sum(table.size for table in states.values())
 
     def test_of_some(self, tmp_path: Path) -> None:
         put(tmp_path, ("pointmaze/pointmaze-umaze/dmm", "pointmaze/pointmaze-umaze/bc"), (0,))
@@ -81,7 +85,7 @@ class TestTimeline:
         assert [turn.end - turn.begin for turn in turns] == pytest.approx(hours)
         for worker in range(workers):
             own = [turn for turn in turns if turn.worker == worker]
-            assert all(a.end <= b.begin + 1e-12 for a, b in zip(own, own[1:], strict=False))
+            assert all(a.end <= b.begin + 1e-12 for a, b in itertools.pairwise(own))
 
     def test_busy_by_hand(self) -> None:
         turns = scaling.timeline([3, 1, 1, 4, 2], 2)  # until 5 on one worker, until 6 on the other
@@ -90,7 +94,7 @@ class TestTimeline:
         assert area == pytest.approx(11, abs=0.05)
 
     def test_needs_a_worker(self) -> None:
-        with pytest.raises(InputError, match="^workers: got 0"):
+        with pytest.raises(InputError, match=r"^workers: got 0"):
             scaling.timeline([1.0], 0)
 
 
@@ -157,6 +161,13 @@ class TestBudget:
         true = 5 * draw.normal(size=(20_000, 3, 1))
         means = (true + 30 * draw.normal(size=(20_000, 3, 8))).mean((1, 2))
         assert means.std() == pytest.approx(float(scaling.standard_error(5, 30, 3, 8)), rel=0.03)
+
+    def test_a_split_of_the_budget(self) -> None:
+        price = {"train": 200.0, "episode": 0.5}
+        found = scaling.split(price, 6.0, 39.0, 3, 50, at=[50, 100])
+        assert found.errors[0] == found.given == pytest.approx(math.sqrt(36 / 3 + 39**2 / 150))
+        assert found.seeds * (200 + 0.5 * found.episodes) == pytest.approx(3 * 225)
+        assert found.least < min(found.errors) and found.episodes == pytest.approx(20 * 6.5)
 
     def test_prices(self) -> None:
         [job, *_] = make_jobs(find_cells(["hopper/hopper-medium/dmm"]), "small", Path("runs"), Path("rows"))
