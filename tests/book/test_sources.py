@@ -117,3 +117,14 @@ def test_joined_keeps_streams_and_order(root: Path) -> None:
     picture = {"output_type": "display_data", "data": {}}
     made = execute.joined([out | {"text": "a"}, out | {"text": "b"}, err | {"text": "c"}, picture, out | {"text": "d"}])
     assert made == [out | {"text": "ab"}, err | {"text": "c"}, picture, out | {"text": "d"}]
+
+
+def test_markdown_that_a_cell_gives_is_read_as_that_of_a_page(notebook: Notebook) -> None:
+    """Else its tables are lines of strokes and its boxes colons."""
+    plain = [
+        number
+        for number, cell in enumerate(notebook["cells"])
+        if any("text/markdown" in output.get("data", {}) for output in cell.get("outputs", []))
+        and cell["metadata"].get("mystnb", {}).get("markdown_format") != "myst"
+    ]
+    assert not plain, f"cells {plain} give Markdown without metadata mystnb.markdown_format: myst"
