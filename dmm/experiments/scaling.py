@@ -23,37 +23,14 @@ from dmm.experiments.grid import Job
 from dmm.experiments.queue import outcome
 from dmm.experiments.reproduce import episode_scores, find_scale, make_job, make_jobs
 from dmm.experiments.standings import ROWS
-from dmm.experiments.table_costs import Costs, family, kind
 from dmm.experiments.tables import find_cells, make_tables
 
 Array = NDArray[np.float64]
-PARTS = ("updates", "earlier models", "actions", "simulator")
-"""Of a job's hours: its own updates, those of models that it trains first, its policy's actions, the environment."""
 STATES = ("open", "done", "a table above wants it, too; open", "a table above wants it, too; done")
 """Of a job in a table: the numbers of `progress_map` are places in this list."""
 
 
 # Jobs and their parts
-
-
-def job_parts(job: Job, costs: Costs, steps: Mapping[str, float], lengths: Mapping[str, float]) -> dict[str, float]:
-    """Hours of one core by `PARTS`; their sum is `dmm.experiments.table_costs.job_hours`.
-
-    Args:
-        costs: of each kind of policy.
-        steps: seconds of an environment's step, by family.
-        lengths: steps of an episode of each data set.
-    """
-    one = costs[kind(job)]
-    length = lengths[job.dataset] if job.max_steps is None else min(job.max_steps, lengths[job.dataset])
-    played = job.checkpoints * len(job.targets) * job.episodes * length
-    seconds = (
-        job.steps * one["update"],
-        sum(each["steps"] * each["update"] for each in one["before"]),
-        played * one["action"],
-        played * steps[family(job)],
-    )
-    return {name: float(value) / 3600 for name, value in zip(PARTS, seconds, strict=True)}
 
 
 def progress_map(scale: str, rows: Path = ROWS) -> dict[str, NDArray[np.int64]]:

@@ -58,6 +58,8 @@ ACTIONS = 2
 """Actions of all episodes that are timed, after as many that are not."""
 ENV_EPISODES, ENV_STEPS = 20, 100
 WORKERS = (1, 8, 64, 512)
+PARTS = ("updates", "earlier models", "actions", "simulator")
+"""Of a job's hours: its own updates, those of models that it trains first, its policy's actions, the environment."""
 NOT_MEASURED = "not measured"
 
 Costs = dict[str, dict[str, Any]]
@@ -209,8 +211,8 @@ def _cpu_seconds(call: Callable[[], object]) -> float:
 # What follows
 
 
-def job_hours(job: Job, costs: Costs, steps: dict[str, float], lengths: dict[str, float]) -> float:
-    """Hours of one core that a job takes.
+def job_parts(job: Job, costs: Costs, steps: dict[str, float], lengths: dict[str, float]) -> dict[str, float]:
+    """Hours of one core by `PARTS`; their sum is `job_hours`.
 
     Args:
         costs: of each kind of policy.
@@ -218,10 +220,20 @@ def job_hours(job: Job, costs: Costs, steps: dict[str, float], lengths: dict[str
         lengths: steps of an episode of each data set.
     """
     one = costs[kind(job)]
-    training = job.steps * one["update"] + sum(each["steps"] * each["update"] for each in one["before"])
     length = lengths[job.dataset] if job.max_steps is None else min(job.max_steps, lengths[job.dataset])
     played = job.checkpoints * len(job.targets) * job.episodes * length
-    return float(training + played * (one["action"] + steps[family(job)])) / 3600
+    seconds = (
+        job.steps * one["update"],
+        sum(each["steps"] * each["update"] for each in one["before"]),
+        played * one["action"],
+        played * steps[family(job)],
+    )
+    return {name: float(value) / 3600 for name, value in zip(PARTS, seconds, strict=True)}
+
+
+def job_hours(job: Job, costs: Costs, steps: dict[str, float], lengths: dict[str, float]) -> float:
+    """Hours of one core that a job takes: the sum of its `job_parts`."""
+    return sum(job_parts(job, costs, steps, lengths).values())
 
 
 def schedule(hours: Sequence[float], workers: int) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dmm.errors import InputError
-from dmm.experiments import load_result, scaling
+from dmm.experiments import load_result, scaling, table_costs
 from dmm.experiments.queue import keep_outcome
 from dmm.experiments.reproduce import make_jobs
 from dmm.experiments.table_costs import data_lengths, job_hours, schedule
@@ -24,10 +24,16 @@ def test_the_parts_of_a_job_are_its_hours(scale: str) -> None:
     costs, lengths = load_result("table_costs"), data_lengths()
     given: Any = (costs["policies"], costs["environments"], lengths)
     for job in make_jobs(find_cells(), scale, Path("runs"), Path("rows")):
-        parts = scaling.job_parts(job, *given)
-        assert tuple(parts) == scaling.PARTS and sum(parts.values()) == pytest.approx(job_hours(job, *given))
+        parts, one = table_costs.job_parts(job, *given), costs["policies"][table_costs.kind(job)]
+        training = job.steps * one["update"] + sum(each["steps"] * each["update"] for each in one["before"])
+        played = job.checkpoints * len(job.targets) * job.episodes * lengths[job.dataset]
+        seconds = training + played * (one["action"] + costs["environments"][table_costs.family(job)])
+        assert tuple(parts) == table_costs.PARTS and job_hours(job, *given) == pytest.approx(seconds / 3600)
+        assert sum(parts.values()) == pytest.approx(seconds / 3600)
     short = dataclasses.replace(job, max_steps=20)
-    assert sum(scaling.job_parts(short, *given).values()) == pytest.approx(job_hours(short, *given))
+    assert lengths[job.dataset] > 20
+    less = (table_costs.job_parts(short, *given)[name] / parts[name] for name in ("actions", "simulator"))
+    assert list(less) == pytest.approx([20 / lengths[job.dataset]] * 2)
 
 
 def put(rows: Path, names: tuple[str, ...], seeds: tuple[int, ...], low: int = 0) -> None:
