@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -88,8 +89,8 @@ def ranking_tables(tasks: ByTask, models: Sequence[str]) -> dict[str, Table]:
     several = len(tasks) > 1
     by = ("task", "protocol") if several else ("protocol",)
 
-    def table(values: list[list[object]], by: tuple[str, ...]) -> Table:
-        return Table(values if several else values[0], by)  # type: ignore[arg-type]
+    def table(values: list[Any], by: tuple[str, ...]) -> Table:
+        return Table(values if several else values[0], by)
 
     tables = {
         key: table([[each[i] for each in row] for row in bars], by) for i, key in enumerate(("name", "score", "ends"))
