@@ -42,6 +42,13 @@ def uniform(stream: Tensor, step: Tensor, count: int) -> Tensor:
     return torch.from_numpy((mixed >> np.uint64(64 - BITS)).astype(np.float32) / np.float32(2**BITS))
 
 
+def normal(stream: Tensor, step: Tensor, count: int) -> Tensor:
+    """`count` numbers from N(0, 1), as `uniform`."""
+    middle = uniform(stream, step, count).double() + 2.0 ** -(BITS + 1)  # neither 0 nor 1
+    drawn: Tensor = torch.special.ndtri(middle)
+    return drawn.float()
+
+
 def _bits(numbers: Tensor) -> np.ndarray:
     return numbers.cpu().contiguous().numpy().view(np.uint64)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dmm.draws import seed_of, streams, uniform
+from dmm.draws import normal, seed_of, streams, uniform
 
 
 def test_splitmix64_gives_its_known_numbers() -> None:
@@ -70,3 +70,10 @@ def test_seed_follows_from_the_generator_and_leaves_it() -> None:
     drawn = seed_of(None)
     torch.manual_seed(1)
     assert seed_of(None) == drawn
+
+
+def test_normal_numbers_are_those_of_a_bell_curve_and_finite() -> None:
+    drawn = normal(torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64), 200_000)[0].double()
+    assert drawn.isfinite().all()
+    for power, moment in enumerate((1.0, 0.0, 1.0, 0.0, 3.0)):
+        assert float((drawn**power).mean()) == pytest.approx(moment, abs=0.05)

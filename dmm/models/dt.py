@@ -16,15 +16,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dmm.configs import check_positive
 from dmm.data.windows import Windows
 from dmm.errors import InputError
-from dmm.layers.attention import CausalAttention, attention_mask
-from dmm.layers.dropout import Dropout
-from dmm.layers.initial import init_linear
-from dmm.models.entry import Facts, Model, Official, Source, domain, transposed
+from dmm.layers.attention import attention_mask
+from dmm.layers.transformer import GPTLayer
+from dmm.models.entry import Facts, Model, Official, Source, domain, gpt_sources
 from dmm.models.frame import Start, TimedConfig, TokenPolicy, official_frame, official_sizes
 
 
@@ -42,27 +41,11 @@ class DTConfig(TimedConfig):
             raise InputError(f"heads: got {self.heads}, allowed are divisors of width {self.width}")
 
 
-class DTLayer(nn.Module):
+class DTLayer(GPTLayer):
     """`x + attention(LN(x))`, then `x + MLP(LN(x))` with ReLU: `(b, l, d) -> (b, l, d)`."""
 
     def __init__(self, config: DTConfig):
-        super().__init__()
-        d = config.width
-        self.attention_norm, self.mlp_norm = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.attention = CausalAttention(d, config.heads, config.dropout)
-        up, down = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
-        self.mlp = nn.Sequential(up, nn.ReLU(), down)
-        self.dropout = Dropout(config.dropout)
-        for layer in (self.attention.project_in, self.attention.project_out, up, down):
-            init_linear(layer)
-
-    def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), allowed))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))  # type: ignore[no-any-return]
-
-    def parts(self) -> dict[str, nn.Module]:
-        """What the layer adds to its input, by name, in order."""
-        return {"attention": self.attention, "MLP": self.mlp}
+        super().__init__(config.width, config.heads, config.dropout)
 
 
 class DecisionTransformer(TokenPolicy):
@@ -86,17 +69,7 @@ UNUSED = ("transformer.wte.", "predict_state.", "predict_return.")
 
 
 def _sources(policy: DecisionTransformer) -> dict[str, Source]:
-    found: dict[str, Source] = dict(official_frame(policy, "transformer"))
-    names = {"attention_norm": "ln_1", "mlp_norm": "ln_2"}
-    products = {"attention.project_in": "attn.c_attn", "attention.project_out": "attn.c_proj"}
-    products |= {"mlp.0": "mlp.c_fc", "mlp.2": "mlp.c_proj"}
-    for i in range(len(policy.blocks)):
-        ours, theirs = f"blocks.{i}", f"transformer.h.{i}"
-        for own, other in (names | products).items():
-            found[f"{ours}.{own}.bias"] = f"{theirs}.{other}.bias"
-            weight = f"{theirs}.{other}.weight"
-            found[f"{ours}.{own}.weight"] = (weight, transposed) if own in products else weight
-    return found
+    return official_frame(policy, "transformer") | gpt_sources(len(policy.blocks), "blocks.", "transformer.h.")
 
 
 def _config(config: Mapping[str, Any]) -> DTConfig:

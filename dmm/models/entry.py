@@ -14,6 +14,7 @@ from dmm.data.observations import GOAL_KEYS
 from dmm.data.scores import family
 from dmm.data.trajectories import Trajectories
 from dmm.data.windows import WINDOWS, Sampler
+from dmm.layers.transformer import GPT_BLOCK, GPT_PRODUCTS
 from dmm.policy import Policy
 
 if TYPE_CHECKING:
@@ -102,6 +103,17 @@ Source = str | tuple[str, Translated]
 def transposed(tensor: Tensor) -> Tensor:
     """`(in, out)` -> `(out, in)`: what GPT-2's `Conv1D` stores as the weight of a linear layer."""
     return tensor.mT
+
+
+def gpt_sources(layers: int, ours: str, theirs: str) -> dict[str, Source]:
+    """The keys of GPT-2's code for `GPTLayer`s, whose names begin with these and the layer's number."""
+    found: dict[str, Source] = {}
+    for i in range(layers):
+        for own, other in (GPT_BLOCK | GPT_PRODUCTS).items():
+            here, there = f"{ours}{i}.{own}", f"{theirs}{i}.{other}"
+            found[f"{here}.bias"] = f"{there}.bias"
+            found[f"{here}.weight"] = (f"{there}.weight", transposed) if own in GPT_PRODUCTS else f"{there}.weight"
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from dmm.models import (
     dc,
     dm,
     dm_multigrained,
+    dmh,
     dmm,
     ds4,
     dt,
@@ -33,6 +34,7 @@ Sizes = Literal["frame", "published"]
 ENTRIES = (
     *(dmm.MODEL, dmm.PAPER, dmm.RELEASED, mamba.MODEL),
     *(dt.MODEL, dc.MODEL, dc.WITHOUT_ACTIONS, dm.MODEL, dm_multigrained.MODEL, ds4.MODEL, starformer.MODEL),
+    dmh.MODEL,
     *(edt.MODEL, conservative_q.MODEL, qldt.MODEL),
     *(rvs.RETURNS, rvs.GOALS, bc.MODEL, bc.BEST_TENTH),
     *(wt.MODEL, waypoints.MODEL),

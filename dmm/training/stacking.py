@@ -21,6 +21,7 @@ from dmm.layers.gaussian import GaussianHead
 from dmm.layers.local import DenseSequenceMixer, DepthwiseConv
 from dmm.layers.mamba import MambaBlock
 from dmm.layers.mamba2 import Mamba2Block
+from dmm.layers.noise import GaussianNoise
 from dmm.layers.s4 import S4, S4D
 from dmm.policy import Policy
 from dmm.tracing import watched
@@ -47,7 +48,7 @@ def stack(policies: Sequence[Policy], generators: Sequence[torch.Generator]) -> 
         raise InputError(f"policies: got {configs[0]} beside others, allowed are policies of one config")
     made = cast(Policy, _stacked(list(policies), {}))
     for module in made.modules():
-        if isinstance(module, Dropout):
+        if isinstance(module, Dropout | GaussianNoise):
             module.generators = tuple(generators)
     return made
 

@@ -29,7 +29,7 @@ from dmm.training.plan import make_plan
 from dmm.training.record import require_readable
 from dmm.training.stacking import stack
 
-SMALL: dict[str, Any] = {"context": 4, "width": 8, "layers": 2}
+SMALL: dict[str, Any] = {"context": 4, "groups": 3, "interval": 2, "width": 8, "layers": 2}
 RECIPE: dict[str, Any] = {"batch_size": 6, "log_every": 1, "checkpoint_every": 2}
 SEES_AHEAD = ("dm-multigrained",)
 """Models whose release lets an action see what is ahead while it trains: the flaw is part of the model."""
