@@ -21,6 +21,7 @@ from dmm.errors import InputError
 from dmm.files import user_path
 from dmm.layers.mamba import MambaBlock
 from dmm.models.entry import Official, transposed
+from dmm.models.hdt import TransformerPlanner
 from dmm.models.registry import MODELS, find_model
 from dmm.policy import Policy
 
@@ -42,6 +43,8 @@ Weights = Mapping[str, Any] | str | Path
 @overload
 def from_official(name: Literal["mamba"], weights: Weights, config: Mapping[str, Any]) -> MambaBlock: ...  # type: ignore[overload-overlap]
 @overload
+def from_official(name: Literal["hdt"], weights: Weights, config: Mapping[str, Any]) -> TransformerPlanner: ...  # type: ignore[overload-overlap]
+@overload
 def from_official(name: str, weights: Weights, config: Mapping[str, Any]) -> Policy: ...
 def from_official(name: str, weights: Weights, config: Mapping[str, Any]) -> nn.Module:
     """A policy of this package with the authors' weights, in evaluation mode.
@@ -53,6 +56,8 @@ def from_official(name: str, weights: Weights, config: Mapping[str, Any]) -> nn.
     For `mamba` it is one block, a `MambaBlock`, and the weights are those of one `mamba_ssm.Mamba`, whose arguments
     `config` holds (`d_model`, and `d_state`, `d_conv`, `expand`, `dt_rank` where they are not its defaults): the policy
     around the blocks is this package's own.
+
+    For `hdt` it is a planner, a `TransformerPlanner`: the release has no policy around it.
 
     For `wt` they are those of two networks: the policy's, and behind `waypoint_weights/` or `waypoint.` those of the
     waypoint network.

@@ -18,6 +18,7 @@ from dmm.models import (
     ds4,
     dt,
     edt,
+    hdt,
     mamba,
     qldt,
     rvs,
@@ -34,7 +35,7 @@ Sizes = Literal["frame", "published"]
 ENTRIES = (
     *(dmm.MODEL, dmm.PAPER, dmm.RELEASED, mamba.MODEL),
     *(dt.MODEL, dc.MODEL, dc.WITHOUT_ACTIONS, dm.MODEL, dm_multigrained.MODEL, ds4.MODEL, starformer.MODEL),
-    dmh.MODEL,
+    *(dmh.MODEL, hdt.MODEL),
     *(edt.MODEL, conservative_q.MODEL, qldt.MODEL),
     *(rvs.RETURNS, rvs.GOALS, bc.MODEL, bc.BEST_TENTH),
     *(wt.MODEL, waypoints.MODEL),
