@@ -494,11 +494,12 @@ def play_tasks(
                 number[places[rows]] += 1
                 length[places[rows]] = 0
                 more = rows[number[places[rows]] < episodes]
+                behind = torch.from_numpy(observation[more])  # a copy
                 for row in more:
                     j = places[row]
                     observation[row] = envs[j].reset(int(number[j]), int(seed + j * episodes + number[j]))
                 if len(more):
-                    outcome = Outcome(torch.from_numpy(earned[more]), torch.from_numpy(terminated[more]))
+                    outcome = Outcome(torch.from_numpy(earned[more]), torch.from_numpy(terminated[more]), behind)
                     begun = asked([going_on[row] for row in more], target, generator)
                     state = actor.next_episode(state, torch.from_numpy(more), begun, outcome)
                     earned[more] = 0.0

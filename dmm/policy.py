@@ -48,6 +48,7 @@ class Outcome:
 
     reward: Tensor  # (m,) of the last step
     terminated: Tensor  # (m,) bool: by the environment, not by a time limit
+    observation: Tensor | None = None  # (m, s), raw, behind the last step; None where it is not known
 
 
 class Policy(nn.Module):
@@ -223,6 +224,16 @@ def _apart(made: Any, shape: torch.Size) -> Any:
 def action_loss(predicted: Tensor, windows: Windows) -> Tensor:
     """Mean squared error over the actions of real steps: `(..., b, k, a)` -> `(...)` (paper, appendix A)."""
     return masked_mean((predicted - windows.actions).square(), windows.mask)
+
+
+def action_error(predicted: Tensor, actions: Tensor, weight: Tensor, discrete: bool) -> Tensor:
+    """The mean squared error of actions, or the mean cross-entropy of logits with discrete ones.
+
+    `(..., b, k, a)` twice, and what each step counts, `(..., b, k)` -> `(...)`.
+    """
+    if discrete:
+        return masked_mean(-(predicted.log_softmax(dim=-1) * actions).sum(dim=-1, keepdim=True), weight)
+    return masked_mean((predicted - actions).square(), weight)
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

@@ -123,7 +123,8 @@ class Official:
     `config` turns their sizes into our config; `sources` names, for a policy of ours, the source of each of its
     weights; `unused` says which of their keys no output depends on, so that they may be there or not. `notes` are what
     an error adds to a key that is missing. `module` makes what the weights are of, where that is not the policy.
-    `named` is given weights and sizes as they came, and returns both as `sources` and `config` name them.
+    `named` is given weights and sizes as they came, and returns both as `sources` and `config` name them. `discrete`
+    says that the authors' actions are.
     """
 
     config: Callable[[Mapping[str, Any]], Any]
@@ -132,6 +133,7 @@ class Official:
     notes: Mapping[str, str] = field(default_factory=dict)
     module: Callable[[Any], nn.Module] | None = None
     named: Callable[[dict[str, Tensor], Mapping[str, Any]], tuple[dict[str, Tensor], Mapping[str, Any]]] | None = None
+    discrete: bool = False
 
 
 @dataclass(frozen=True)

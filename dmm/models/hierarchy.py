@@ -44,7 +44,7 @@ from dmm.errors import InputError, require_choice
 from dmm.layers.noise import GaussianNoise
 from dmm.layers.transformer import GPTLayer, seen_before
 from dmm.models.entry import Facts, domain
-from dmm.policy import Outcome, Policy, Target, Wanted, masked_mean, of_merged
+from dmm.policy import Outcome, Policy, Target, Wanted, action_error, of_merged
 
 Tokens = Literal["four", "three"]
 Noise = Literal["step", "group", "off"]
@@ -350,8 +350,8 @@ class HierarchicalPolicy(Policy):
         axis, steps = len(batch.shape), by_plan.shape[-2]
         last = batch.map(lambda field: field.narrow(axis, field.shape[axis] - steps, steps))
         weight = last.learned[..., 0] * last.mask
-        goal = self.config.goal_weight * self._error(by_goal, last.actions, weight)
-        return {"action": self._error(by_plan, last.actions, weight), "goal": goal}
+        goal = self.config.goal_weight * action_error(by_goal, last.actions, weight, self.discrete_actions)
+        return {"action": action_error(by_plan, last.actions, weight, self.discrete_actions), "goal": goal}
 
     def _predicted(self, contexts: GoalContexts, eps: Tensor | None) -> tuple[Tensor, Tensor]:
         """The actions of the steps that may be learned, by the planner's z and by the goals': `(b, k', a)` each."""
@@ -367,11 +367,6 @@ class HierarchicalPolicy(Policy):
         if not config.goal_weight:
             return by_plan, torch.zeros_like(by_plan)
         return by_plan, self.actions(contexts, self.goal_plans(contexts))
-
-    def _error(self, predicted: Tensor, actions: Tensor, weight: Tensor) -> Tensor:
-        if self.discrete_actions:
-            return masked_mean(-(predicted.log_softmax(dim=-1) * actions).sum(dim=-1, keepdim=True), weight)
-        return masked_mean((predicted - actions).square(), weight)
 
     def _drawn(self, plan: Tensor) -> Tensor:
         """Noise for plans `(b, K, 2 z)`: `(b, K, c, z)`."""

@@ -97,6 +97,7 @@ def from_official(name: str, weights: Weights, config: Mapping[str, Any]) -> nn.
     if not isinstance(policy, Policy):
         load_official(policy, tensors, model.official, name)
         return policy.eval()
+    policy.discrete_actions = model.official.discrete
     moments = _moments(config, {each: tensors.pop(each, None) for each in MOMENTS}, policy.state_size)
     load_official(policy, tensors, model.official, name)
     if moments is not None:

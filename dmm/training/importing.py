@@ -85,7 +85,7 @@ def _described(
         "model": name,
         "config": dataclasses.asdict(config),
         "training": dataclasses.asdict(TrainConfig()),
-        "dataset": _without_data(environment, sizes),
+        "dataset": _without_data(environment, sizes, policy.discrete_actions),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -95,9 +95,9 @@ def _described(
     }
 
 
-def _without_data(environment: str | None, sizes: tuple[int, int]) -> dict[str, Any]:
+def _without_data(environment: str | None, sizes: tuple[int, int], discrete: bool) -> dict[str, Any]:
     """The part of the description that is of the data, where there are none."""
-    reference, discrete = None, False
+    reference = None
     if environment is not None:
         register_environments()
         env = build_flat_env(environment, (), *sizes)  # raises where it has other sizes

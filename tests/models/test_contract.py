@@ -42,8 +42,8 @@ def model(request: pytest.FixtureRequest) -> Model:
 
 def small(model: Model) -> dict[str, Any]:
     """Changes that make a model small, of the fields that it has."""
-    known = {field.name for field in dataclasses.fields(model.config)}
-    return {name: value for name, value in SMALL.items() if name in known}
+    known = {field.name: type(field.default) for field in dataclasses.fields(model.config)}
+    return {name: value for name, value in SMALL.items() if known.get(name) is int}
 
 
 def made(model: Model, trajectories: Trajectories, seed: int = 0) -> Policy:
