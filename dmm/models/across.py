@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from dmm.data.windows import RewardedWindows, right_padded
+from dmm.data.windows import Batch, RewardedWindows, right_padded
 from dmm.policy import Outcome, Policy, Target, Wanted, next_window
 
 SPAN = 4
@@ -48,7 +48,7 @@ def with_last(windows: RewardedWindows, **values: Tensor) -> Any:
 class AcrossEpisodes(Policy):
     """A policy of windows whose memory is the last k steps of a task, whatever episodes they are of."""
 
-    batch = RewardedWindows
+    batch: ClassVar[type[Batch]] = RewardedWindows
 
     def init_state(self, n: int, target: Target) -> Lived:
         """The memory of `n` tasks before their first observation."""

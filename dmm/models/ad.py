@@ -6,8 +6,8 @@
     loss = cross-entropy, or squared error, of every step's action
 
 No return-to-go, no ends of episodes, no time steps, and no norm behind the last layer: the order of steps is all that
-it has. Windows are k steps of one history, across the ends of its episodes, and never of two tasks (where the source lets some
-straddle two). Positions are sines and cosines of the token's place in the window; with Mamba there are none.
+it has. Windows are k steps of one history, across the ends of its episodes, and never of two tasks (where the source
+lets some straddle two). Positions are sines and cosines of the token's place in the window; with Mamba there are none.
 
 Acting is greedy, and memory is never reset within a task (`next_episode`). The transformer reads the last k steps anew
 each time, fewer at first; Mamba goes on as a recurrence over everything since the task began, in constant time.
@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from dmm.configs import check_positive, plain_fields
 from dmm.data.contexts import as_histories
 from dmm.data.trajectories import Trajectories
-from dmm.data.windows import RewardedWindows, WindowDraws, WindowSampler
+from dmm.data.windows import Batch, RewardedWindows, WindowDraws, WindowSampler
 from dmm.errors import InputError, require_choice
 from dmm.layers.dropout import Dropout
 from dmm.layers.initial import init_linear
@@ -112,7 +112,7 @@ def sinusoids(places: int, e: int) -> Tensor:
 class Distilled(Policy):
     """What both have in common: embeddings, head and loss. `RewardedWindows (b, k, ...) -> actions (b, k, a)`."""
 
-    batch = RewardedWindows
+    batch: ClassVar[type[Batch]] = RewardedWindows
 
     def __init__(self, config: ADConfig):
         super().__init__(config.state_size, config.action_size, config.context)

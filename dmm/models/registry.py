@@ -9,6 +9,7 @@ from typing import Any, Literal
 from dmm.errors import InputError, finite_number, require_choice, true_or_false, whole_number
 from dmm.models import (
     ad,
+    at,
     bc,
     conservative_q,
     dc,
@@ -16,6 +17,7 @@ from dmm.models import (
     dm_multigrained,
     dmh,
     dmm,
+    dpt,
     ds4,
     dt,
     edt,
@@ -36,7 +38,7 @@ Sizes = Literal["frame", "published"]
 ENTRIES = (
     *(dmm.MODEL, dmm.PAPER, dmm.RELEASED, mamba.MODEL),
     *(dt.MODEL, dc.MODEL, dc.WITHOUT_ACTIONS, dm.MODEL, dm_multigrained.MODEL, ds4.MODEL, starformer.MODEL),
-    *(dmh.MODEL, hdt.MODEL, ad.MODEL, ad.MAMBA_MODEL),
+    *(dmh.MODEL, hdt.MODEL, ad.MODEL, ad.MAMBA_MODEL, at.MODEL, dpt.MODEL),
     *(edt.MODEL, conservative_q.MODEL, qldt.MODEL),
     *(rvs.RETURNS, rvs.GOALS, bc.MODEL, bc.BEST_TENTH),
     *(wt.MODEL, waypoints.MODEL),
