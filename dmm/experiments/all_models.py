@@ -1,4 +1,4 @@
-"""Every model of `dmm models` on `dmm/pointmaze/umaze-v0`, at the sizes that all share, beside random actions.
+"""Every model of single episodes on `dmm/pointmaze/umaze-v0`, at the sizes that all share, beside random actions.
 
     python -m dmm.experiments.all_models
 
@@ -27,10 +27,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {"rvs-r, raw": ("rvs-r", {"ave
 
 
 def shown_models() -> list[str]:
-    """The names of all models that lists show."""
+    """The names of all models that lists show, but for those that learn over several episodes of a task."""
     from dmm.models.registry import MODELS
 
-    return [name for name, model in MODELS.items() if not model.hidden]
+    return [name for name, model in MODELS.items() if not (model.hidden or model.in_context)]
 
 
 def make_jobs(runs: Path, seeds: int) -> list[Job]:

@@ -82,7 +82,7 @@ def _models(*names: str) -> tuple[Entry, ...]:
 def _all_models() -> tuple[Entry, ...]:
     from dmm.models.registry import MODELS
 
-    return _models(*(name for name, model in MODELS.items() if not model.hidden))
+    return _models(*(name for name, model in MODELS.items() if not (model.hidden or model.in_context)))
 
 
 def _on_hopper() -> tuple[Entry, ...]:

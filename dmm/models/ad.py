@@ -307,6 +307,7 @@ MODEL = Model(
     description="Algorithm Distillation: a transformer that goes on with a learner's history",
     source="Laskin et al. 2022, arXiv 2210.14215; corl-team/ad-eps@8db090a (a third party)",
     defaults=by_data,
+    in_context=True,
     published=_published,
     sampler=history_windows,
     official=Official(config=_official_config, sources=_sources, unused=_unused, discrete=True),
@@ -318,5 +319,6 @@ MAMBA_MODEL = Model(
     description="the same with Mamba, a recurrence over all episodes",
     source="Huang et al. 2024, arXiv 2406.00079, table 1 (no code); Mamba blocks in the frame of ad",
     defaults=by_data,
+    in_context=True,
     sampler=history_windows,
 )

@@ -140,6 +140,7 @@ MODEL = Model(
     description="Agentic Transformer: a Decision Transformer over episodes from the worst to the best",
     source="Liu & Abbeel 2023, arXiv 2305.16554; suessmann/Agentic-Transformer-Pytorch@758839c (a third party, read)",
     defaults=_by_data,
+    in_context=True,
     published=_published,
     sampler=_draws,
 )

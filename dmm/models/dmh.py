@@ -180,6 +180,7 @@ MODEL = Model(
     description="Decision Mamba-Hybrid: Mamba plans over episodes, a small GPT acts within groups of steps",
     source="Huang et al. 2024, arXiv 2406.00079; SiliHuang-ai/hybrid_mamba@29ada77",
     defaults=by_data,
+    in_context=True,
     published=_published,
     sampler=context_draws,
     official=Official(

@@ -341,6 +341,7 @@ MODEL = Model(
     description="Decision-Pretrained Transformer: the best action in a state, from transitions of the same task",
     source="Lee et al. 2023, arXiv 2306.14892; jon--lee/decision-pretrained-transformer@15172df",
     defaults=_by_data,
+    in_context=True,
     published=_published,
     recipe=_recipe,
     sampler=QuerySampler,

@@ -204,6 +204,7 @@ class Model:
         prepare: the data to train on, from those at hand and the policies of `before`.
         official: how the authors' weights are read.
         hidden: a first stage of another model, which lists do not show.
+        in_context: it learns within a task, over several episodes; comparisons over single ones leave it out.
     """
 
     name: str
@@ -221,6 +222,7 @@ class Model:
     prepare: Callable[[Trajectories, Any, Sequence[Policy]], Trajectories] | None = None
     official: Official | None = None
     hidden: bool = False
+    in_context: bool = False
 
     def make_config(self, state_size: int, action_size: int, env_id: str = "", **changes: Any) -> Any:
         """The config for data of these sizes, but for `changes`; see `Facts`."""

@@ -157,6 +157,7 @@ MODEL = Model(
     description="the hierarchy with a transformer in Mamba's place: the control of dmh",
     source="Huang et al. 2024, arXiv 2406.00079; SiliHuang-ai/hybrid_mamba@29ada77, HDecisionTransformer",
     defaults=by_data,
+    in_context=True,
     published=_published,
     sampler=context_draws,
     official=Official(config=_official_config, sources=_sources, unused=_unused, module=official_planner),

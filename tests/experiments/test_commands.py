@@ -137,7 +137,7 @@ class TestModels:
         jobs = all_models.make_jobs(Path("runs"), seeds=2)
         models = [job.model for job in jobs[::2]]
         assert models == [*all_models.shown_models(), *(model for model, _ in all_models.VARIANTS.values())]
-        assert {name for name, model in MODELS.items() if not model.hidden} == set(models)
+        assert {name for name, model in MODELS.items() if not (model.hidden or model.in_context)} == set(models)
         assert folders_are_distinct(jobs)
 
 
