@@ -45,6 +45,7 @@ class Remembering:
         self.told: list[tuple[list[float], list[bool]]] = []
         self.begun: list[list[list[float]]] = []
         self.first_rewards: list[float] = []
+        self.behind: list[list[float]] = []
 
     def init_state(self, n: int, target: Any) -> Tensor:
         return torch.zeros(n, 2)  # steps, episodes that are over
@@ -58,6 +59,8 @@ class Remembering:
     def next_episode(self, state: Tensor, rows: Tensor, target: Any, outcome: Outcome) -> Tensor:
         self.told.append((outcome.reward.tolist(), outcome.terminated.tolist()))
         self.begun.append(state[rows].tolist())
+        assert outcome.observation is not None
+        self.behind += outcome.observation.tolist()
         return state.index_add(0, rows, torch.tensor([[0.0, 1.0]]).expand(len(rows), 2))
 
     def select(self, state: Tensor, rows: Tensor) -> Tensor:
@@ -73,6 +76,11 @@ class TestTasks:
         assert actor.begun == [[[2, 0]], [[4, 0]], [[5, 1]], [[7, 1]]]  # steps of the task so far, episodes over
         assert actor.told == [([1], [True]), ([10], [True]), ([1], [True]), ([10], [True])]
         assert actor.first_rewards == [0.0] * 4  # the last reward belongs to the episode before
+
+    def test_what_was_seen_behind_the_last_step_is_told(self) -> None:
+        actor = Remembering()
+        play_tasks(actor, [Corridor(2), Corridor(5)], episodes=2, seed=0)  # seeds 0, 1 and 2, 3
+        assert actor.behind == [[0.0, 2.0], [2.0, 5.0]]
 
     def test_the_limit_ends_an_episode_that_is_not_terminated(self) -> None:
         actor = Remembering()
