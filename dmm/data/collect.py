@@ -19,7 +19,7 @@ from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
 from dmm.data.atomic import replacement_of
-from dmm.data.environments import environment_record, package_versions
+from dmm.data.environments import environment_record, package_versions, require_packages
 from dmm.data.interrupts import interrupts_deferred
 from dmm.data.metadata import read_metadata
 from dmm.data.minari_files import dataset_folder, make_namespace
@@ -83,6 +83,7 @@ def collect(
     folder = dataset_folder(recipe.name)
     if not force and folder.exists():
         return _summary(recipe, _require_same(recipe.name, folder, settings), folder, begin)
+    require_packages(recipe.name, recipe.packages)
     with replacement_of(folder, overwrite=force) as new:
         _write(recipe, new, settings, processes, progress)
     make_namespace(folder)
@@ -212,7 +213,7 @@ def _metadata(recipe: Recipe, settings: dict[str, int], made: _Tally, environmen
             "mean_return": float(np.mean(made.returns)),
             **environment["dmm"],
             "origin": "regenerated, not D4RL",
-            "packages": package_versions(),
+            "packages": package_versions(recipe.packages),
         },
     }
 

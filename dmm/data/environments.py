@@ -66,9 +66,20 @@ def require_same_environment(env: gym.Env, record: dict[str, Any]) -> None:
         )
 
 
-def package_versions() -> dict[str, str]:
-    """The installed version of each of `PACKAGES`."""
-    return {name: _version(name) for name in PACKAGES}
+def package_versions(more: tuple[str, ...] = ()) -> dict[str, str]:
+    """The installed version of each of `PACKAGES`, and of more distributions."""
+    return {name: _version(name) for name in (*PACKAGES, *more)}
+
+
+def require_packages(recipe: str, packages: tuple[str, ...]) -> None:
+    """Passes when the distributions that a recipe needs are installed.
+
+    Raises:
+        InputError: one of them is not.
+    """
+    missing = [name for name in packages if _version(name) == "unknown"]
+    if missing:
+        raise InputError(f"recipe: {recipe!r} needs {', '.join(missing)}; `pip install {' '.join(missing)}`")
 
 
 def _version(package: str) -> str:

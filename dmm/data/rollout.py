@@ -22,6 +22,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from dmm.data.environments import require_packages
 from dmm.data.faults import STEP_LIMIT, say_once, time_limit
 from dmm.data.observations import build_env
 from dmm.data.recipes import Behaviour, Learner, Recipe
@@ -68,6 +69,7 @@ class Recorder:
     """An environment, ready to record a recipe's episodes."""
 
     def __init__(self, recipe: Recipe, seed: int):
+        require_packages(recipe.name, recipe.packages)
         self.env: gym.Env = build_env(recipe.env_id, **recipe.env_kwargs)
         self.recipe = recipe
         self.seed = seed

@@ -98,11 +98,7 @@ class Darkroom(GridWorld):
 
 
 class LargeDarkroom(Darkroom):
-    """`Darkroom` of 40 x 40 cells and ten times the steps, 200 (registered).
-
-    The papers' other large rooms are `DarkroomHard` and `KeyToDoor` made with `size=40` and `max_episode_steps` of 200
-    and 500.
-    """
+    """`Darkroom` of 40 x 40 cells and ten times the steps, 200 (registered)."""
 
     def __init__(self, size: int = 40, render_mode: str | None = None):
         super().__init__(size, render_mode)
@@ -125,6 +121,13 @@ class DarkroomHard(GridWorld):
             return 0.0
         self.found = True
         return 1.0
+
+
+class LargeDarkroomHard(DarkroomHard):
+    """`DarkroomHard` of 40 x 40 cells; 200 steps (registered)."""
+
+    def __init__(self, size: int = 40, render_mode: str | None = None):
+        super().__init__(size, render_mode)
 
 
 class KeyToDoor(GridWorld):
@@ -160,6 +163,46 @@ class KeyToDoor(GridWorld):
     def _marks(self) -> list[Mark]:
         key: list[Mark] = [] if self.has_key else [(self.task["key"], triangle, GREEN)]
         return [(self.task["door"], square, ORANGE), *key]
+
+
+class LargeKeyToDoor(KeyToDoor):
+    """`KeyToDoor` of 40 x 40 cells and ten times the steps, 500 (registered)."""
+
+    def __init__(self, size: int = 40, render_mode: str | None = None):
+        super().__init__(size, render_mode)
+
+
+class DarkroomDynamic(Darkroom):
+    """`Darkroom` whose goal is the upper right corner and whose actions mean other moves in every task; 20 steps.
+
+    What is hidden is `permutation`: action `i` makes the move that `ACTIONS[permutation[i]]` makes elsewhere. It is
+    drawn from all 120, or taken from the options of `reset` as five whole numbers; info of `reset`: `permutation` (5,).
+
+    DM-H's Table 4 names this room and does not describe it; the fixed corner and the permuted actions are those of the
+    same group's In-context Decision Transformer (arXiv 2405.20692). Which corner is not said: this one is as far from
+    the centre as any.
+    """
+
+    TASK = ()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        rest, given = split_permutation(options or {}, (len(ACTIONS),))
+        observation, _ = super().reset(seed=seed, options=rest)
+        self.task = {"goal": (self.size - 1, self.size - 1)}
+        self.permutation = self.np_random.permutation(len(ACTIONS)) if given is None else given
+        return observation, {"permutation": self.permutation.copy()}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return super().step(self.permutation[require_action(action, ACTIONS)])
+
+
+class LargeDarkroomDynamic(DarkroomDynamic):
+    """`DarkroomDynamic` of 40 x 40 cells and ten times the steps, 200 (registered)."""
+
+    def __init__(self, size: int = 40, render_mode: str | None = None):
+        super().__init__(size, render_mode)
 
 
 def centre(size: int) -> Cell:
@@ -202,6 +245,24 @@ def require_cells(options: Mapping[str, Any], names: tuple[str, ...], size: int)
             raise InputError(f"options: got {name!r}: {value!r}; allowed: {allowed}")
         cells[name] = (int(array[0]), int(array[1]))
     return cells
+
+
+def split_permutation(options: Mapping[str, Any], *shapes: tuple[int, ...]) -> tuple[dict[str, Any], np.ndarray | None]:
+    """The options of `reset` without `permutation`, and that one in an array of one of the shapes, None if not there.
+
+    Raises:
+        InputError: another shape, or a row that is no permutation of the five actions.
+    """
+    rest = dict(options)
+    if "permutation" not in rest:
+        return rest, None
+    value = rest.pop("permutation")
+    array = np.asarray(value)
+    right = array.shape in shapes and array.dtype.kind in "iu"
+    if not right or not np.array_equal(np.sort(array), np.broadcast_to(np.arange(len(ACTIONS)), array.shape)):
+        allowed = f"the whole numbers 0 to {len(ACTIONS) - 1}, each once, of shape {' or '.join(map(str, shapes))}"
+        raise InputError(f"options: got 'permutation': {value!r}; allowed: {allowed}")
+    return rest, array.astype(np.int64)
 
 
 def require_action(action: Any, names: tuple[str, ...]) -> int:

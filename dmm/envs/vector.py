@@ -166,6 +166,13 @@ class VectorDarkroomHard(VectorGridWorld):
         return rewards
 
 
+class VectorLargeDarkroomHard(VectorDarkroomHard):
+    """n times `grid.LargeDarkroomHard`."""
+
+    def __init__(self, num_envs: int, max_episode_steps: int, size: int = 40):
+        super().__init__(num_envs, max_episode_steps, size)
+
+
 class VectorKeyToDoor(VectorGridWorld):
     """n times `grid.KeyToDoor`."""
 
@@ -200,6 +207,41 @@ class VectorKeyToDoor(VectorGridWorld):
     def _rewards(self, over: np.ndarray) -> np.ndarray:
         rewards: np.ndarray = self.gains.astype(np.float64)
         return rewards
+
+
+class VectorLargeKeyToDoor(VectorKeyToDoor):
+    """n times `grid.LargeKeyToDoor`."""
+
+    def __init__(self, num_envs: int, max_episode_steps: int, size: int = 40):
+        super().__init__(num_envs, max_episode_steps, size)
+
+
+class VectorDarkroomDynamic(VectorDarkroom):
+    """n times `grid.DarkroomDynamic`. `permutation` is one for all or `(n, 5)`."""
+
+    TASK = ()
+
+    def _begin(self, options: dict[str, Any]) -> dict[str, np.ndarray]:
+        count = len(grid.ACTIONS)
+        rest, given = grid.split_permutation(options, (count,), (self.num_envs, count))
+        if given is None:
+            given = self.np_random.permuted(np.tile(np.arange(count), (self.num_envs, 1)), axis=1)
+        super()._begin(rest)
+        self.permutations = np.broadcast_to(given, (self.num_envs, count)).copy()
+        return {"permutation": self.permutations.copy()}
+
+    def _draw_task(self, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"goal": np.full(self.num_envs, self.size**2 - 1)}
+
+    def _advance(self, actions: np.ndarray) -> dict[str, np.ndarray]:
+        return super()._advance(self.permutations[np.arange(self.num_envs), actions])
+
+
+class VectorLargeDarkroomDynamic(VectorDarkroomDynamic):
+    """n times `grid.LargeDarkroomDynamic`."""
+
+    def __init__(self, num_envs: int, max_episode_steps: int, size: int = 40):
+        super().__init__(num_envs, max_episode_steps, size)
 
 
 class VectorTMaze(LockstepVectorEnv):

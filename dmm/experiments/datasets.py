@@ -28,6 +28,7 @@ from dmm.experiments import RESULTS, path_argument, write_result
 
 BINS = 30
 CELLS = 24
+PARTS = 40
 COVERED: dict[str, tuple[int, int, str, str]] = {
     "Hopper-v5": (0, 5, "height (m)", "forward velocity (m/s)"),
     "Walker2d-v5": (0, 8, "height (m)", "forward velocity (m/s)"),
@@ -40,13 +41,20 @@ COVERED: dict[str, tuple[int, int, str, str]] = {
     "dmm/Darkroom-v0": (0, 1, "x", "y"),
     "dmm/DarkroomHard-v0": (0, 1, "x", "y"),
     "dmm/LargeDarkroom-v0": (0, 1, "x", "y"),
+    "dmm/LargeDarkroomHard-v0": (0, 1, "x", "y"),
     "dmm/KeyToDoor-v0": (0, 1, "x", "y"),
+    "dmm/LargeKeyToDoor-v0": (0, 1, "x", "y"),
+    "dmm/DarkroomDynamic-v0": (0, 1, "x", "y"),
+    "dmm/LargeDarkroomDynamic-v0": (0, 1, "x", "y"),
 }
 """Two entries of the state that show how far a data set reaches, and what they are."""
 
 
 def describe(recipe: Recipe, made: CollectSummary, data: Trajectories) -> dict[str, Any]:
-    """A data set's row: sizes, returns, lengths, coverage. Returns are undiscounted, in the environment's units."""
+    """A data set's row: sizes, returns, lengths, coverage. Returns are undiscounted, in the environment's units.
+
+    Of histories it also has `learning`: the mean return in each of up to `PARTS` stretches of a history.
+    """
     returns = data.returns()
     return {
         "name": recipe.name,
@@ -65,7 +73,8 @@ def describe(recipe: Recipe, made: CollectSummary, data: Trajectories) -> dict[s
         "returns": _histogram(returns),
         "lengths": _histogram(data.lengths.astype(float)),
         "coverage": _coverage(recipe.env_id, data.observations),
-        "returns_in_order": _blocks_of(returns, 40),
+        "returns_in_order": _blocks_of(returns, PARTS),
+        **({} if data.histories is None else {"learning": _learning(returns, data.histories)}),
     }
 
 
@@ -97,6 +106,13 @@ def _blocks_of(returns: np.ndarray, parts: int) -> list[float]:
     return [float(part.mean()) for part in np.array_split(returns, min(parts, len(returns)))]
 
 
+def _learning(returns: np.ndarray, histories: np.ndarray) -> list[float]:
+    """As `_blocks_of` of a history, averaged over the histories; the last one is left out if it was cut short."""
+    each = np.split(returns, np.flatnonzero(np.diff(histories)) + 1)
+    whole = [history for history in each if len(history) == len(each[0])]
+    return _blocks_of(np.mean(whole, axis=0), PARTS)
+
+
 def _row(recipe: Recipe, transitions: int | None, workers: int | None, known: dict[str, Any]) -> dict[str, Any]:
     there = dataset_folder(recipe.name).exists()
     made = collect(recipe, transitions=transitions, workers=workers)
@@ -105,13 +121,15 @@ def _row(recipe: Recipe, transitions: int | None, workers: int | None, known: di
     same = before.get("fingerprint") == row["fingerprint"]
     # a set that was there is returned at once: the time that counts is the one it took to make
     row["seconds"] = before["seconds"] if same else None if there else round(made.seconds, 1)
+    row["cores"] = before["cores"] if same else machine()["cores"]
     return row
 
 
 def _known(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
-    return {row["name"]: row for row in json.loads(path.read_text())["rows"]}
+    stored = json.loads(path.read_text())
+    return {row["name"]: {"cores": stored["machine"]["cores"], **row} for row in stored["rows"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

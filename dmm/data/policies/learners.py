@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from dmm.envs.grid import ACTIONS, Cell, draw_task
-
-
-def is_held_out(task: Mapping[str, Cell]) -> bool:
-    """Whether no learning history is about this task, so that a model can be tested on it.
-
-    A fifth of the cells of each room, a knight's move apart, is never the goal of a history, nor its door.
-    """
-    x, y = list(task.values())[-1]
-    return (2 * x + y) % 5 == 0
+from dmm.envs.grid import ACTIONS
+from dmm.envs.tasks import draw_training_task
 
 
 class DynaLearner:
@@ -32,12 +23,12 @@ class DynaLearner:
     one: with less, a learner may step on and off a goal for ever without having tried to stay.
 
     A state is the cell and the number of rewards of this episode so far, counted up to `rewards - 1`: once the key is
-    found, the same cell calls for something else. Its task is never one of `is_held_out`.
+    found, the same cell calls for something else. Its task is one for training (`dmm.envs.tasks`).
 
     Args:
         size: cells along each side of the room.
         episodes: of one history; sets the pace at which randomness falls.
-        task: names of the room's hidden cells.
+        task: names of what the room hides, `dmm.envs.tasks.hidden_parts`.
         rewards: how many an episode can give before nothing is left, plus 1; 1 if they never run out.
 
     Sutton and Barto, Reinforcement Learning, 2nd edition, section 8.2; sweeps in place of its sampled updates.
@@ -66,9 +57,7 @@ class DynaLearner:
         self.begun = self.stage = 0
 
     def options(self, rng: np.random.Generator) -> dict[str, Any]:
-        while is_held_out(task := draw_task(rng, self.task, self.size)):
-            pass
-        return dict(task)
+        return draw_training_task(rng, self.task, self.size)
 
     def begin(self, env: gym.Env, observation: Any, rng: np.random.Generator) -> None:
         for _ in range(self.sweeps):

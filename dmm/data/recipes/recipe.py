@@ -55,6 +55,7 @@ class Recipe:
     eval_kwargs: dict[str, Any] = field(default_factory=dict)  # changes to those where a policy is to be evaluated
     observation_keys: tuple[str, ...] = ()  # entries of a goal dictionary that make the state vector
     rewards: Literal["per-step", "cumulative"] = "per-step"  # what is stored: each reward, or the sum so far
+    packages: tuple[str, ...] = ()  # distributions that the behaviour needs; their versions go into the metadata
     histories: bool = False  # each block is one learner's history, and the data set says where it ends
     version: int = 1  # raised whenever the same seed would give other data
 
