@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -7,14 +8,25 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from scipy import sparse
 
 import dmm.envs  # noqa: F401
 from dmm.data.recipes import RECIPES
 from dmm.envs.grid import ACTIONS, MOVES, Cell, Darkroom
+from dmm.envs.tasks import hidden_parts
 from dmm.envs.vector import VectorKeyToDoor
 from dmm.errors import InputError
 
-ROOMS = {"Darkroom": (9, 20), "DarkroomHard": (9, 20), "LargeDarkroom": (40, 200), "KeyToDoor": (9, 50)}
+ROOMS = {
+    "Darkroom": (9, 20),
+    "DarkroomHard": (9, 20),
+    "KeyToDoor": (9, 50),
+    "DarkroomDynamic": (9, 20),
+    "LargeDarkroom": (40, 200),
+    "LargeDarkroomHard": (40, 200),
+    "LargeKeyToDoor": (40, 500),
+    "LargeDarkroomDynamic": (40, 200),
+}
 NOOP, UP, DOWN, LEFT, RIGHT = range(5)
 
 
@@ -76,25 +88,36 @@ def test_key_then_door_are_rewarded_once_each_and_in_this_order() -> None:
     assert [env.step(action)[4]["has_key"] for action in (RIGHT, RIGHT, LEFT)] == [False, True, True]
 
 
-@pytest.mark.parametrize(("name", "steps"), [("DarkroomHard", 200), ("KeyToDoor", 500)])
-def test_large_variants_of_the_other_rooms_are_made_by_arguments(name: str, steps: int) -> None:
-    env = make(name, size=40, max_episode_steps=steps)
-    envs = gym.make_vec(f"dmm/{name}-v0", num_envs=2, size=40, max_episode_steps=steps)
-    env.reset(options={"start": (39, 39)})
-    envs.reset(options={"start": (39, 39)})
-    for step in range(1, steps + 1):
-        over = env.step(NOOP)[3], envs.step(np.array([NOOP, NOOP]))[3].all()
-        assert over == (step == steps, step == steps)
+def test_an_action_of_a_dynamic_room_makes_the_move_that_the_permutation_names() -> None:
+    env = make("DarkroomDynamic")
+    _, info = env.reset(options={"permutation": [4, 3, 2, 1, 0], "start": (7, 8)})
+    assert info["permutation"].tolist() == [4, 3, 2, 1, 0]
+    walk = [env.step(action)[:2] for action in (3, 0, 4, 2, 1, 0)]  # up, right, noop, down, left, right
+    assert [(*cell, reward) for cell, reward in walk] == [
+        *((7, 8, 0), (8, 8, 1), (8, 8, 1)),
+        *((8, 7, 0), (7, 7, 0), (8, 7, 0)),
+    ]
+    env.reset(options={"permutation": list(range(5))})
+    assert [env.step(action)[0].tolist() for action in (RIGHT, UP)] == [[5, 4], [5, 5]]
+
+
+def test_permutations_are_drawn_uniformly() -> None:
+    env = make("DarkroomDynamic")
+    drawn = [tuple(env.reset(seed=seed)[1]["permutation"].tolist()) for seed in range(1200)]
+    assert len(set(drawn)) == 120 and max(map(drawn.count, set(drawn))) < 30  # 10 expected
+    rows = gym.make_vec("dmm/DarkroomDynamic-v0", num_envs=2400).reset(seed=0)[1]["permutation"].tolist()
+    assert len(set(map(tuple, rows))) == 120 and max(map(rows.count, rows)) < 45
 
 
 def greedy_return(env: gym.Env, names: tuple[str, ...]) -> float:
     """Walks straight to each hidden cell in turn and stays there."""
-    observation, info = env.reset()
-    targets, total, over = [info[name] for name in names], 0.0, False
+    observation, _ = env.reset()
+    task, meaning = env.unwrapped.task, getattr(env.unwrapped, "permutation", np.arange(5)).tolist()  # type: ignore[attr-defined]
+    targets, total, over = [np.array(task[name]) for name in names], 0.0, False
     while not over:
         dx, dy = targets[0] - observation
         action = (RIGHT if dx > 0 else LEFT) if dx else (UP if dy > 0 else DOWN) if dy else NOOP
-        observation, reward, _, over, _ = env.step(action)
+        observation, reward, _, over, _ = env.step(meaning.index(action))
         total += float(reward)
         if reward and len(targets) > 1:
             targets.pop(0)
@@ -114,7 +137,10 @@ def distances(size: int) -> np.ndarray:
 
 
 def recipe_of(name: str) -> Any:
-    return next(recipe for recipe in RECIPES.values() if recipe.env_id == f"dmm/{name}-v0")
+    """The first one; those of other learners have its references."""
+    first, *others = [recipe for recipe in RECIPES.values() if recipe.env_id == f"dmm/{name}-v0"]
+    assert all(recipe.reference == first.reference for recipe in others)
+    return first
 
 
 @pytest.mark.parametrize("name", ["Darkroom", "LargeDarkroom"])
@@ -129,37 +155,70 @@ def test_best_return_is_what_breadth_first_search_says(name: str) -> None:
         assert goal[0] == best[goal[1]]
 
 
-@pytest.mark.parametrize(("name", "names"), [("DarkroomHard", ("goal",)), ("KeyToDoor", ("key", "door"))])
-def test_who_knows_the_task_gets_everything(name: str, names: tuple[str, ...]) -> None:
-    env = make(name)
-    assert {greedy_return(env, names) for _ in range(200)} == {recipe_of(name).reference[1]}
+def test_mean_best_return_of_the_darkroom_is_16_54() -> None:
+    assert round(recipe_of("Darkroom").reference[1], 2) == 16.54
 
 
-def first_hits(steps: int) -> np.ndarray:
-    """`[t, goal, start]`: probability that random actions lead onto the goal at step t + 1 for the first time."""
-    cells = np.array([(x, y) for x in range(9) for y in range(9)])
-    chain = np.zeros((81, 81))
-    for move in MOVES:
-        moved = np.clip(cells + move, 0, 8)
-        chain[np.arange(81), moved[:, 0] * 9 + moved[:, 1]] += 1 / len(MOVES)
-    hits = [chain.T]
-    for _ in range(steps - 1):
-        hits.append((hits[-1] * (1 - np.eye(81))) @ chain.T)
-    return np.array(hits)
+@pytest.mark.parametrize("name", [name for name in ROOMS if name not in ("Darkroom", "LargeDarkroom")])
+def test_who_knows_the_task_gets_everything(name: str) -> None:
+    env, names = make(name), ("key", "door") if "Key" in name else ("goal",)
+    env.reset(seed=0)
+    episodes = 200 if ROOMS[name][0] == 9 else 20
+    assert {greedy_return(env, names) for _ in range(episodes)} == {recipe_of(name).reference[1]}
+
+
+def random_walk(size: int) -> sparse.csr_array:
+    """`[start, end]`: probability that one random action leads from cell to cell."""
+    cells, count = np.array([(x, y) for x in range(size) for y in range(size)]), size**2
+    ends = np.concatenate([np.clip(cells + move, 0, size - 1) @ (size, 1) for move in MOVES])
+    starts = np.tile(np.arange(count), len(MOVES))
+    return sparse.csr_array((np.full(len(ends), 1 / len(MOVES)), (starts, ends)), shape=(count, count))
+
+
+def first_hits(size: int, steps: int) -> Iterator[np.ndarray]:
+    """For each step, `[start, goal]`: probability that random actions then lead onto the goal for the first time."""
+    chain = random_walk(size)
+    hits = chain.toarray()
+    for _ in range(steps):
+        yield hits
+        hits = chain @ (hits * (1 - np.eye(size**2)))
+
+
+def random_return_of_a_key_room(size: int, steps: int) -> float:
+    """The key, from any start; and the door in the steps that are left, from the key, wherever else it is."""
+    keys, doors, within = [], [], np.zeros((size**2, size**2))
+    for hits in first_hits(size, steps):
+        within += hits
+        keys.append(hits.mean(axis=0))
+        doors.append((within.sum(axis=1) - within.diagonal()) / (size**2 - 1))  # by a step after the key
+    both = sum((key * door).mean() for key, door in zip(keys[:-1], reversed(doors[:-1]), strict=True))
+    return float(np.mean(keys, axis=1).sum() + both)
 
 
 def test_random_returns_are_those_of_the_markov_chain() -> None:
     assert recipe_of("Darkroom").reference[0] == 20 / 81  # whatever the walk, 1 goal in 81 is where it stands
     assert recipe_of("LargeDarkroom").reference[0] == 200 / 1600
-    assert recipe_of("DarkroomHard").reference[0] == pytest.approx(first_hits(20)[:, :, 40].sum(axis=0).mean())
-    hits = first_hits(50)
-    within = hits.cumsum(axis=0)
-    other = 1 - np.eye(81)
-    doors = [(hits[t].mean(axis=1) * (within[48 - t] * other).sum(axis=0) / 80).mean() for t in range(49)]
-    assert recipe_of("KeyToDoor").reference[0] == pytest.approx(hits.sum(axis=0).mean() + sum(doors))
+    for name in ("DarkroomHard", "LargeDarkroomHard"):
+        size, steps = ROOMS[name]
+        centre = size // 2 * (size + 1)
+        found = sum(hits[centre].mean() for hits in first_hits(size, steps))
+        assert recipe_of(name).reference[0] == pytest.approx(found)
+    for name in ("DarkroomDynamic", "LargeDarkroomDynamic"):
+        size, steps = ROOMS[name]
+        chain, place, total = random_walk(size).T, np.zeros(size**2), 0.0
+        place[size // 2 * (size + 1)] = 1.0
+        for _ in range(steps):
+            place = chain @ place
+            total += place[-1]
+        assert recipe_of(name).reference[0] == pytest.approx(total)
 
 
-@pytest.mark.parametrize("name", ["Darkroom", "DarkroomHard", "KeyToDoor"])
+@pytest.mark.parametrize("name", ["KeyToDoor", "LargeKeyToDoor"])
+def test_random_returns_of_key_rooms_are_those_of_the_markov_chain(name: str) -> None:
+    assert recipe_of(name).reference[0] == pytest.approx(random_return_of_a_key_room(*ROOMS[name]))
+
+
+@pytest.mark.parametrize("name", ["Darkroom", "DarkroomHard", "KeyToDoor", "DarkroomDynamic"])
 def test_vectorised_random_actions_get_the_random_return(name: str) -> None:
     envs, rng = gym.make_vec(f"dmm/{name}-v0", num_envs=20_000), np.random.default_rng(0)
     envs.reset(seed=1)
@@ -171,7 +230,7 @@ def test_vectorised_random_actions_get_the_random_return(name: str) -> None:
 @pytest.mark.parametrize("name", ROOMS)
 def test_a_seed_decides_the_task_and_options_fix_it(name: str) -> None:
     env = make(name)
-    names = env.unwrapped.TASK  # type: ignore[attr-defined]
+    names = hidden_parts(env)
 
     def task(**kwargs: Any) -> list[list[int]]:
         info = env.reset(**kwargs)[1]
@@ -179,7 +238,8 @@ def test_a_seed_decides_the_task_and_options_fix_it(name: str) -> None:
 
     assert task(seed=3) == task(seed=3) != task(seed=4)
     assert len({str(task()) for _ in range(30)}) > 15
-    fixed = {each: (i, 2) for i, each in enumerate(names)}
+    fixed: dict[str, Any] = {each: (i, 2) for i, each in enumerate(names)}
+    fixed |= {each: (2, 0, 1, 4, 3) for each in names if each == "permutation"}
     assert task(options=fixed) == task(seed=9, options=fixed) == [list(cell) for cell in fixed.values()]
 
 
@@ -204,11 +264,13 @@ def test_vector_version_equals_single_environments(name: str) -> None:
     singles = [make(name) for _ in range(n)]
     assert not isinstance(envs, SyncVectorEnv) and envs.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
     names = singles[0].unwrapped.TASK  # type: ignore[attr-defined]
-    total = 0.0
+    middle, total = size // 2 if names else size - 2, 0.0
     for _ in range(2):
-        near = size // 2 + rng.permuted(np.tile(np.arange(5) - 2, (n, 1)), axis=1)  # tasks that random walks solve
+        near = middle + rng.permuted(np.tile(np.arange(5) - 2, (n, 1)), axis=1)  # tasks that random walks solve
         options: dict[str, Any] = {each: near[:, i : i + 2] for i, each in enumerate(names)}
-        options["start"] = rng.integers(size // 2 - 1, size // 2 + 2, size=(n, 2))
+        options["start"] = rng.integers(middle - 1, middle + 2, size=(n, 2))
+        if not names:
+            options["permutation"] = rng.permuted(np.tile(np.arange(5), (n, 1)), axis=1)
         batch, infos = envs.reset(options=options)
         for i, env in enumerate(singles):
             observation, info = env.reset(options={key: value[i] for key, value in options.items()})
@@ -291,6 +353,17 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
     for env in (make("Darkroom"), gym.make_vec("dmm/Darkroom-v0", num_envs=2)):
         with pytest.raises(InputError, match=f"options: got .*{message}"):
             env.reset(options=options)
+
+
+@pytest.mark.parametrize("wrong", [(0, 1, 2, 3, 3), (1, 2, 3, 4, 5), (0, 1, 2, 3), (0.0, 1, 2, 3, 4), 3, "up"])
+def test_wrong_permutations_are_refused(wrong: Any) -> None:
+    for env in (make("DarkroomDynamic"), gym.make_vec("dmm/DarkroomDynamic-v0", num_envs=2)):
+        with pytest.raises(InputError, match=r"options: got 'permutation': .*0 to 4, each once, of shape \(5,\)"):
+            env.reset(options={"permutation": wrong})
+        with pytest.raises(InputError, match=r"options: got 'goal'"):
+            env.reset(options={"goal": (1, 1)})
+    with pytest.raises(InputError, match=r"of shape \(5,\)$"):
+        make("DarkroomDynamic").reset(options={"permutation": [range(5)] * 2})
 
 
 def test_wrong_arguments_and_actions_are_refused() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,9 +14,9 @@ from dmm.envs.grid import ACTIONS
 from dmm.envs.tasks import draw_training_task
 
 BATCH = 256
-EVERY = 10
+EVERY = 20
 """Steps between two updates."""
-TARGET_EVERY = 100
+TARGET_EVERY = 200
 """Steps after which the target network is the present one."""
 LEAST_RANDOM = 0.05
 
@@ -61,7 +60,8 @@ class DQNLearner:
     def options(self, rng: np.random.Generator) -> dict[str, Any]:
         task = draw_training_task(rng, self.task, self.size)
         self.rng = rng
-        with _seeded(rng):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**31)))
             self.model = self._make()
         return task
 
@@ -75,7 +75,7 @@ class DQNLearner:
         if rng.random() < self.randomness:
             return int(rng.integers(len(ACTIONS)))
         with torch.no_grad():
-            return int(self.model.q_net(torch.from_numpy(self._features(observation))).argmax())
+            return int(self.model.q_net.q_net(torch.from_numpy(self._features(observation))).argmax())
 
     def learn(self, observation: Any, action: Any, reward: float, next_observation: Any, terminated: bool) -> None:
         before = self._features(observation)
@@ -84,7 +84,7 @@ class DQNLearner:
         self.model.replay_buffer.add(before, after, np.array([action]), np.array([reward]), ended, [{}])
         self.lived += 1
         if self.lived % EVERY == 0 and self.lived >= BATCH:
-            with _seeded(self.rng):
+            with _repeatable(self.rng):
                 self.model.train(gradient_steps=1, batch_size=BATCH)
         if self.lived % TARGET_EVERY == 0:
             self.model.q_net_target.load_state_dict(self.model.q_net.state_dict())
@@ -122,18 +122,14 @@ class _Spaces(gym.Env[np.ndarray, np.int64]):
 
 
 @contextmanager
-def _seeded(rng: np.random.Generator) -> Iterator[None]:
-    """The generators that Python, numpy and torch share begin at a draw of `rng` here, and then are as they were."""
-    seed = int(rng.integers(2**31))
-    before, threads = (random.getstate(), np.random.get_state()), torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
-            torch.set_num_threads(threads)
+def _repeatable(rng: np.random.Generator) -> Iterator[None]:
+    """One thread, and numpy's shared generator, which the buffer draws from, begins at a draw of `rng`; then both are
+    as they were."""
+    before, threads = np.random.get_state(), torch.get_num_threads()
+    np.random.seed(int(rng.integers(2**31)))
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
+        torch.set_num_threads(threads)
