@@ -33,7 +33,7 @@ def small(recipe: Recipe) -> int:
 
 
 def make(recipe: Recipe, **more: int) -> Trajectories:
-    collect(recipe, transitions=small(recipe), progress=False, **{"workers": 1, **more})  # type: ignore[arg-type]
+    collect(recipe, progress=False, **{"transitions": small(recipe), "workers": 1, **more})  # type: ignore[arg-type]
     return load_trajectories(recipe.name)
 
 
@@ -55,7 +55,7 @@ def test_it_can_be_made_read_and_scored(recipe: Recipe, datasets_path: Path) -> 
 
 @pytest.mark.parametrize("recipe", [r for r in RECIPES.values() if not r.eval_kwargs], ids=lambda recipe: recipe.name)
 def test_its_environment_is_rebuilt_and_plays_the_stored_episode_again(recipe: Recipe, datasets_path: Path) -> None:
-    data = make(recipe)
+    data = make(recipe, transitions=100)
     env = data.make_env()
     metadata = json.loads((datasets_path / recipe.name / "data/metadata.json").read_text())
     assert metadata["dmm"]["environment"]["id"] == recipe.env_id

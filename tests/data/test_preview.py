@@ -16,10 +16,11 @@ from dmm.errors import InputError
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("seed", [0, 7])
 def test_is_the_beginning_of_what_collect_makes(name: str, seed: int, datasets_path: Path) -> None:
-    collect(name, transitions=1100, seed=seed, workers=1, progress=False)
+    wanted = RECIPES[name].env_kwargs.get("length", 0) + 1100
+    collect(name, transitions=wanted, seed=seed, workers=1, progress=False)
     made = load_trajectories(name)
     assert made.episodes > 1
-    seen = preview(name, made.episodes, seed=seed, transitions=1100)
+    seen = preview(name, made.episodes, seed=seed, transitions=wanted)
     assert seen.fingerprint() == made.fingerprint()
     for field in ("observations", "actions", "rewards", "starts", "lengths", "terminated"):
         ours, theirs = getattr(seen, field), getattr(made, field)

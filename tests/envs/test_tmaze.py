@@ -147,6 +147,31 @@ def test_scripted_agent_succeeds_as_often_as_its_formula_says() -> None:
         assert walk(recall, noise, 1500).mean() == pytest.approx(expected, abs=0.05)
 
 
+@pytest.mark.parametrize("steps", [1_000, 2_000, 5_000, 10_000, 20_000])
+def test_long_mazes_have_the_papers_horizons_and_noise_that_fits(steps: int) -> None:
+    recipe, short = find_recipe(f"dmm/tmaze/noisy-{steps}-v0"), find_recipe("dmm/tmaze/noisy-v0")
+    walker, usual = recipe.behaviour(), short.behaviour()  # type: ignore[misc]
+    assert isinstance(walker, CorridorWalker) and isinstance(usual, CorridorWalker)
+    length = recipe.env_kwargs["length"]
+    in_step = (1 - 0.75 * walker.noise) ** length
+    assert in_step == pytest.approx((1 - 0.75 * usual.noise) ** 20, abs=0.002) and 0.73 < in_step < 0.75
+    recorder = Recorder(recipe, seed=0)
+    assert recorder.limit is None  # the environment's own end is the only one
+    episode = recorder.episode(0)
+    assert len(episode.rewards) == steps and episode.terminated and not episode.truncated
+    assert np.abs(episode.observations[:, 2]).sum() == 1 and recipe.transitions % steps == 0
+    recorder.env.reset(options={"cue": 1})
+    for action in [RIGHT] * length + [UP]:
+        _, reward, terminated, truncated, _ = recorder.env.step(action)
+    assert (reward, terminated, truncated) == (1.0, True, False)
+
+
+def test_as_many_walkers_succeed_in_a_long_maze() -> None:
+    recorder = Recorder(find_recipe("dmm/tmaze/noisy-1000-v0"), seed=0)
+    arrived = np.mean([recorder.episode(number).rewards.sum() for number in range(150)])
+    assert arrived == pytest.approx(0.74 * 0.75, abs=0.13)
+
+
 def test_recorded_episodes_show_the_cue_at_first_only_and_about_half_succeed() -> None:
     recorder = Recorder(find_recipe("dmm/tmaze/noisy-v0"), seed=0)
     episodes = [recorder.episode(number) for number in range(300)]

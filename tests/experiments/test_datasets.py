@@ -46,6 +46,12 @@ def test_equal_returns_make_one_full_bin() -> None:
     assert sum(histogram["counts"]) == max(histogram["counts"]) == 7
 
 
+def test_a_histories_row_tells_how_a_history_goes_on() -> None:
+    returns, histories = np.arange(10.0), np.array([0] * 4 + [1] * 4 + [2] * 2)
+    assert datasets._learning(returns, histories) == [2.0, 3.0, 4.0, 5.0]  # the last one is cut short
+    assert datasets._learning(np.arange(80.0), np.zeros(80, dtype=int)) == [2 * i + 0.5 for i in range(40)]
+
+
 def test_every_environment_has_its_two_entries() -> None:
     assert {recipe.env_id for recipe in RECIPES.values()} <= datasets.COVERED.keys()
 
@@ -68,3 +74,9 @@ def test_the_command_describes_sets_that_are_there_and_keeps_the_time_they_took(
     ]
     assert again["rows"][0]["seconds"] == 123.0 and again["rows"][0] == first["rows"][0]
     assert {"machine", "packages", "rows"} <= again.keys()
+    assert {row["cores"] for row in again["rows"]} == {again["machine"]["cores"]}
+    del again["rows"][0]["cores"]  # a file from before it was kept for each row
+    again["machine"]["cores"] = 99
+    out.write_text(json.dumps(again))
+    datasets.main([*arguments, "dmm/tmaze/noisy-v0"])
+    assert json.loads(out.read_text())["rows"][0]["cores"] == 99

@@ -7,12 +7,24 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from dmm.data.policies.learners import DynaLearner, is_held_out
+from dmm.data.policies.learners import DynaLearner
 from dmm.data.recipes import Learner, Recipe, find_recipe
 from dmm.data.rollout import Recorder, blocks
 from dmm.envs.grid import Darkroom
+from dmm.envs.tasks import is_held_out
 
-SMALL = ("dmm/darkroom/histories-v0", "dmm/darkroom-hard/histories-v0", "dmm/keytodoor/histories-v0")
+SMALL = (
+    "dmm/darkroom/histories-v0",
+    "dmm/darkroom-hard/histories-v0",
+    "dmm/keytodoor/histories-v0",
+    "dmm/darkroom-dynamic/histories-v0",
+)
+LARGE = {  # where a history begins, and where it ends
+    "dmm/darkroom-large/histories-v0": (10, 150),
+    "dmm/darkroom-large-hard/histories-v0": (0.5, 0.99),
+    "dmm/keytodoor-large/histories-v0": (1.1, 1.8),
+    "dmm/darkroom-large-dynamic/histories-v0": (20, 140),
+}
 
 
 def returns(recipe: Recipe, histories: int) -> np.ndarray:
@@ -33,13 +45,15 @@ def test_a_history_leads_from_random_to_nearly_the_best_return(name: str) -> Non
     assert first < middle < last
 
 
-def test_a_large_room_is_learned_too() -> None:
-    recipe = find_recipe("dmm/darkroom-large/histories-v0")
+@pytest.mark.parametrize("name", LARGE)
+def test_large_rooms_are_learned_too(name: str) -> None:
+    recipe, (low, high) = find_recipe(name), LARGE[name]
     returns_ = returns(recipe, histories=1)[0]
-    assert returns_.shape == (80,) and returns_[:8].mean() < 10 and returns_[-8:].mean() > 150
+    assert returns_.shape == (recipe.stages[0]().episodes,)  # type: ignore[attr-defined]
+    assert returns_[:8].mean() < low and returns_[-4:].mean() > high
 
 
-@pytest.mark.parametrize("name", [*SMALL, "dmm/darkroom-large/histories-v0"])
+@pytest.mark.parametrize("name", [*SMALL, *LARGE])
 def test_recipes_blocks_are_whole_histories(name: str) -> None:
     recipe = find_recipe(name)
     steps = gym.make(recipe.env_id, disable_env_checker=True).spec.max_episode_steps  # type: ignore[union-attr]
@@ -66,14 +80,13 @@ def test_one_task_serves_a_whole_history() -> None:
         assert len(goals) == 1
 
 
-def test_held_out_tasks_are_a_fifth_and_never_learned() -> None:
-    cells = [(x, y) for x in range(9) for y in range(9)]
-    assert sum(is_held_out({"goal": cell}) for cell in cells) == 16
+def test_held_out_cells_are_never_learned_as_goals_keys_or_doors() -> None:
     for learner in (DynaLearner(9, 50), DynaLearner(9, 50, task=("key", "door"), rewards=3)):
         rng = np.random.default_rng(0)
         tasks = [learner.options(rng) for _ in range(2000)]
-        assert not any(is_held_out(task) for task in tasks)
-        assert len({list(task.values())[-1] for task in tasks}) == 81 - 16
+        for name in learner.task:
+            assert not any(is_held_out(name, task[name]) for task in tasks)
+            assert len({task[name] for task in tasks}) == 81 - 16
 
 
 def test_the_first_episode_is_random_and_the_last_is_greedy() -> None:
