@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 
 import gymnasium as gym
@@ -67,6 +69,12 @@ def test_names_and_descriptions_say_what_the_data_are(recipe: Recipe) -> None:
     assert recipe.name.startswith("dmm/") and recipe.behaviour_name and recipe.description.endswith(".")
     assert recipe.reference[0] < recipe.reference[1]
     assert recipe.histories is False or recipe.stages
+
+
+def test_to_list_recipes_no_learning_library_is_loaded() -> None:
+    asked = "import sys, dmm.data.recipes; print({'torch', 'stable_baselines3'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_about_half_of_the_maze_episodes_succeed(maze: dict[str, np.ndarray]) -> None:

@@ -15,9 +15,8 @@ import functools
 from typing import Any
 
 from dmm.data.policies.corridor import CorridorWalker
-from dmm.data.policies.dqn import DQNLearner
 from dmm.data.policies.learners import DynaLearner
-from dmm.data.recipes.recipe import Recipe
+from dmm.data.recipes.recipe import Learner, Recipe
 
 _LEARNER = "tabular Dyna-Q, from random actions to near-optimal ones"
 _DQN = "DQN (Stable-Baselines3), from random actions to greedy ones"
@@ -131,6 +130,13 @@ _ROOMS = (
 )
 
 
+def _dqn_learner(*sizes: int, **how: Any) -> Learner:
+    """Imported here, because it needs torch, which all other behaviours, and whoever lists recipes, do without."""
+    from dmm.data.policies.dqn import DQNLearner
+
+    return DQNLearner(*sizes, **how)
+
+
 def _by_dqn(histories: Recipe, steps: int, **how: Any) -> Recipe:
     """Histories of 200 episodes of 60 tasks of the room of the tabular ones."""
     block = 200 * steps
@@ -138,7 +144,7 @@ def _by_dqn(histories: Recipe, steps: int, **how: Any) -> Recipe:
         histories,
         name=histories.name.replace("histories", "dqn"),
         transitions=60 * block,
-        stages=(functools.partial(DQNLearner, 9, 200, steps, **how),),
+        stages=(functools.partial(_dqn_learner, 9, 200, steps, **how),),
         block=block,
         behaviour_name=f"{_DQN}, 200 episodes of each task",
         packages=("torch", "stable-baselines3"),
