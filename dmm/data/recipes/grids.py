@@ -170,6 +170,7 @@ def _long_maze(steps: int, episodes: int) -> Recipe:
     )
 
 
+# steps of an episode, and how many episodes
 _HORIZONS = ((1_000, 200), (2_000, 200), (5_000, 200), (10_000, 100), (20_000, 100))
 _BY_NAME = {recipe.name: recipe for recipe in _ROOMS}
 
