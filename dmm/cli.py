@@ -73,7 +73,7 @@ def datasets(as_json: AsJson = False) -> None:
     for line in wrong:
         typer.echo(f"dmm: passed over: {line}", err=True)
     others = [name for name in ids if name not in RECIPES]
-    lines = [_dataset_line(row) for row in rows] + [f"{name:34}here, not made by a recipe" for name in others]
+    lines = [_dataset_line(row) for row in rows] + [f"{name:42}here, not made by a recipe" for name in others]
     _print(as_json, {"datasets": rows, "others": others}, "\n".join(lines))
 
 
@@ -467,7 +467,7 @@ def _run_row(run: Any, dataset: str, model: str) -> dict[str, Any]:
 def _dataset_line(row: dict[str, Any]) -> str:
     there = row["installed"]
     state = f"here, {there['transitions']:,} transitions" if there else f"not here, {row['transitions']:,} by default"
-    return f"{row['name']:34}{row['environment']:22}{state}\n    {row['description']}"
+    return f"{row['name']:42}{row['environment']:28}{state}\n    {row['description']}"
 
 
 def _parse_changes(pairs: Sequence[str]) -> dict[str, str]:

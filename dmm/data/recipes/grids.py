@@ -147,6 +147,7 @@ def _by_dqn(histories: Recipe, steps: int, **how: Any) -> Recipe:
         stages=(functools.partial(_dqn_learner, 9, 200, steps, **how),),
         block=block,
         behaviour_name=f"{_DQN}, 200 episodes of each task",
+        description=f"{histories.description} Learned by DQN.",
         packages=("torch", "stable-baselines3"),
         version=1,
     )
