@@ -80,7 +80,8 @@ def describe(recipe: Recipe, made: CollectSummary, data: Trajectories) -> dict[s
 
 def _histogram(values: np.ndarray) -> dict[str, list[float]]:
     low, high = float(values.min()), float(values.max())
-    counts, edges = np.histogram(values, bins=BINS, range=(low, high) if high > low else (low - 0.5, low + 0.5))
+    room = 0.0 if high > low else max(0.5, abs(low) / 2000)  # a picture has to tell its edges apart
+    counts, edges = np.histogram(values, bins=BINS, range=(low - room, high + room))
     return {"counts": counts.tolist(), "edges": np.round(edges, 4).tolist()}
 
 
