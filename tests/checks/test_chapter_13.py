@@ -238,3 +238,8 @@ def test_wrong_tokens_are_told_what_is_wrong(answer, hint):
 def test_wrong_pairs_are_told_what_is_wrong(answer, hint):
     with pytest.raises(CheckFailed, match=hint):
         chapter_13.check_attention_pairs(answer)
+
+
+def test_what_the_page_says_of_four_thousand_steps():
+    anew, cached, groups = pairs(4000, 20)
+    assert (round(anew / groups), round(cached / groups)) == (102_674, 77)
