@@ -303,8 +303,8 @@ def reproduce(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Tables, figures, rows or cells, such as table1 or table2/kitchen-mixed/dmm; all if none. Those of the "
-            "Decision Mamba-Hybrid paper are dmh-figure2 (dark rooms, learned in context), dmh-figure3 (long T-mazes), "
+            help="Tables, figures, rows or cells, such as table1 or table2/kitchen-mixed/dmm; all if none. Those of "
+            "the Decision Mamba-Hybrid paper are dmh-figure2 (dark rooms, in context), dmh-figure3 (long T-mazes), "
             "dmh-figure4a (sub-goals) and dmh-figure4b (steps of a group)."
         ),
     ] = None,
