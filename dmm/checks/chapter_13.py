@@ -117,7 +117,7 @@ def _by_score(score: Callable[[Sequence[float], int, int], float]) -> Callable[[
 
 
 _GOAL_MISTAKES: dict[str, Callable[[Sequence[float], int], Array]] = {
-    "r[k] is what the action in state k paid, so it belongs to state k + 1: the mean for state j is of r[i] to r[j-1]": (
+    "r[k] is what the action in state k paid, so it belongs to state k + 1: state j has the mean of r[i] to r[j-1]": (
         _by_group(lambda r, i, c: _best(r, i, 1))
     ),
     "of several states with the largest value take the earliest": (

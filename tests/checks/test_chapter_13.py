@@ -61,7 +61,6 @@ def planner_tokens(episodes, interval, **changes):
             after = left - sum(group)
             rows.append([after if changes.get("late") else left, changes.get("paid", sum)(group), int(end)])
             left = left if changes.get("held") else after
-        largest = left if changes.get("on") else largest
     return rows
 
 
@@ -159,7 +158,10 @@ def test_right_answers_pass_with_one_line(check, answer, capsys):
         (with_goals(score=lambda r, i, j: sum(r[i:j])), "^that is the largest sum"),
         (with_goals(score=lambda r, i, j: sum(r[i:j]) / j), "^divide by the steps from i on"),
         (with_goals(capped=False), "^nobody saw the state behind the last action"),
-        (lambda r, c: [min(j, len(r) - 1) - i for i, j in zip(range(0, len(r), c), goal_states(r, c))], "^asked for is"),
+        (
+            lambda r, c: [min(j, len(r) - 1) - i for i, j in zip(range(0, len(r), c), goal_states(r, c), strict=True)],
+            "^asked for is",
+        ),
         (lambda r, c: goal_states(r, c, reach=c), "^a sub-goal may lie far behind its group"),
         (with_goals(score=lambda r, i, j: r[j - 1]), "^that is the state behind the largest single reward"),
         (lambda r, c: [j - 1 for j in goal_states(r, c, capped=False)], "^the state that an action is taken in"),
