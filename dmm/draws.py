@@ -8,15 +8,10 @@ Source: SplitMix64 (Steele, Lea and Flood 2014), whose outputs are a hash of a c
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
-
-Acts = Literal["drawn", "likeliest"]
-"""How a discrete action is chosen: by its probabilities, or the most probable one."""
 
 STRIDE = np.uint64(0x9E3779B97F4A7C15)
 """Between two counters: 2^64 over the golden ratio."""

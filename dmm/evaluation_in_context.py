@@ -11,7 +11,6 @@ Intervals are over tasks, of the one policy; what another training seed would do
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -148,10 +147,10 @@ class InContextEvaluation:
         lines = [
             f"{self.model} on {self.dataset}, step {self.step:,}, {count} {what}, {episodes} episodes in a row each",
             f"acting: {way}; target {self.target:g}; {memory}",
-            f"{'episode':12}mean return, 95 % interval over tasks",
-            *(f"{number:<12}{episode.text()}" for number, episode in enumerate(self.per_episode, 1)),
-            f"{'last - first':12}{self.improvement.text()}",
-            f"{'best of each':12}{self.best.text()}",
+            f"{'episode':14}mean return, 95 % interval over tasks",
+            *(f"{number:<14}{episode.text()}" for number, episode in enumerate(self.per_episode, 1)),
+            f"{'last - first':14}{self.improvement.text()}",
+            f"{'best of each':14}{self.best.text()}",
             *(f"{name}: {value:.4g}" for name, value in known if value is not None),
         ]
         return "\n".join(lines)
@@ -229,12 +228,10 @@ def evaluate_tasks(
 
 
 def _choose(env: gym.Env, count: int | None, seed: int) -> list[Task]:
-    """The tasks to play; a line on stderr where there are not so many as asked for."""
+    """The tasks to play."""
     found = evaluation_tasks(env, TASKS if count is None else count, np.random.default_rng(seed))
     if not hidden_parts(env):
         return found * (ROWS if count is None else count)
-    if count is not None and len(found) < count:
-        print(f"dmm: evaluate: only {len(found)} tasks are held out, not {count}; all are played", file=sys.stderr)
     return found
 
 

@@ -312,8 +312,11 @@ def play_job(job: Job, run: Run) -> list[dict[str, Any]]:
     if not job.episodes_in_context:
         found = evaluate(run, episodes=job.episodes, targets=job.targets, **asking)
         return [{**describe_score(score), "returns": _in_a_line(score.returns)} for score in found.scores]
-    asking |= {"episodes_in_context": job.episodes_in_context, "tasks": job.episodes}
-    return [_in_context(evaluate(run, targets=target, **asking)) for target in job.targets]
+    many = job.episodes_in_context
+    return [
+        _in_context(evaluate(run, episodes_in_context=many, tasks=job.episodes, targets=target, **asking))
+        for target in job.targets
+    ]
 
 
 def _in_context(found: InContextEvaluation) -> dict[str, Any]:

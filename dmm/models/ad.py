@@ -9,8 +9,10 @@ No return-to-go, no ends of episodes, no time steps, and no norm behind the last
 it has. Windows are k steps of one history, across the ends of its episodes, and never of two tasks (where the source
 lets some straddle two). Positions are sines and cosines of the token's place in the window; with Mamba there are none.
 
-Acting, discrete actions are drawn from the logits (`acts="drawn"`, by `dmm.draws`), as in the paper, which is how the
-learner's trials are imitated too, or are the likeliest, as in ad-eps. Memory is never reset within a task
+Acting, discrete actions are drawn by softmax(logits / temperature) (`dmm.draws`): 1 as in the paper, 0 for the
+likeliest action, as in ad-eps. Neither does well here. What is imitated are a learner's random actions too; a policy
+that draws as many of them stays a beginner, one that draws none tries nothing new, and half way between it explores and
+keeps what it found. Memory is never reset within a task
 (`next_episode`). The transformer reads the last k steps anew each time, fewer at first; Mamba goes on as a recurrence
 over everything since the task began, in constant time.
 
@@ -39,7 +41,7 @@ from dmm.configs import check_positive, plain_fields
 from dmm.data.contexts import as_histories
 from dmm.data.trajectories import Trajectories
 from dmm.data.windows import Batch, RewardedWindows, WindowDraws, WindowSampler
-from dmm.draws import Acts, category, streams
+from dmm.draws import category, streams
 from dmm.errors import InputError, require_choice
 from dmm.layers.dropout import Dropout
 from dmm.layers.initial import init_linear
@@ -63,7 +65,7 @@ class ADConfig:
     embedding: int = 64  # e channels in which positions are added
     embed_dropout: float = 0.1  # on the tokens
     dropout: float = 0.1  # on what each half of a layer adds
-    acts: Acts = "drawn"  # from the logits, or the likeliest action
+    temperature: float = 0.5  # of the softmax that discrete actions are drawn by; 0: the likeliest
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -71,7 +73,8 @@ class ADConfig:
         for name in ("dropout", "embed_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name}: got {getattr(self, name):g}, allowed is 0 <= {name} < 1")
-        require_choice("acts", self.acts, Acts)
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"temperature: got {self.temperature:g}, allowed is 0 (the likeliest action) or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +162,8 @@ class Distilled(Policy):
 
     def chosen(self, out: Tensor, stream: Tensor, clock: Tensor) -> Tensor:
         """What is played, `(n, a)`, by what `read` gave."""
-        if self.discrete_actions and self.config.acts == "drawn":
-            return category(out, stream, clock)
+        if self.discrete_actions and self.config.temperature:
+            return category(out / self.config.temperature, stream, clock)
         return self.played(out)
 
     def loss(self, batch: RewardedWindows) -> dict[str, Tensor]:
@@ -271,13 +274,13 @@ def _published(facts: Facts) -> dict[str, Any]:
     sizes: dict[str, Any] = {"width": 512, "layers": 4, "heads": 4, "embedding": 64, "dropout": 0.1}
     sizes |= {"attention_dropout": 0.5, "embed_dropout": 0.3}
     recipe = {"steps": 300_000, "batch_size": 512, "learning_rate": 3e-4, "warmup": 0.05, "beta2": 0.99, "clip": 1.0}
-    return sizes | recipe | {"weight_decay": 0.0, "acts": "likeliest"}
+    return sizes | recipe | {"weight_decay": 0.0, "temperature": 0.0}
 
 
 def _official_config(sizes: Mapping[str, Any]) -> ADTransformerConfig:
     names = {"state_size": "states", "action_size": "actions", "context": "context", "embedding": "embedding"}
     names |= {"width": "width", "layers": "layers", "heads": "heads"}
-    return ADTransformerConfig(**{ours: sizes[theirs] for ours, theirs in names.items()}, acts="likeliest")
+    return ADTransformerConfig(**{ours: sizes[theirs] for ours, theirs in names.items()}, temperature=0.0)
 
 
 def _table(table: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,13 +35,15 @@ from torch import Tensor, nn
 from dmm.configs import check_positive, plain_fields
 from dmm.data.trajectories import Trajectories
 from dmm.data.windows import Batch, whole_share
-from dmm.draws import Acts, category, streams
+from dmm.draws import category, streams
 from dmm.errors import InputError, require_choice, whole_number
 from dmm.layers.transformer import GPTLayer
 from dmm.models.across import steps_of
 from dmm.models.conservative_q import with_next_states
 from dmm.models.entry import Facts, Model, Official, Source, gpt_sources
 from dmm.policy import Outcome, Policy, Target, Wanted, of_merged
+
+Acts = Literal["drawn", "likeliest"]
 
 
 @dataclass(frozen=True, kw_only=True)

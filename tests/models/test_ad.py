@@ -216,7 +216,7 @@ def test_published_size_is_theirs() -> None:
         ("ad", {"attention_dropout": 1.0}, "attention_dropout: got 1, allowed is 0 <= attention_dropout < 1"),
         ("ad", {"embed_dropout": -0.5}, "embed_dropout: got -0.5"),
         ("ad-mamba", {"ssm_state": 0}, "ssm_state: got 0"),
-        ("ad-mamba", {"acts": "greedy"}, "acts: got 'greedy', allowed are drawn, likeliest"),
+        ("ad-mamba", {"temperature": -1.0}, "temperature: got -1, allowed is 0"),
         ("ad-mamba", {"step_init": "x"}, "step_init: got 'x', allowed are mamba, wiped"),
     ],
 )
@@ -226,8 +226,8 @@ def test_bad_configs(name: str, changes: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_discrete_actions_are_drawn_by_their_logits_or_the_likeliest(name: str) -> None:
-    policy = made(name, context=6)
+def test_discrete_actions_are_drawn_at_a_temperature_or_the_likeliest(name: str) -> None:
+    policy = made(name, context=6, temperature=0.7)
     policy.discrete_actions = True
     with torch.no_grad():
         policy.head.bias[:] = torch.tensor([0.0, 1.0])
@@ -250,9 +250,9 @@ def test_discrete_actions_are_drawn_by_their_logits_or_the_likeliest(name: str) 
         rewards=torch.zeros(n, 2, 1),
     )
     for step, drawn in enumerate((first, action)):
-        share = policy(windows)[:, step].softmax(dim=-1).detach().mean(dim=0)
+        share = (policy(windows)[:, step] / 0.7).softmax(dim=-1).detach().mean(dim=0)
         assert ((drawn.mean(dim=0) - share).abs() < 5 * (0.25 / n) ** 0.5).all()
-    likeliest = made(name, context=6, acts="likeliest")
+    likeliest = made(name, context=6, temperature=0.0)
     likeliest.discrete_actions = True
     likeliest.load_state_dict(policy.state_dict())
     greedy, _ = likeliest.act(likeliest.init_state(n, asked), seen)
