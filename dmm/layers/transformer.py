@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dmm.layers.attention import CausalAttention
+from dmm.layers.attention import CausalAttention, Places
 from dmm.layers.dropout import Dropout
 from dmm.layers.initial import init_linear
 
@@ -58,6 +58,16 @@ class GPTLayer(nn.Module):
         """`allowed (b, 1, l, l)`, as in `CausalAttention`; None is all but the future."""
         x = x + self.dropout(self.attention(self.attention_norm(x), allowed))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))  # type: ignore[no-any-return]
+
+    def newest(self, x: Tensor, allowed: Tensor) -> Tensor:
+        """`forward` of the last token alone, `(b, l, d) -> (b, d)`; see `CausalAttention.newest`."""
+        y = x[:, -1] + self.attention.newest(self.attention_norm(x), allowed)
+        return y + self.mlp(self.mlp_norm(y))  # type: ignore[no-any-return]
+
+    def cached(self, x: Tensor, remembered: Tensor, places: Places) -> Tensor:
+        """`forward` of the next tokens alone, `(b, t, d) -> (b, t, d)`; see `CausalAttention.cached`."""
+        x = x + self.attention.cached(self.attention_norm(x), remembered, places)
+        return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
 
     def parts(self) -> dict[str, nn.Module]:
         """What the layer adds to its input, by name, in order."""
