@@ -15,8 +15,10 @@ at a cost that does not grow with `K` either. `m = K` gives the actions of the w
 the steps before are remembered, and a step's cost grows with their number only by what looking at them takes. The
 actions are those of the window; once it is full it is read anew.
 
-With `recurrent` and `staggered` an episode begins as its window does: behind `K - 1` padded steps, which the states have taken in beforehand. Where the
-model embeds time steps, each token has that of its own step in the episode; those of padding have the first.
+With `recurrent` and `staggered` an episode begins as its window does: behind `K - 1` padded steps, which the states
+have taken in beforehand. Where the model embeds time steps, each token has that of its own step in the episode; those of
+padding have the first. Policies whose `act` is itself a recurrence begin in their own way.
+
 Axes: `n` episodes, `m` states of each, `d` channels, `s` state size, `a` action size.
 """
 
@@ -84,7 +86,9 @@ def make_actor(policy: Policy, acting: str = "window", states: int = STATES) -> 
 
 def _cached(policy: Policy) -> CachedActor:
     if not isinstance(policy, AcrossEpisodes):
-        raise InputError(f"acting: got 'cached' for a {type(policy).__name__}, allowed are ad and at, which have a cache")
+        raise InputError(
+            f"acting: got 'cached' for a {type(policy).__name__}, allowed are ad and at, which have a cache"
+        )
     if policy.context < 2:
         raise InputError(f"acting: got 'cached' for a window of {policy.context} step, allowed are 2 or more")
     return CachedActor(_frozen(policy))

@@ -8,8 +8,9 @@ transformers (`hdt`) with a key-value cache and without, and Decision Mamba-Hybr
 present group or, as released, on a sliding window.
 
 Timed are the last c steps of a context, one group, of each in turn; a figure is the median over rounds of their mean.
-It is CPU time of this process, which others on the machine hardly change. What has a memory of one size was really
-played up to there; the memories of the others are filled with random numbers, which change no time. `paper` has what
+It is CPU time of this process, which others on the machine hardly change. `dmh` and `ad-mamba` really play up to there;
+the memories of the others are filled with random numbers, which change no time, and that of the sliding window is one of
+a few groups. `paper` has what
 the papers print (Huang et al. 2024, arXiv 2406.00079, table 4; arXiv 2405.20692 for IDT, a hierarchy without Mamba):
 hours and minutes on GPUs.
 """
@@ -54,7 +55,7 @@ class System:
     model: str
     acting: str = "recurrent"
     full: bool = False  # whether the context is full, so that it is read anew
-    constant: bool = False  # whether its memory has one size
+    constant: bool = False  # whether its memory, of one size, is really played up to a context
     window: str = "group"  # of a hierarchy's worker
 
 
@@ -65,7 +66,7 @@ SYSTEMS: dict[str, System] = {
     "hdt": System("hierarchy of transformers, key-value cache", "hdt"),
     "ad-mamba": System("flat Mamba", "ad-mamba", constant=True),
     "dmh": System("Decision Mamba-Hybrid", "dmh", constant=True),
-    "dmh sliding": System("Decision Mamba-Hybrid, sliding window", "dmh", constant=True, window="sliding"),
+    "dmh sliding": System("Decision Mamba-Hybrid, sliding window", "dmh", window="sliding"),
 }
 MINUTES = ("ad-mamba", "ad", "dmh", "idt")
 PAPER: dict[str, tuple[int, tuple[float, ...], tuple[float, ...]]] = {
@@ -129,7 +130,9 @@ class Player:
         return (time.process_time() - began) / steps, state
 
     def near_the_end(self) -> Any:
-        """A memory of random numbers before the last group of the context or, where it is read anew, behind it."""
+        """A memory, of random numbers, before the last group of the context or, where it is read anew, behind it."""
+        if self.system.model == "dmh":
+            return self.play(self.begun, 3 * INTERVAL)[1]
         state = self.begun.map(self._filled)
         if self.system.model == "hdt":
             return _with_groups(state, self.context // INTERVAL - (not self.system.full))
@@ -216,7 +219,9 @@ def played(systems: dict[str, System], contexts: Sequence[int], progress: bool) 
     """What really lived through as many steps as the longest context has, with its memories on the way."""
     marks = sorted({context - INTERVAL for context in contexts} | {step for step in FLAT if step <= contexts[-1]})
     made = {name: Lived(Player(system, contexts[-1]), {}) for name, system in systems.items()}
-    with progress_bar(total=marks[-1] * len(made), desc="memory_costs, steps", unit="step", disable=not progress) as bar:
+    with progress_bar(
+        total=marks[-1] * len(made), desc="memory_costs, steps", unit="step", disable=not progress
+    ) as bar:
         for each in made.values():
             state, done = each.player.begun, 0
             for mark in marks:
@@ -250,6 +255,7 @@ class Costs:
     contexts: np.ndarray
     us: dict[str, np.ndarray]
     memory: dict[str, np.ndarray]  # bytes
+    extrapolated: dict[str, np.ndarray]  # of `us`, where nothing was measured and two longest contexts say how it grows
     labels: dict[str, str]
 
     def at(self, name: str, context: float) -> float:
@@ -281,7 +287,9 @@ class Costs:
 def _between(contexts: np.ndarray, values: np.ndarray, context: float) -> float:
     known = np.isfinite(values)
     inside = contexts[known].min() <= context <= contexts[known].max()
-    return float(np.exp(np.interp(np.log(context), np.log(contexts[known]), np.log(values[known])))) if inside else np.nan
+    return (
+        float(np.exp(np.interp(np.log(context), np.log(contexts[known]), np.log(values[known])))) if inside else np.nan
+    )
 
 
 def read_costs(result: dict[str, Any]) -> Costs:
@@ -293,8 +301,19 @@ def read_costs(result: dict[str, Any]) -> Costs:
         points = [found.get(int(context)) for context in contexts]
         columns["us"][name] = np.array([np.nan if p is None else p["us"]["median"] for p in points])
         columns["memory"][name] = np.array([np.nan if p is None else p["memory"] for p in points])
+    extrapolated = {name: _extrapolated(contexts, us) for name, us in columns["us"].items()}
     labels = {name: system["label"] for name, system in result["systems"].items()}
-    return Costs(contexts, columns["us"], columns["memory"], labels)
+    return Costs(contexts, columns["us"], columns["memory"], extrapolated, labels)
+
+
+def _extrapolated(contexts: np.ndarray, us: np.ndarray) -> np.ndarray:
+    """`a T + b T^2` through the two longest contexts T that were measured, at those that were not; else NaN."""
+    known = np.flatnonzero(np.isfinite(us))[-2:]
+    if len(known) < 2:
+        return np.full_like(us, np.nan)
+    powers = np.stack([contexts, contexts**2], axis=1)
+    line = powers @ np.linalg.solve(powers[known], us[known])
+    return np.where(np.isfinite(us), np.nan, line)
 
 
 def crossings(costs: Costs) -> list[dict[str, Any]]:
@@ -334,7 +353,15 @@ def describe(points: dict[str, list[Any]], flat: Any, contexts: Sequence[int], r
         },
     }
     costs, fastest = read_costs(result), flat["ad-mamba"]["us"]
-    flat = {name: row | {"over_ad_mamba": float(np.median(row["us"]) / np.median(fastest))} for name, row in flat.items()}
+    for name, system in result["systems"].items():
+        system["extrapolated"] = [
+            {"context": context, "us": float(us)}
+            for context, us in zip(contexts, costs.extrapolated[name], strict=True)
+            if np.isfinite(us)
+        ]
+    flat = {
+        name: row | {"over_ad_mamba": float(np.median(row["us"]) / np.median(fastest))} for name, row in flat.items()
+    }
     return {**result, "flat": flat, "crossings": crossings(costs), "paper": paper_rows()}
 
 

@@ -1,26 +1,14 @@
-"""Causal attention and its mask; all tokens at once, or the next ones beside what is remembered of those before.
+"""Causal attention and its mask.
 
 Axes: `b` batch, `l` tokens, `d` channels.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmm.layers.dropout import Dropout
-
-
-class Places(NamedTuple):
-    """Where the next `t` tokens of each row stand among `p` places, and what they may look at."""
-
-    index: Tensor
-    """`(b, t)` int64."""
-    allowed: Tensor
-    """`(b, 1, t, q)` bool, for the first `q` of the places, which are all that is looked at."""
 
 
 class CausalAttention(nn.Module):
@@ -43,32 +31,6 @@ class CausalAttention(nn.Module):
         scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (b, heads, l, l)
         weights = scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1)
         mixed = self.dropout(weights) @ v  # (b, heads, l, d / heads)
-        return self.project_out(mixed.transpose(1, 2).flatten(-2))  # type: ignore[no-any-return]
-
-    def newest(self, x: Tensor, allowed: Tensor) -> Tensor:
-        """`forward` of the last token alone, `(b, l, d) -> (b, d)`, for acting: without dropout."""
-        d, rows = x.shape[-1], allowed[:, :, -1:]
-        weight, bias = self.project_in.weight, self.project_in.bias
-        q = F.linear(x[:, -1], weight[:d], bias[:d]).unflatten(-1, (self.heads, 1, -1))  # type: ignore[no-untyped-call]
-        kv = F.linear(x, weight[d:], bias[d:]).unflatten(-1, (2, self.heads, -1))  # type: ignore[no-untyped-call]
-        k, v = kv.permute(2, 0, 3, 1, 4)  # (b, heads, l, d / heads) each
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=rows)  # (b, heads, 1, d / heads)
-        return self.project_out(mixed.flatten(1))  # type: ignore[no-any-return]
-
-    def cached(self, x: Tensor, remembered: Tensor, places: Places) -> Tensor:
-        """`forward` of the next tokens alone, `(b, t, d) -> (b, t, d)`, for acting: without dropout.
-
-        Args:
-            x: the tokens.
-            remembered: keys and values of those before, `(b, 2, heads, p, d / heads)`; theirs are written into it.
-            places: of the tokens.
-        """
-        (b, t, _), seen = x.shape, places.allowed.shape[-1]
-        q, *kv = self.project_in(x).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (b, heads, t, d / heads)
-        new = torch.stack(kv, dim=1)
-        remembered.scatter_(3, places.index[:, None, None, :, None].expand_as(new), new)
-        k, v = remembered[:, :, :, :seen].unbind(1)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=places.allowed)
         return self.project_out(mixed.transpose(1, 2).flatten(-2))  # type: ignore[no-any-return]
 
 

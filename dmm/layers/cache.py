@@ -18,8 +18,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from dmm.layers.attention import Places
-from dmm.layers.transformer import GPTLayer
+from dmm.layers.transformer import GPTLayer, Places
 
 
 def empty_cache(layers: Sequence[GPTLayer] | nn.ModuleList, n: int, places: int) -> Tensor:
@@ -29,18 +28,25 @@ def empty_cache(layers: Sequence[GPTLayer] | nn.ModuleList, n: int, places: int)
     return attention.project_out.weight.new_zeros(n, len(layers), 2, attention.heads, places, d // attention.heads)
 
 
-def places_of(step: Tensor, tokens: int, late: int) -> Places:
-    """Of the tokens of each row's step, numbered from 0 on, `step (n,)`."""
+def places_of(step: Tensor, tokens: int, late: int, like: Tensor) -> Places:
+    """Of the tokens of each row's step, numbered from 0 on, `step (n,)`; for tokens of the type of `like`."""
     offset = torch.arange(tokens * (1 + max(step.tolist(), default=0)), device=step.device)
     index = step[:, None] * tokens + offset[:tokens]  # (n, t)
     row, column = index[:, :, None], offset
-    return Places(index, ((column <= row) & ((column < late) == (row < late)))[:, None])
+    allowed = (column <= row) & ((column < late) == (row < late))
+    return Places(index, bias_of(allowed[:, None], like))
 
 
+def bias_of(allowed: Tensor, like: Tensor) -> Tensor:
+    """What is added to scores: 0 where a token may look, else -inf."""
+    return torch.zeros_like(allowed, dtype=like.dtype).masked_fill_(~allowed, float("-inf"))
+
+
+@torch.no_grad()
 def through(layers: Iterable[nn.Module], x: Tensor, remembered: Tensor, places: Places) -> Tensor:
     """The next tokens `(n, t, d)` behind all layers; their keys and values are written into `remembered`."""
     for layer, own in zip(layers, remembered.unbind(1), strict=True):
-        x = cast(GPTLayer, layer).cached(x, own, places)
+        x = cast(GPTLayer, layer).cell_of_now().cached(x, own, places)
     return x
 
 
@@ -69,6 +75,6 @@ class KeyValueCache(NamedTuple):
         remembered, written = self.remembered, self.written
         if not torch.equal(written, self.steps):
             remembered, written = remembered.clone(), self.steps.clone()
-        x = through(layers, x, remembered, places_of(self.steps, x.shape[1], late))
+        x = through(layers, x, remembered, places_of(self.steps, x.shape[1], late, x))
         written += 1
         return x, KeyValueCache(remembered, written, self.steps + 1)

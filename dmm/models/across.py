@@ -154,7 +154,7 @@ class CachedActor:
         return action, Cached(lived, cache)
 
     def _next(self, windows: RewardedWindows, cache: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
-        """What `newest` gives, from the tokens of two steps: what follows the state of the one before, and up to this."""
+        """What `newest` gives, from the tokens behind the state of the step before, up to the present one."""
         two = windows.map(lambda field: field[:, -2:])
         x = self.policy.tokens(two, cache.steps - 1).flatten(1, 2)  # (n, 2 m, d)
         own = self.policy.state_token + 1

@@ -10,7 +10,8 @@ it has. Windows are k steps of one history, across the ends of its episodes, and
 lets some straddle two). Positions are sines and cosines of the token's place in the window; with Mamba there are none.
 
 Acting is greedy, and memory is never reset within a task (`next_episode`). The transformer reads the last k steps anew
-each time, fewer at first, or with `dmm.acting`'s `cached` goes on from their keys and values until these are k; Mamba goes on as a recurrence over everything since the task began, in constant time.
+each time, fewer at first, or goes on from their keys and values until these are k (`cached`, see `dmm.acting`); Mamba
+goes on as a recurrence over everything since the task began, in constant time.
 
 It reads `RewardedWindows`, padded behind. States and actions are vectors here, z-scored and one-hot, each under one
 linear layer; the source's tables of states and actions are that layer, without its bias, for one-hot states, and

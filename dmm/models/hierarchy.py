@@ -407,22 +407,16 @@ class HierarchicalPolicy(Policy):
     ) -> tuple[Tensor, Memory]:
         """`act` with this noise, `(n, w, z)` for the `w` steps that the worker keeps; None for z = mu."""
         seen = self._z(observation.to(self.state_mean))
-        state = self._planned(self._paid(state, reward), seen)
+        earned = torch.zeros_like(state.earned)
+        if reward is not None:
+            earned = reward[:, None].to(state.target) * (state.clock > 0)[:, None]
+            state = dataclasses.replace(state, earned=state.earned + earned, target=state.target - earned)
+        state = self._planned(state, seen)
         plan = self.plan_of_steps(state.plan, eps)[:, -self.worker.steps :]
-        out, worker = self.worker.step(state.worker, Seen(plan, seen, state.clock))
+        out, worker = self.worker.step(state.worker, Seen(plan, seen, earned, state.clock))
         action = self.played(out if self.discrete_actions else torch.tanh(out))
         worker.actions[:, -1] = action
         return action, dataclasses.replace(state, worker=worker, clock=state.clock + 1)
-
-    def _paid(self, state: Memory, reward: Tensor | None) -> Memory:
-        """The memory with what the step before earned, if it was of the present episode."""
-        if reward is None:
-            return state
-        earned = reward[:, None].to(state.target) * (state.clock > 0)[:, None]
-        rewards = state.worker.rewards.clone()
-        rewards[:, -1] = earned
-        worker = state.worker._replace(rewards=rewards)
-        return dataclasses.replace(state, worker=worker, earned=state.earned + earned, target=state.target - earned)
 
     def _planned(self, state: Memory, seen: Tensor) -> Memory:
         """The memory with new plans where a group begins."""

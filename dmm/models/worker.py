@@ -12,10 +12,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmm.layers.cache import empty_cache, places_of, through
-from dmm.layers.transformer import GPTLayer, seen_before
+from dmm.layers.cache import bias_of, empty_cache, places_of, through
+from dmm.layers.frozen import Freezable
+from dmm.layers.transformer import GPTLayer, Places, seen_before
 
 if TYPE_CHECKING:
     from dmm.models.hierarchy import HierarchyConfig
@@ -31,6 +33,8 @@ class Seen(NamedTuple):
     """`(n, w, z)`, of the `w` steps that a worker keeps, this one the last."""
     state: Tensor
     """`(n, s)`, z-scored."""
+    earned: Tensor
+    """`(n, 1)`, by the step before, if it was of the present episode."""
     clock: Tensor
     """`(n,)` int64, steps of the episode before this one."""
 
@@ -55,14 +59,12 @@ class Remembered(NamedTuple):
 
     actions: Tensor
     """`(n, 1, a)`."""
-    rewards: Tensor
-    """`(n, 1, 1)`."""
     cache: Tensor
     """`(n, layers, 2, heads, 4c, d / heads)`."""
 
 
 class Worker(nn.Module):
-    """Actions of c steps towards a plan: `(m, c, .) -> (m, c, a)`, before tanh or softmax; see `dmm.models.hierarchy`."""
+    """Actions of c steps towards a plan: `(m, c, .) -> (m, c, a)`, before tanh or softmax."""
 
     steps: int
     """`w`, that are kept while acting."""
@@ -83,7 +85,10 @@ class Worker(nn.Module):
         self, plan: Tensor, states: Tensor, actions: Tensor, rewards: Tensor, timesteps: Tensor, real: Tensor
     ) -> Tensor:
         """`plan (m, c, z)`, z-scored states, and which of the steps `(m, c)` are none but padding."""
-        x, allowed = self.embed(plan, states, actions, rewards, timesteps), seen_before(real.repeat_interleave(4, dim=1))
+        x, allowed = (
+            self.embed(plan, states, actions, rewards, timesteps),
+            seen_before(real.repeat_interleave(4, dim=1)),
+        )
         for block in self.blocks:
             x = block(x, allowed)
         return self.head(self.norm(x[:, 1::4]))  # type: ignore[no-any-return]
@@ -121,34 +126,59 @@ class SlidingWorker(Worker):
         return Window(*(weight.new_zeros(n, self.steps, size) for size in sizes), timesteps, timesteps.bool())
 
     def step(self, memory: Window, seen: Seen) -> tuple[Tensor, Window]:
-        mask = memory.mask & (seen.clock > 0)[:, None]
-        later = iter((seen.state, *(torch.zeros_like(part[:, 0]) for part in memory[1:3]), seen.clock, mask[:, 0] | True))
-        past = memory._replace(mask=mask)
-        now = Window(*(torch.cat([part[:, 1:], next(later)[:, None]], dim=1) for part in past))
+        now = _shifted(memory, seen)
         x = self.embed(seen.plan, *now[:4])[:, :-LATE]  # (n, 4c - 2, d)
-        allowed = seen_before(now.mask.repeat_interleave(4, dim=1)[:, :-LATE])
-        *blocks, last = self.blocks
-        for block in blocks:
-            x = block(x, allowed)
-        return self.head(self.norm(cast(GPTLayer, last).newest(x, allowed))), now
+        bias = bias_of(seen_before(now.mask.repeat_interleave(4, dim=1)[:, :-LATE]), x)
+        *cells, last = (cast(GPTLayer, block).cell_of_now() for block in self.blocks)
+        for cell in cells:
+            x = cell.whole(x, bias)
+        return self.head(self.norm(last.newest(x, bias)[:, 0])), now
 
 
-class GroupWorker(Worker):
+def _shifted(past: Window, seen: Seen) -> Window:
+    """The window one step on, its last action and reward not known yet."""
+
+    def behind(field: Tensor, *new: Tensor) -> Tensor:
+        return torch.cat([field[:, 1 : field.shape[1] + 1 - len(new)], *(each[:, None] for each in new)], dim=1)
+
+    going = seen.clock > 0
+    return Window(
+        states=behind(past.states, seen.state),
+        actions=behind(past.actions, torch.zeros_like(past.actions[:, 0])),
+        rewards=behind(past.rewards, seen.earned, torch.zeros_like(seen.earned))[:, -past.rewards.shape[1] :],
+        timesteps=behind(past.timesteps, seen.clock),
+        mask=behind(past.mask & going[:, None], torch.ones_like(going)),
+    )
+
+
+class GroupWorker(Worker, Freezable):
     """Acting on the steps of the present group."""
 
     steps = 1
+    index: Tensor
+    bias: Tensor
+    offsets: Tensor
+
+    def __init__(self, config: HierarchyConfig):
+        super().__init__(config)
+        places = places_of(torch.arange(config.interval), 4, LATE, self.head.weight)
+        constants = {"index": places.index, "bias": places.bias, "offsets": torch.tensor([-1, -1, 0, 0])}
+        for name, constant in constants.items():
+            self.register_buffer(name, constant, persistent=False)
 
     def init_state(self, n: int) -> Remembered:
-        zeros = self.head.weight.new_zeros
-        cache = empty_cache(self.blocks, n, 4 * self.config.interval)
-        return Remembered(zeros(n, 1, self.config.action_size), zeros(n, 1, 1), cache)
+        actions = self.head.weight.new_zeros(n, 1, self.config.action_size)
+        return Remembered(actions, empty_cache(self.blocks, n, 4 * self.config.interval))
 
     def step(self, memory: Remembered, seen: Seen) -> tuple[Tensor, Remembered]:
-        before = self.embed_action(memory.actions), self.embed_reward(memory.rewards)
-        present = self.embed_plan(seen.plan), self.embed_state(seen.state[:, None])
-        time = self.time(torch.stack([seen.clock - 1, seen.clock], dim=1)).repeat_interleave(2, dim=1)
-        x = self.embed_norm(torch.cat([*before, *present], dim=1) + time)  # (n, 4, d)
-        cache = memory.cache.clone()
-        x = through(self.blocks, x, cache, places_of(seen.clock % self.config.interval, x.shape[1], LATE))
-        nothing = [torch.zeros_like(part) for part in memory[:2]]
-        return self.head(self.norm(x[:, -1])), Remembered(*nothing, cache)
+        step, cache = seen.clock % self.config.interval, memory.cache.clone()
+        given = torch.cat([memory.actions[:, 0], seen.earned, seen.plan[:, 0], seen.state], dim=1)
+        tokens = F.linear(given, *self.cell_of_now()).view(len(given), 4, -1)  # a and r of the step before, z, s
+        x = self.embed_norm(tokens + self.time(seen.clock[:, None] + self.offsets))
+        x = through(self.blocks, x, cache, Places(self.index[step], self.bias[step]))
+        return self.head(self.norm(x[:, -1])), Remembered(torch.zeros_like(memory.actions), cache)
+
+    def make_cell(self) -> tuple[Tensor, Tensor]:
+        """One linear map to all four tokens of a step: weights and biases."""
+        layers = self.embed_action, self.embed_reward, self.embed_plan, self.embed_state
+        return torch.block_diag(*(e.weight for e in layers)), torch.cat([e.bias for e in layers])  # type: ignore[no-untyped-call]

@@ -16,7 +16,8 @@ from dmm.experiments.memory_costs import CONTEXTS, FLAT, PAPER, SYSTEMS, Costs, 
 def made(**us: list[float]) -> Costs:
     contexts = np.array([100.0, 1_000.0, 10_000.0])
     columns = {name: np.array(values) for name, values in us.items()}
-    return Costs(contexts, columns, {name: values * 2 for name, values in columns.items()}, dict.fromkeys(us, ""))
+    memory = {name: values * 2 for name, values in columns.items()}
+    return Costs(contexts, columns, memory, {}, dict.fromkeys(us, ""))
 
 
 def test_crossings_by_hand() -> None:
@@ -31,6 +32,14 @@ def test_crossings_by_hand() -> None:
     assert costs.over("dear", "flat").tolist() == [12.0, 12.0, 12.0]
     found = {(row["of"], row["system"], row["takes_more_than"]) for row in crossings(costs)}
     assert found == {(of, "linear", "flat") for of in ("us", "memory")}
+
+
+def test_longer_contexts_by_hand() -> None:
+    points = [{"context": T, "us": {"median": 3.0 * T + 2.0 * T**2}, "memory": 1} for T in (1, 10)]
+    result = {"settings": {"contexts": [1, 10, 100]}, "systems": {"ad": {"label": "", "points": points}}}
+    costs = read_costs(result)
+    np.testing.assert_allclose(costs.extrapolated["ad"], [np.nan, np.nan, 20_300.0])
+    assert np.isnan(costs.us["ad"][2])
 
 
 def test_what_the_papers_print() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dmm.layers.cache import KeyValueCache, places_of
+from dmm.layers.cache import KeyValueCache, bias_of, places_of
 from dmm.layers.transformer import GPTLayer, seen_before
 
 STEPS, TOKENS, LATE, D = 5, 3, 2, 8
@@ -81,18 +81,20 @@ def test_a_state_can_be_gone_on_from_twice() -> None:
 
 
 def test_places_by_hand() -> None:
-    places = places_of(torch.tensor([1, 0]), 3, 2)
+    places = places_of(torch.tensor([1, 0]), 3, 2, torch.zeros(1, dtype=torch.float64))
     assert places.index.tolist() == [[3, 4, 5], [0, 1, 2]]
-    first, second = places.allowed[:, 0].long().tolist()
+    first, second = (places.bias[:, 0] == 0).long().tolist()
     assert first == [[0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]]
     assert second == [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("heads", [1, 4])
-def test_the_newest_token_alone(heads: int) -> None:
+def test_all_tokens_and_the_newest_alone(heads: int) -> None:
     layer, x = stack(heads)[0], tokens()
     real = torch.ones(2, STEPS * TOKENS, dtype=torch.bool)
     real[1, :4] = False
     allowed = seen_before(real)
-    same(layer.newest(x, allowed), layer(x, allowed)[:, -1])  # type: ignore[operator]
+    cell, bias, expected = layer.make_cell(), bias_of(allowed, x), layer(x, allowed)  # type: ignore[operator]
+    same(cell.newest(x, bias), expected[:, -1:])
+    same(cell.whole(x, bias), expected)

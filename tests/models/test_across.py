@@ -79,7 +79,9 @@ def test_it_does_read_the_cache(name: str) -> None:
 
 def test_who_has_no_cache_is_told() -> None:
     policy = AlgorithmDistillationMamba(ADMambaConfig(state_size=4, action_size=2, width=8))
-    with pytest.raises(InputError, match=r"^acting: got 'cached' for a AlgorithmDistillationMamba, allowed are ad and at"):
+    with pytest.raises(
+        InputError, match=r"^acting: got 'cached' for a AlgorithmDistillationMamba, allowed are ad and at"
+    ):
         make_actor(policy, "cached")
     with pytest.raises(InputError, match=r"^acting: got 'cached' for a window of 1 step, allowed are 2 or more"):
         make_actor(made("ad", context=1), "cached")
