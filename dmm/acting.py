@@ -16,8 +16,8 @@ the steps before are remembered, and a step's cost grows with their number only 
 actions are those of the window; once it is full it is read anew.
 
 With `recurrent` and `staggered` an episode begins as its window does: behind `K - 1` padded steps, which the states
-have taken in beforehand. Where the model embeds time steps, each token has that of its own step in the episode; those of
-padding have the first. Policies whose `act` is itself a recurrence begin in their own way.
+have taken in beforehand. Where the model embeds time steps, each token has that of its own step in the episode; those
+of padding have the first. Policies whose `act` is itself a recurrence begin in their own way.
 
 Axes: `n` episodes, `m` states of each, `d` channels, `s` state size, `a` action size.
 """

@@ -9,10 +9,9 @@ present group or, as released, on a sliding window.
 
 Timed are the last c steps of a context, one group, of each in turn; a figure is the median over rounds of their mean.
 It is CPU time of this process, which others on the machine hardly change. `dmh` and `ad-mamba` really play up to there;
-the memories of the others are filled with random numbers, which change no time, and that of the sliding window is one of
-a few groups. `paper` has what
-the papers print (Huang et al. 2024, arXiv 2406.00079, table 4; arXiv 2405.20692 for IDT, a hierarchy without Mamba):
-hours and minutes on GPUs.
+the memories of the others are filled with random numbers, which change no time, or with a few groups where a window
+slides. `paper` has what the papers print (Huang et al. 2024, arXiv 2406.00079, table 4; arXiv 2405.20692 for IDT, a
+hierarchy without Mamba): hours and minutes on GPUs.
 """
 
 from __future__ import annotations
