@@ -263,7 +263,8 @@ class Costs:
 
     def over(self, name: str, other: str) -> np.ndarray:
         """How many times as long a step takes as another system's, at each context."""
-        return self.us[name] / self.us[other]
+        ratio: np.ndarray = self.us[name] / self.us[other]
+        return ratio
 
     def crossing(self, name: str, than: str, of: str = "us") -> float | None:
         """The context from which a system takes more (`of`: `us` or `memory`) than another; None if it never comes to.

@@ -31,10 +31,10 @@ def empty_cache(layers: Sequence[GPTLayer] | nn.ModuleList, n: int, places: int)
 def places_of(step: Tensor, tokens: int, late: int, like: Tensor) -> Places:
     """Of the tokens of each row's step, numbered from 0 on, `step (n,)`; for tokens of the type of `like`."""
     offset = torch.arange(tokens * (1 + max(step.tolist(), default=0)), device=step.device)
-    index = step[:, None] * tokens + offset[:tokens]  # (n, t)
-    row, column = index[:, :, None], offset
+    where = step[:, None] * tokens + offset[:tokens]  # (n, t)
+    row, column = where[:, :, None], offset
     allowed = (column <= row) & ((column < late) == (row < late))
-    return Places(index, bias_of(allowed[:, None], like))
+    return Places(where, bias_of(allowed[:, None], like))
 
 
 def bias_of(allowed: Tensor, like: Tensor) -> Tensor:

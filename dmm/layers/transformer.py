@@ -28,7 +28,7 @@ def _nonlinearity(name: Nonlinearity) -> nn.Module:
 class Places(NamedTuple):
     """Where the next `t` tokens of each row stand in a cache, and what they may look at there."""
 
-    index: Tensor
+    where: Tensor
     """`(b, t)` int64."""
     bias: Tensor
     """`(b, 1, t, q)`, 0 where a token may look and -inf where not, of the first `q` places: all that is looked at."""
@@ -111,7 +111,7 @@ class GPTCell:
         """
         made = self._projected(x)
         new, seen = made[:, 1:], places.bias.shape[-1]
-        remembered.scatter_(3, places.index[:, None, None, :, None].expand(new.shape), new)
+        remembered.scatter_(3, places.where[:, None, None, :, None].expand(new.shape), new)
         k, v = remembered[:, :, :, :seen].unbind(1)
         return self._behind(x, made[:, 0], k, v, places.bias)
 

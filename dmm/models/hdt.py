@@ -117,8 +117,8 @@ class TransformerPlanner(Planner):
     def init_state(self, n: int) -> tuple[Tensor, ...]:
         k, zeros = self.config.groups, self.norm.weight.new_zeros
         number = torch.zeros(n, k, dtype=torch.int64, device=self.norm.weight.device)
-        sizes = (1, self.config.state_size, 1, 1)
-        window = Groups(*(zeros(n, k, size) for size in sizes), number.bool(), number)
+        single = zeros(n, k, 1)
+        window = Groups(single, zeros(n, k, self.config.state_size), single, single, number.bool(), number)
         cache = KeyValueCache.empty(self.blocks, n, k * self.tokens.count)
         return Planned(window, number[:, 0], cache).flat()
 

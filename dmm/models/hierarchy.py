@@ -245,8 +245,9 @@ class Memory:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Memory:
         """`function` of every tensor."""
-        *own, worker, planner = (getattr(self, f.name) for f in fields(self))
-        return Memory(*map(function, own), type(worker)(*map(function, worker)), tuple(map(function, planner)))
+        own = {f.name: function(getattr(self, f.name)) for f in fields(self)[:-2]}
+        worker = type(self.worker)(*map(function, self.worker))
+        return Memory(**own, worker=worker, planner=tuple(map(function, self.planner)))
 
     def tensors(self) -> list[Tensor]:
         """All of them, as `map` meets them."""

@@ -120,10 +120,10 @@ class SlidingWorker(Worker):
         self.steps = config.interval
 
     def init_state(self, n: int) -> Window:
-        config, weight = self.config, self.head.weight
-        sizes = config.state_size, config.action_size, 1
-        timesteps = torch.zeros(n, self.steps, dtype=torch.int64, device=weight.device)
-        return Window(*(weight.new_zeros(n, self.steps, size) for size in sizes), timesteps, timesteps.bool())
+        config, zeros = self.config, self.head.weight.new_zeros
+        timesteps = torch.zeros(n, self.steps, dtype=torch.int64, device=self.head.weight.device)
+        states, actions = (zeros(n, self.steps, size) for size in (config.state_size, config.action_size))
+        return Window(states, actions, zeros(n, self.steps, 1), timesteps, timesteps.bool())
 
     def step(self, memory: Window, seen: Seen) -> tuple[Tensor, Window]:
         now = _shifted(memory, seen)
@@ -155,14 +155,14 @@ class GroupWorker(Worker, Freezable):
     """Acting on the steps of the present group."""
 
     steps = 1
-    index: Tensor
+    where: Tensor
     bias: Tensor
     offsets: Tensor
 
     def __init__(self, config: HierarchyConfig):
         super().__init__(config)
         places = places_of(torch.arange(config.interval), 4, LATE, self.head.weight)
-        constants = {"index": places.index, "bias": places.bias, "offsets": torch.tensor([-1, -1, 0, 0])}
+        constants = {"where": places.where, "bias": places.bias, "offsets": torch.tensor([-1, -1, 0, 0])}
         for name, constant in constants.items():
             self.register_buffer(name, constant, persistent=False)
 
@@ -175,7 +175,7 @@ class GroupWorker(Worker, Freezable):
         given = torch.cat([memory.actions[:, 0], seen.earned, seen.plan[:, 0], seen.state], dim=1)
         tokens = F.linear(given, *self.cell_of_now()).view(len(given), 4, -1)  # a and r of the step before, z, s
         x = self.embed_norm(tokens + self.time(seen.clock[:, None] + self.offsets))
-        x = through(self.blocks, x, cache, Places(self.index[step], self.bias[step]))
+        x = through(self.blocks, x, cache, Places(self.where[step], self.bias[step]))
         return self.head(self.norm(x[:, -1])), Remembered(torch.zeros_like(memory.actions), cache)
 
     def make_cell(self) -> tuple[Tensor, Tensor]:

@@ -82,7 +82,7 @@ def test_a_state_can_be_gone_on_from_twice() -> None:
 
 def test_places_by_hand() -> None:
     places = places_of(torch.tensor([1, 0]), 3, 2, torch.zeros(1, dtype=torch.float64))
-    assert places.index.tolist() == [[3, 4, 5], [0, 1, 2]]
+    assert places.where.tolist() == [[3, 4, 5], [0, 1, 2]]
     first, second = (places.bias[:, 0] == 0).long().tolist()
     assert first == [[0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]]
     assert second == [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]]
