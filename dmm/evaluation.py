@@ -161,7 +161,7 @@ def evaluate(
             and models meet the same starts.
         targets: returns asked for, one or several, in the environment's units; `default_targets` if not given.
         seed: of the first episode.
-        acting: how, `window` (as the paper evaluates), `recurrent` or `staggered`; see `dmm.acting`.
+        acting: how, `window` (as the paper evaluates), `recurrent`, `staggered` or `cached`; see `dmm.acting`.
         states: of each episode, for `staggered`.
         progress: show a bar on stderr.
         environments: how many are open at once, `ENVIRONMENTS_AT_ONCE` if not given; where not so many can be made,
