@@ -239,6 +239,16 @@ def import_weights(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     episodes: Annotated[int, typer.Option(help="Episodes per target.")] = 100,
+    episodes_in_context: Annotated[
+        int | None,
+        typer.Option(
+            help="In place of those, so many in a row of each of many held-out tasks, with memory kept and no updates: "
+            "whether a policy learns in context. One that cannot is played as a control."
+        ),
+    ] = None,
+    tasks: Annotated[
+        int | None, typer.Option(help="How many of these tasks; all that are held out, 100 at most, if left out.")
+    ] = None,
     target: Annotated[list[float] | None, typer.Option(help="Return asked for; may be given several times.")] = None,
     seed: Annotated[int, typer.Option(help="Environment seed of the first episode.")] = 10_000,
     acting: Annotated[
@@ -259,14 +269,21 @@ def evaluate(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Roll out a run's last checkpoint: return and normalised score with a 95 % interval."""
+    """Roll out a run's last checkpoint: return and normalised score with a 95 % interval.
+
+    With --episodes-in-context: the mean return of the first, second, ... episode of held-out tasks, with intervals.
+    """
     from dmm.evaluation import evaluate as measure
 
     _set_threads(threads)
-    options: Any = {"episodes": episodes, "targets": target, "seed": seed, "acting": acting, "states": states}
+    options: Any = {"targets": target, "tasks": tasks, "seed": seed, "acting": acting, "states": states}
     options |= {"environments": environments, "max_steps": max_steps, "trust_environment": trust_environment}
+    if episodes_in_context is not None:
+        with redirect_stdout(sys.stderr):
+            found = measure(run, episodes_in_context=episodes_in_context, **options)
+        return _print(as_json, found.to_json(), found.text())
     with redirect_stdout(sys.stderr):  # an environment may print, and stdout is for the result
-        result = measure(run, **options).to_json()
+        result = measure(run, episodes=episodes, **options).to_json()
     way = result["acting"] + (f" with {result['states']} states" if result["states"] else "")
     lines = [
         f"{result['model']} on {result['dataset']}, step {result['step']:,}, {result['episodes']} episodes per target, "
@@ -289,7 +306,11 @@ def evaluate(
 def reproduce(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Tables, figures, rows or cells, such as table1 or table2/kitchen-mixed/dmm; all if none."),
+        typer.Argument(
+            help="Tables, figures, rows or cells, such as table1 or table2/kitchen-mixed/dmm; all if none. Those of "
+            "the Decision Mamba-Hybrid paper are dmh-figure2 (dark rooms, in context), dmh-figure3 (long T-mazes), "
+            "dmh-figure4a (sub-goals) and dmh-figure4b (steps of a group)."
+        ),
     ] = None,
     scale: Annotated[
         str,

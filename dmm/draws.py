@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 STRIDE = np.uint64(0x9E3779B97F4A7C15)
 """Between two counters: 2^64 over the golden ratio."""
@@ -47,6 +48,13 @@ def normal(stream: Tensor, step: Tensor, count: int) -> Tensor:
     middle = uniform(stream, step, count).double() + 2.0 ** -(BITS + 1)  # neither 0 nor 1
     drawn: Tensor = torch.special.ndtri(middle)
     return drawn.float()
+
+
+def category(logits: Tensor, stream: Tensor, step: Tensor) -> Tensor:
+    """One of `m` for each episode's time step, by softmax: logits `(n, m)`, streams and steps `(n,)` -> one-hot."""
+    below = logits.softmax(dim=-1).cumsum(dim=-1)
+    drawn = (below <= uniform(stream, step, 1).to(below) * below[:, -1:]).sum(dim=-1)
+    return one_hot(drawn.clamp(max=logits.shape[-1] - 1), logits.shape[-1]).to(logits)
 
 
 def _bits(numbers: Tensor) -> np.ndarray:

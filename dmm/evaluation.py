@@ -6,12 +6,13 @@ code reports the best of all checkpoints and targets; see the book's page on pap
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import gymnasium as gym
 import numpy as np
@@ -27,6 +28,9 @@ from dmm.errors import InputError, RunError, finite_number, whole_number
 from dmm.policy import Outcome, Target, Wanted
 from dmm.progress import progress_bar
 from dmm.training import Run, load_run
+
+if TYPE_CHECKING:
+    from dmm.evaluation_in_context import InContextEvaluation
 
 TARGETS: dict[str, tuple[float, ...]] = {
     "hopper": (3600.0, 7200.0),
@@ -140,10 +144,45 @@ class Evaluation:
         }
 
 
+@overload
+def evaluate(
+    run: Run | str | Path,
+    *,
+    episodes: int = ...,
+    targets: Sequence[float] | float | None = ...,
+    seed: int = ...,
+    acting: str = ...,
+    states: int = ...,
+    progress: bool = ...,
+    environments: int | None = ...,
+    max_steps: int | None = ...,
+    trust_environment: bool = ...,
+) -> Evaluation: ...
+
+
+@overload
+def evaluate(
+    run: Run | str | Path,
+    *,
+    episodes_in_context: int,
+    tasks: int | None = ...,
+    targets: Sequence[float] | float | None = ...,
+    seed: int = ...,
+    acting: str = ...,
+    states: int = ...,
+    progress: bool = ...,
+    environments: int | None = ...,
+    max_steps: int | None = ...,
+    trust_environment: bool = ...,
+) -> InContextEvaluation: ...
+
+
 def evaluate(
     run: Run | str | Path,
     *,
     episodes: int = 100,
+    episodes_in_context: int | None = None,
+    tasks: int | None = None,
     targets: Sequence[float] | float | None = None,
     seed: int = 10_000,
     acting: str = "window",
@@ -152,13 +191,17 @@ def evaluate(
     environments: int | None = None,
     max_steps: int | None = None,
     trust_environment: bool = False,
-) -> Evaluation:
+) -> Evaluation | InContextEvaluation:
     """Roll out a run's last checkpoint and score it.
 
     Args:
         run: a run or its folder.
         episodes: per target; episode `i` starts from environment seed `seed + i` whatever the target, so that targets
             and models meet the same starts.
+        episodes_in_context: so many episodes in a row of each of many held-out tasks in place of those, with memory
+            kept and no updates; see `dmm.evaluation_in_context`. Episode `i` of task `j` starts from environment seed
+            `seed + j episodes_in_context + i`.
+        tasks: how many of these tasks; all that are held out, 100 at most, if not given.
         targets: returns asked for, one or several, in the environment's units; `default_targets` if not given.
         seed: of the first episode.
         acting: how, `window` (as the paper evaluates), `recurrent`, `staggered` or `cached`; see `dmm.acting`.
@@ -178,12 +221,36 @@ def evaluate(
     """
     run = run if isinstance(run, Run) else load_run(run)
     data = run.info["dataset"]
-    wanted = _targets(targets) or _targets(_usual_targets(data))
+    given = _targets(targets)
+    wanted = given or _targets(_usual_targets(data))
     episodes, seed = whole_number("episodes", episodes, 1), whole_number("seed", seed, 0, 2**31 - 1)
     states = whole_number("states", states, None)
     actor, reference, scores = make_actor(run.policy, acting, states), _reference(data), []
     actor = NoRewards(actor) if data.get("delayed_rewards") else actor
-    with _environments(lambda: make_env(run.info, trust_environment=trust_environment), episodes, environments) as envs:
+    make = functools.partial(make_env, run.info, trust_environment=trust_environment)
+    if episodes_in_context is not None:
+        from dmm.evaluation_in_context import evaluate_tasks
+
+        if len(given) > 1:
+            raise InputError(f"targets: got {len(given)}, allowed is one with episodes_in_context")
+        return evaluate_tasks(
+            run,
+            actor,
+            make,
+            episodes=episodes_in_context,
+            target=wanted[0],
+            seed=seed,
+            acting=acting,
+            states=states if acting == "staggered" else None,
+            reference=reference,
+            tasks=tasks,
+            at_once=environments,
+            max_steps=None if max_steps is None else whole_number("max_steps", max_steps, 1),
+            progress=progress and "evaluate in context",
+        )
+    if tasks is not None:
+        raise InputError(f"tasks: got {tasks}, allowed only with episodes_in_context")
+    with _environments(make, episodes, environments) as envs:
         limit = step_limit(envs[0], data) if max_steps is None else whole_number("max_steps", max_steps, 1)
         for target in wanted:  # in the same environments
             label = progress and f"evaluate, target {target:g}"
@@ -381,8 +448,8 @@ def play(
         for first in range(0, episodes, len(envs)):
             batch = checked[: episodes - first]
             observation = np.stack([env.reset(first + i, seed + first + i) for i, env in enumerate(batch)])
-            how: Any = {"target": target, "generator": generator, "limit": limit, "keep": keep_observations, "bar": bar}
-            parts.append(_run_batch(actor, batch, observation, **how))
+            begun = asked(batch, target, generator)
+            parts.append(_run_batch(actor, batch, observation, begun, limit, keep_observations, bar))
     returns = np.concatenate([part.returns for part in parts])
     if not np.isfinite(returns).all():
         raise RunError(f"environment: the rewards of episode {np.argmin(np.isfinite(returns))} add up to infinity")
@@ -394,8 +461,7 @@ def _run_batch(
     actor: Actor,
     envs: list[CheckedEnv],
     observation: np.ndarray,
-    target: float,
-    generator: torch.Generator,
+    begun: Wanted,
     limit: int,
     keep: bool,
     bar: Any,
@@ -403,7 +469,7 @@ def _run_batch(
     """Episodes that have just begun with these observations `(n, s)`, to their end or for `limit` steps."""
     going_on, returns, lengths = np.arange(len(envs)), np.zeros(len(envs)), np.zeros(len(envs), dtype=np.int64)
     visited = [(going_on, observation)]
-    state, reward = actor.init_state(len(envs), asked(envs, target, generator)), None
+    state, reward = actor.init_state(len(envs), begun), None
     while len(going_on) and lengths.max() < limit:
         playing = [envs[i] for i in going_on]
         _require_finite(playing, observation)
@@ -425,12 +491,14 @@ def _run_batch(
     return Rollout(returns, lengths, _by_episode(visited) if keep else [])
 
 
-def asked(envs: Sequence[CheckedEnv], returns: float, generator: torch.Generator) -> Wanted:
+def asked(
+    envs: Sequence[CheckedEnv], returns: float, generator: torch.Generator, numbers: np.ndarray | None = None
+) -> Wanted:
     """What is asked of episodes that have just begun: the return, and each environment's goal where all have one."""
     goals = [env.goal for env in envs]
     known = [goal for goal in goals if goal is not None]
     together = torch.from_numpy(np.stack(known)).float() if len(known) == len(goals) else None
-    return Wanted(returns, together, generator)
+    return Wanted(returns, together, generator, None if numbers is None else torch.from_numpy(numbers))
 
 
 def play_tasks(
@@ -442,6 +510,7 @@ def play_tasks(
     seed: int = 0,
     max_steps: int | None = None,
     progress: bool | str = False,
+    first: int = 0,
 ) -> np.ndarray:
     """Several episodes of each task, one after another, with one memory for all episodes of a task.
 
@@ -453,9 +522,10 @@ def play_tasks(
         tasks: one environment for each task.
         episodes: of each task; episode `i` of task `j` starts from seed `seed + j * episodes + i`.
         target: the return asked for in every episode.
-        seed: of the first episode of the first task, and of what the actor draws.
+        seed: of the first episode of the first task, and of what the actor draws, for each task other numbers.
         max_steps: end every episode after so many steps; never, if not given.
         progress: show a bar on stderr, under this label.
+        first: the number `j` of the first of these tasks, if others are played elsewhere.
 
     Returns:
         The undiscounted returns, `(tasks, episodes)` float64.
@@ -476,8 +546,9 @@ def play_tasks(
     envs, returns = [CheckedEnv(env) for env in tasks], np.zeros((len(tasks), episodes))
     number, length, going_on = np.zeros(len(tasks), dtype=np.int64), np.zeros(len(tasks), dtype=np.int64), list(envs)
     places = np.arange(len(tasks))  # of the tasks that go on
-    observation = np.stack([env.reset(0, seed + j * episodes) for j, env in enumerate(envs)])
-    state, reward = actor.init_state(len(envs), asked(envs, target, generator)), None
+    begins = seed + (first + places) * episodes  # the seeds of first episodes
+    observation = np.stack([env.reset(0, int(begin)) for begin, env in zip(begins, envs, strict=True)])
+    state, reward = actor.init_state(len(envs), asked(envs, target, generator, begins)), None
     with progress_bar(total=returns.size, disable=not progress, unit="episode", desc=label) as bar:
         while len(places):
             going_on = [envs[j] for j in places]
@@ -497,10 +568,11 @@ def play_tasks(
                 behind = torch.from_numpy(observation[more])  # a copy
                 for row in more:
                     j = places[row]
-                    observation[row] = envs[j].reset(int(number[j]), int(seed + j * episodes + number[j]))
+                    observation[row] = envs[j].reset(int(number[j]), int(begins[j] + number[j]))
                 if len(more):
                     outcome = Outcome(torch.from_numpy(earned[more]), torch.from_numpy(terminated[more]), behind)
-                    begun = asked([going_on[row] for row in more], target, generator)
+                    seeds = begins[places[more]] + number[places[more]]
+                    begun = asked([going_on[row] for row in more], target, generator, seeds)
                     state = actor.next_episode(state, torch.from_numpy(more), begun, outcome)
                     earned[more] = 0.0
                 stay = np.flatnonzero(number[places] < episodes)
@@ -508,6 +580,31 @@ def play_tasks(
                     places, observation, earned = places[stay], observation[stay], earned[stay]
                     state = actor.select(state, torch.from_numpy(stay))
             reward = torch.from_numpy(earned)
+    return returns
+
+
+def play_tasks_anew(
+    actor: Actor,
+    tasks: Sequence[gym.Env],
+    *,
+    episodes: int,
+    target: float = 0.0,
+    seed: int = 0,
+    max_steps: int | None = None,
+    progress: bool | str = False,
+    first: int = 0,
+) -> np.ndarray:
+    """`play_tasks` for any actor, which begins each episode anew: a control that cannot learn from earlier ones."""
+    episodes, seed = whole_number("episodes", episodes, 1), whole_number("seed", seed, 0, 2**31 - 1)
+    limit = sys.maxsize if max_steps is None else whole_number("max_steps", max_steps, 1)
+    generator, label = torch.Generator().manual_seed(seed), progress if isinstance(progress, str) else "tasks"
+    envs, returns = [CheckedEnv(env) for env in tasks], np.zeros((len(tasks), episodes))
+    begins = seed + (first + np.arange(len(envs))) * episodes
+    with progress_bar(total=returns.size, disable=not progress, unit="episode", desc=label) as bar:
+        for i in range(episodes):
+            observation = np.stack([env.reset(i, int(begin) + i) for begin, env in zip(begins, envs, strict=True)])
+            begun = asked(envs, target, generator, begins + i)
+            returns[:, i] = _run_batch(actor, envs, observation, begun, limit, False, bar).returns
     return returns
 
 

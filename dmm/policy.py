@@ -22,6 +22,7 @@ from torch.nn.functional import one_hot
 
 from dmm.data.trajectories import Trajectories
 from dmm.data.windows import Batch, Windows
+from dmm.draws import seed_of
 from dmm.errors import whole_number
 
 
@@ -32,11 +33,17 @@ class Wanted:
     returns: Tensor | float = 0.0  # the return, one for all or (n,)
     goals: Tensor | None = None  # (n, g), the `desired_goal` of each environment; None where it has none
     generator: torch.Generator | None = None  # for policies that draw; torch's own if None
+    numbers: Tensor | None = None  # (n,) int64; episodes that begin alike and have different ones draw apart
 
     @classmethod
     def of(cls, target: Wanted | Tensor | float) -> Wanted:
         """A plain number, or one for each episode, asks for that return and nothing else."""
         return target if isinstance(target, Wanted) else cls(target)
+
+    def seeds(self, n: int) -> Tensor:
+        """Of what n episodes draw (`dmm.draws.streams`), `(n,)` int64, on the CPU."""
+        same = torch.full((n,), seed_of(self.generator))
+        return same if self.numbers is None else same + self.numbers
 
 
 Target = Wanted | Tensor | float

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dmm.draws import normal, seed_of, streams, uniform
+from dmm.draws import category, normal, seed_of, streams, uniform
 
 
 def test_splitmix64_gives_its_known_numbers() -> None:
@@ -77,3 +77,14 @@ def test_normal_numbers_are_those_of_a_bell_curve_and_finite() -> None:
     assert drawn.isfinite().all()
     for power, moment in enumerate((1.0, 0.0, 1.0, 0.0, 3.0)):
         assert float((drawn**power).mean()) == pytest.approx(moment, abs=0.05)
+
+
+def test_categories_come_in_the_shares_of_softmax() -> None:
+    logits = torch.tensor([0.0, 2.0, float("-inf"), -1.0, 0.5]).expand(20_000, 5)
+    stream = streams(torch.arange(20_000), torch.zeros(20_000, 1))
+    drawn = category(logits, stream, torch.zeros(20_000, dtype=torch.int64))
+    assert torch.equal(drawn.sum(dim=1), torch.ones(20_000)) and drawn[:, 2].sum() == 0
+    expected = logits[0].softmax(dim=0)
+    assert ((drawn.mean(dim=0) - expected).abs() < 5 * (expected * (1 - expected) / 20_000).sqrt() + 1e-9).all()
+    again = category(logits[:7], stream[:7], torch.zeros(7, dtype=torch.int64))
+    assert torch.equal(again, drawn[:7])

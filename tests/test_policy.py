@@ -13,7 +13,7 @@ from dmm.models.dmm import DecisionMetaMamba, DMMConfig
 from dmm.models.dt import DecisionTransformer, DTConfig
 from dmm.models.frame import TokenPolicy, TokenPolicyConfig
 from dmm.models.mamba import MambaConfig, MambaPolicy
-from dmm.policy import Policy
+from dmm.policy import Policy, Wanted
 
 FRAME: dict[str, Any] = {"state_size": 3, "action_size": 2, "context": 4, "width": 8, "layers": 2}
 SIZES: dict[str, Any] = FRAME | {"ssm_state": 3}
@@ -239,3 +239,10 @@ def test_the_frame_alone_acts() -> None:
     action, state = policy.eval().act(policy.init_state(2, 1.0), torch.zeros(2, 3))
     torch.testing.assert_close(action, policy(state)[:, -1])
     assert policy.train()(state).shape == (2, 4, 2)
+
+
+def test_episodes_with_numbers_draw_apart_and_others_alike() -> None:
+    generator = torch.Generator().manual_seed(3)
+    alike = Wanted(1.0, None, generator).seeds(3)
+    apart = Wanted(1.0, None, generator, torch.tensor([0, 1, 5])).seeds(3)
+    assert len(set(alike.tolist())) == 1 and (apart - alike).tolist() == [0, 1, 5]

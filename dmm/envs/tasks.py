@@ -20,7 +20,18 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from dmm.envs.grid import ACTIONS, Cell, DarkroomDynamic, GridWorld, draw_task
+from dmm.envs.grid import (
+    ACTIONS,
+    Cell,
+    Darkroom,
+    DarkroomDynamic,
+    DarkroomHard,
+    GridWorld,
+    KeyToDoor,
+    centre,
+    draw_task,
+)
+from dmm.envs.tmaze import TMaze
 from dmm.errors import whole_number
 
 Task = dict[str, Any]
@@ -89,6 +100,27 @@ def held_out_cells(size: int) -> list[Cell]:
     """The cells of a room that no data have as a goal, key or door, row by row from below."""
     cells = [(x, y) for y in range(size) for x in range(size)]
     return [cell for cell in cells if is_held_out("cell", cell)]
+
+
+def best_return(env: gym.Env, task: Mapping[str, Any], steps: int) -> float | None:
+    """The return of the shortest way in an episode of so many steps that knows the task; None where it is not known.
+
+    In a room that pays on each step the first one comes at the goal's distance from the centre, and at the first step
+    for a goal in the centre, which is left for no time. Keys and doors pay 1 each wherever an episode starts.
+    """
+    base = env.unwrapped
+    if isinstance(base, TMaze):
+        return float(steps > base.length)
+    if not isinstance(base, GridWorld):
+        return None
+    x, y = centre(base.size)
+    if isinstance(base, KeyToDoor):
+        return 2.0 if steps >= 4 * (base.size - 1) else None  # twice across the room, at most
+    goal = (base.size - 1, base.size - 1) if isinstance(base, DarkroomDynamic) else task["goal"]
+    way = max(abs(goal[0] - x) + abs(goal[1] - y), 1)
+    if isinstance(base, DarkroomHard):
+        return float(steps >= way)
+    return float(max(steps + 1 - way, 0)) if isinstance(base, Darkroom) else None
 
 
 class OneTask(gym.Wrapper):

@@ -47,6 +47,7 @@ class Job:
     transitions: int | None = None  # of the data set; its recipe's own number if not given
     checkpoints: int = 1  # that are scored, at equal distances; 1 is the last alone
     max_steps: int | None = None  # of an episode that is played; the environment's own if not given
+    episodes_in_context: int = 0  # played in a row of each of `episodes` held-out tasks; 0: single episodes
     row: Path | None = None  # where its outcome is kept; `row.json` beside the run if not given
 
     @property
@@ -64,6 +65,7 @@ class Job:
     def is_described_by(self, kept: Any) -> bool:
         """Whether that is this job; fields that did not exist when it was written have their defaults."""
         defaults: dict[str, Any] = {"changes": {}, "transitions": None, "checkpoints": 1, "max_steps": None}
+        defaults["episodes_in_context"] = 0
         return isinstance(kept, dict) and defaults | kept == self.described()
 
 

@@ -4,6 +4,8 @@
     small   an equal budget for all on a laptop: sizes that all models share, 5,000 updates, 3 seeds
     full    the authors' sizes and recipes, 100,000 updates, 5 seeds, 100 episodes
 
+What the kinds of tables (`dmm.experiments.tables.Kind`) have of their own is in `OF_KINDS`.
+
 A job trains one policy of one seed and plays its ten checkpoints at the returns that the released code asks for; what
 it comes to is one file (`outcome` in `dmm.experiments.queue`), from which every protocol can be read: the last
 checkpoint, the best of all, or the best on one half of the episodes scored on the other. Seed 0 of everything comes
@@ -13,6 +15,7 @@ before seed 1 of anything, in the order of `dmm.experiments.tables`.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import platform
@@ -31,11 +34,13 @@ from dmm.experiments.grid import DEVICE, Job, describe_score, mean_interval, slu
 from dmm.experiments.protocols import best_of_all, last_checkpoint
 from dmm.experiments.queue import Progress, claimed, outcome, work_off
 from dmm.experiments.same_data import require_fingerprint
-from dmm.experiments.tables import DMM, Cell, Entry, dataset_name, find_cells
+from dmm.experiments.tables import DMM, Cell, Entry, Kind, dataset_name, find_cells
+from dmm.experiments.tables_in_context import DMH, cells_in_context
 from dmm.files import read_json, strict_json
 
 if TYPE_CHECKING:
     from dmm.data.trajectories import Trajectories
+    from dmm.evaluation_in_context import InContextEvaluation
     from dmm.training import Run
 
 ScaleName = Literal["smoke", "small", "full"]
@@ -47,8 +52,19 @@ RELEASED_TARGETS: dict[str, tuple[float, ...]] = {
     "antmaze": (1.0, 10.0, 100.0, 1000.0, 100_000.0),
     "kitchen": (4.0, 10.0, 100.0),
     "pointmaze": (1.0,),
+    "tmaze": (1.0,),
 }
 """Returns that the released code of DMM asks for, by the family of a data set's name."""
+GRID_TARGETS = {
+    "darkroom-histories": 20.0,
+    "darkroom-hard-histories": 1.0,
+    "keytodoor-histories": 2.0,
+    "darkroom-dynamic-histories": 13.0,
+    "darkroom-large-histories": 200.0,
+    "darkroom-large-hard-histories": 1.0,
+    "keytodoor-large-histories": 2.0,
+}
+"""Returns that are asked for in dark rooms: the most that an episode can give. (DM-H's paper asks for 15 of 200.)"""
 MEASURED = ("dmm", "mamba", "dt")
 """Models whose activations and gradients are looked at, where nothing is changed about them."""
 MEASURED_WINDOWS = 128
@@ -69,6 +85,7 @@ class Scale:
     transitions: int | None = None  # of the data sets; their recipes' own if not given
     max_steps: int | None = None  # of an episode; the environment's own if not given
     published: bool = False  # the authors' sizes and recipes, where a model has such; else those that all share
+    episodes_in_context: int = 0  # in a row, of as many tasks as there are episodes; 0: single episodes
     changes: dict[str, Any] = field(default_factory=dict)  # to the training of all
     of_models: dict[str, dict[str, Any]] = field(default_factory=dict)  # to that of some, instead
 
@@ -79,23 +96,38 @@ OWN: dict[str, dict[str, Any]] = {
     **{name: {"learning_rate": 3e-4} for name in ("td3bc", "cql", "iql")},  # of critics, too
     "ds4": {**SHORT, "batch_size": 8},  # whole trajectories, not windows
 }
+OFTEN = {"log_every": 2, "checkpoint_every": 2}
 SCALES: dict[str, Scale] = {
-    "smoke": Scale(
-        4, 1, 2, 2, 2, transitions=600, max_steps=20, changes={"batch_size": 4, "log_every": 2, "checkpoint_every": 2}
-    ),
+    "smoke": Scale(4, 1, 2, 2, 2, transitions=600, max_steps=20, changes=OFTEN | {"batch_size": 4}),
     "small": Scale(5_000, 3, 50, 2, changes=SHORT, of_models=OWN),
     "full": Scale(100_000, 5, 100, 5, published=True),
 }
 
 
-def find_scale(name: str) -> Scale:
-    """The scale of that name.
+OF_KINDS: dict[Kind, dict[str, dict[str, Any]]] = {
+    "episodes": {},
+    "rooms": {
+        "smoke": {"episodes_in_context": 2, "transitions": 2_000},
+        "small": {"episodes_in_context": 20, "episodes": 100, "checkpoints": 1},
+        "full": {"episodes_in_context": 20, "checkpoints": 1},
+    },
+    "mazes": {
+        "smoke": {"max_steps": 3, "transitions": 2_000, "changes": OFTEN | {"batch_size": 1}},
+        "small": {"episodes": 20, "checkpoints": 1, "changes": SHORT | {"batch_size": 4}},
+        "full": {"episodes": 20, "checkpoints": 1, "published": False},
+    },
+}
+"""By kind of table and scale: fields that differ from the scale's own."""
+
+
+def find_scale(name: str, kind: Kind = "episodes") -> Scale:
+    """The scale of that name, as it is for a kind of tables.
 
     Raises:
         InputError: no such scale.
     """
     require_choice("scale", name, ScaleName)
-    return SCALES[name]
+    return dataclasses.replace(SCALES[name], **OF_KINDS[kind].get(name, {}))
 
 
 def make_jobs(cells: Iterable[Cell], scale: str, runs: Path, rows: Path, seeds: int | None = None) -> list[Job]:
@@ -116,11 +148,12 @@ def make_jobs(cells: Iterable[Cell], scale: str, runs: Path, rows: Path, seeds: 
 
 def make_job(cell: Cell, scale: str, seed: int, runs: Path, rows: Path) -> Job:
     """The job of one seed of a cell."""
-    how, name, data = find_scale(scale), entry_name(cell.entry, scale), dataset_name(cell.dataset)
+    how, name = find_scale(scale, cell.kind), entry_name(cell.entry, scale)
+    data = dataset_name(cell.dataset)
     changes = how.of_models.get(cell.entry.model, how.changes) | effective_changes(cell.entry, scale)
     if how.published and has_published(cell.entry.model):
         changes = {"sizes": "published"} | changes
-    targets = RELEASED_TARGETS[data.split("-")[0]][: how.targets]
+    targets = (GRID_TARGETS[data],) if data in GRID_TARGETS else RELEASED_TARGETS[data.split("-")[0]][: how.targets]
     place = Path(data) / f"{slug(name)}-seed{seed}"
     return Job(
         name=f"{data}/{name}",
@@ -129,12 +162,13 @@ def make_job(cell: Cell, scale: str, seed: int, runs: Path, rows: Path) -> Job:
         dataset=cell.dataset,
         model=cell.entry.model,
         steps=how.steps,
-        targets=targets if hears_returns(cell.entry.model) else targets[:1],
+        targets=targets if len(targets) < 2 or hears_returns(cell.entry.model) else targets[:1],
         episodes=how.episodes,
         changes=changes,
         transitions=how.transitions,
         checkpoints=how.checkpoints,
         max_steps=how.max_steps,
+        episodes_in_context=how.episodes_in_context,
         row=rows / scale / place.with_suffix(".json"),
     )
 
@@ -143,10 +177,13 @@ def effective_changes(entry: Entry, scale: str) -> dict[str, Any]:
     """An entry's changes without those that say what holds anyway, at sizes that all models share."""
     if find_scale(scale).published:
         return entry.changes
+    from dmm.models.entry import Facts
     from dmm.models.registry import find_model
 
-    defaults = {f.name: f.default for f in dataclasses.fields(find_model(entry.model).config)}
-    return {name: value for name, value in entry.changes.items() if defaults.get(name) != value}
+    model = find_model(entry.model)
+    defaults = {f.name: f.default for f in dataclasses.fields(model.config)}
+    by_data = model.defaults(Facts(state_size=1, action_size=1))  # whose values are others for other data
+    return {name: value for name, value in entry.changes.items() if name in by_data or defaults.get(name) != value}
 
 
 def entry_name(entry: Entry, scale: str) -> str:
@@ -246,7 +283,6 @@ def make_data(job: Job) -> None:
 
 def score_checkpoints(job: Job, run: Run) -> list[dict[str, Any]]:
     """The scores of each checkpoint; those that a killed process had got to are not played again."""
-    from dmm.evaluation import evaluate
     from dmm.training import load_run
     from dmm.training.checkpoints import write_atomically
 
@@ -257,9 +293,7 @@ def score_checkpoints(job: Job, run: Run) -> list[dict[str, Any]]:
     every = job.steps // job.checkpoints
     for step in range(every * (len(rows) + 1), job.steps + 1, every):
         at = run if step == job.steps else load_run(job.folder, step)
-        asking: Any = {"episodes": job.episodes, "targets": job.targets, "max_steps": job.max_steps}
-        found = evaluate(at, **asking, seed=FIRST_EPISODE, progress=False)
-        rows.append({"step": step, "scores": [_score(score) for score in found.scores]})
+        rows.append({"step": step, "scores": play_job(job, at)})
         try:
             write_atomically(file, strict_json({"job": asked, "checkpoints": rows}).encode())
         except OSError as error:
@@ -267,9 +301,37 @@ def score_checkpoints(job: Job, run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def _score(score: Any) -> dict[str, Any]:
-    returns = " ".join(f"{value:.6g}" for value in score.returns)  # one line of a file that people compare
-    return {**describe_score(score), "returns": returns}
+def play_job(job: Job, run: Run) -> list[dict[str, Any]]:
+    """What a run scores at each of the job's targets, with the returns of its episodes.
+
+    Of episodes in a row `returns` are those of each task's last one, and `by_task` those of all.
+    """
+    from dmm.evaluation import evaluate
+
+    asking: Any = {"max_steps": job.max_steps, "seed": FIRST_EPISODE, "progress": False}
+    if not job.episodes_in_context:
+        found = evaluate(run, episodes=job.episodes, targets=job.targets, **asking)
+        return [{**describe_score(score), "returns": _in_a_line(score.returns)} for score in found.scores]
+    many = job.episodes_in_context
+    return [
+        _in_context(evaluate(run, episodes_in_context=many, tasks=job.episodes, targets=target, **asking))
+        for target in job.targets
+    ]
+
+
+def _in_context(found: InContextEvaluation) -> dict[str, Any]:
+    said = found.to_json()
+    return {
+        "target": found.target,
+        **{key: said[key] for key in ("normalized_score", "ci95", "memory", "random", "best_possible")},
+        "returns": _in_a_line(found.returns[:, -1]),
+        "by_task": [_in_a_line(returns) for returns in found.returns],
+        "tasks": [json.dumps(task) for task in said["tasks"]],
+    }
+
+
+def _in_a_line(returns: np.ndarray) -> str:
+    return " ".join(f"{value:.6g}" for value in returns)  # of a file that people compare
 
 
 def forget_checkpoints(job: Job) -> None:
@@ -291,18 +353,23 @@ def versions() -> dict[str, str]:
 
 
 def smoke_cells() -> list[Cell]:
-    """Each kind of policy that some table wants, by its model and what is changed about it, and each data set."""
+    """Each kind of policy that some table wants, by its model and what is changed about it, and each data set.
+
+    Of the long mazes the shortest has to do.
+    """
     chosen: dict[tuple[str, ...], Cell] = {}
-    for cell in find_cells():
-        chosen.setdefault((cell.entry.model, *effective_changes(cell.entry, "smoke")), cell)
-        if cell.entry == DMM:
+    for cell in [*find_cells(), *cells_in_context()]:
+        chosen.setdefault((cell.kind, cell.entry.model, *effective_changes(cell.entry, "smoke")), cell)
+        if cell.entry in (DMM, DMH):
             chosen.setdefault((cell.dataset,), cell)
     return list(chosen.values())
 
 
 def cells_for(names: Sequence[str], scale: str) -> list[Cell]:
     """The cells that are asked for: without names all, and at the scale `smoke` each kind of job once."""
-    return smoke_cells() if scale == "smoke" and not names else find_cells(names)
+    if names:
+        return find_cells(names)
+    return smoke_cells() if scale == "smoke" else [*find_cells(), *cells_in_context()]
 
 
 def use_own_data(runs: Path, scale: str) -> None:
@@ -332,7 +399,7 @@ class Reproduction:
     def text(self) -> str:
         """A line a cell, then how many jobs are done."""
         lines = [
-            f"{'cell':52}{'seeds':>7}{'last checkpoint':>26}{'best of all':>13}{'paper, on D4RL':>16}",
+            f"{'cell':52}{'seeds':>7}{'last checkpoint':>26}{'best of all':>13}{'paper, own data':>16}",
             *(_line(cell) for cell in self.cells),
             "",
             f"{self.done} of {self.jobs} jobs are done at the scale {self.scale}"
@@ -347,9 +414,10 @@ def _line(cell: dict[str, Any]) -> str:
     seeds, last, best = f"{cell['seeds']}/{cell['wanted']}", "no result yet", ""
     if cell["seeds"]:
         mean, ends = cell["last"]["mean"], cell["last"]["ci95"]
-        last = f"{mean:.1f}" + (f" [{ends[0]:.1f}, {ends[1]:.1f}]" if ends else " (one seed)")
-        best = f"{cell['best']['mean']:.1f}"
-    published = "" if cell["paper"] is None else f"{cell['paper']:.1f}"
+        digits = 1 if cell["kind"] == "episodes" else 2
+        last = f"{mean:.{digits}f}" + (f" [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]" if ends else " (one seed)")
+        best = f"{cell['best']['mean']:.{digits}f}"
+    published = "" if cell["paper"] is None else f"{cell['paper']:.{1 if cell['kind'] == 'episodes' else 2}f}"
     return f"{cell['name']:52}{seeds:>7}{last:>26}{best:>13}{published:>16}"
 
 
@@ -415,14 +483,20 @@ def describe_cell(
     """A cell with the seeds that there are: their scores by two protocols, and the paper's value beside."""
     name = f"{dataset_name(cell.dataset)}/{entry_name(cell.entry, scale)}"
     rows = [row for seed in range(wanted) if (row := found.get((name, seed))) is not None]
-    described = {"name": cell.name, "policy": name, "wanted": wanted, "seeds": len(rows), "paper": cell.paper}
+    described = {"name": cell.name, "policy": name, "kind": cell.kind}
+    described |= {"wanted": wanted, "seeds": len(rows), "paper": cell.paper}
     if rows:
-        scores = [episode_scores(row) for row in rows]
+        scores = [episode_scores(row, cell.kind) for row in rows]
         described |= {"last": mean_interval([last_checkpoint(each) for each in scores])}
         described |= {"best": mean_interval([best_of_all(each) for each in scores])}
         if cell.table in KINDS:
             described |= {"over_action": norm_ratios([row["tokens"][KINDS[cell.table]] for row in rows])}
     return described
+
+
+def context_returns(row: dict[str, Any]) -> np.ndarray:
+    """Of a row in rooms: the returns at the last checkpoint and the first target, `(tasks, episodes in a row)`."""
+    return np.array([line.split() for line in row["checkpoints"][-1]["scores"][0]["by_task"]], dtype=float)
 
 
 KINDS = {"figure3": "norms", "figure4": "gradients"}
@@ -439,9 +513,12 @@ def norm_ratios(measured: Sequence[dict[str, list[float]]]) -> dict[str, dict[st
     }
 
 
-def episode_scores(row: dict[str, Any]) -> list[list[np.ndarray]]:
-    """Normalised scores of all episodes, by checkpoint and target."""
-    reference = tuple(row["data"]["reference"])
+def episode_scores(row: dict[str, Any], kind: Kind = "episodes") -> list[list[np.ndarray]]:
+    """Normalised scores of all episodes, by checkpoint and target; in rooms and mazes their returns.
+
+    In rooms these are the last episodes of their tasks.
+    """
+    reference = tuple(row["data"]["reference"]) if kind == "episodes" else (0.0, 100.0)
     return [
         [normalize(np.array(score["returns"].split(), dtype=float), reference) for score in checkpoint["scores"]]
         for checkpoint in row["checkpoints"]

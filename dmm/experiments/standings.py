@@ -19,9 +19,16 @@ from dmm.experiments import RESULTS
 from dmm.experiments.grid import mean_interval
 from dmm.experiments.protocols import PROTOCOLS, ProtocolName
 from dmm.experiments.queue import outcome
-from dmm.experiments.reproduce import ScaleName, entry_name, episode_scores, find_scale, make_jobs
+from dmm.experiments.reproduce import (
+    ScaleName,
+    context_returns,
+    entry_name,
+    episode_scores,
+    find_scale,
+    make_jobs,
+)
 from dmm.experiments.statistics import Ties, average_ranks
-from dmm.experiments.tables import Cell, Table, dataset_name, find_cells, make_tables
+from dmm.experiments.tables import Cell, Table, dataset_name, every_table, find_cells
 
 ROWS = RESULTS / "reproduce"
 """The committed outcomes, by scale and data set."""
@@ -38,8 +45,15 @@ class Result:
 
     @cached_property
     def scores(self) -> list[list[list[np.ndarray]]]:
-        """Normalised returns `(episodes,)` by seed, checkpoint and target."""
-        return [episode_scores(row) for row in self.rows]
+        """Normalised returns `(episodes,)`, in rooms and mazes plain ones, by seed, checkpoint and target."""
+        return [episode_scores(row, self.cell.kind) for row in self.rows]
+
+    @cached_property
+    def in_context(self) -> np.ndarray:
+        """In rooms: the returns of the last checkpoint, `(seeds, tasks, episodes in a row)`; seeds may be none."""
+        if self.cell.kind != "rooms":
+            raise InputError(f"cell: {self.cell.name} is of kind {self.cell.kind!r}, allowed is 'rooms'")
+        return np.stack([context_returns(row) for row in self.rows]) if self.rows else np.empty((0, 0, 0))
 
     @cached_property
     def _numbers(self) -> dict[ProtocolName, np.ndarray]:
@@ -70,6 +84,10 @@ class Result:
             low, high = mean_interval(numbers)["ci95"]
             return float(low), float(high)
         if len(numbers) == 1 and protocol == "last":
+            if self.cell.kind != "episodes":
+                from dmm.evaluation import bootstrap_interval
+
+                return bootstrap_interval(self.scores[0][-1][0])
             low, high = self.rows[0]["checkpoints"][-1]["scores"][0]["ci95"]
             return float(low), float(high)
         return None
@@ -79,8 +97,9 @@ class Result:
         if not self.rows:
             return NOT_THERE
         ends = self.ci95(protocol)
-        interval = "" if ends is None else f" [{ends[0]:.0f}, {ends[1]:.0f}]"
-        return f"{self.mean(protocol):.1f}{interval}, {len(self.rows)} of {self.wanted}"
+        digits = 0 if self.cell.kind == "episodes" else 2
+        interval = "" if ends is None else f" [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
+        return f"{self.mean(protocol):.{max(digits, 1)}f}{interval}, {len(self.rows)} of {self.wanted}"
 
 
 @dataclass(frozen=True)
@@ -129,6 +148,7 @@ class Standings:
         chosen = list(self.results) if datasets is None else list(datasets)
         if unknown := [name for name in chosen if name not in self.results]:
             raise InputError(f"datasets: got {unknown[0]!r}, allowed are {', '.join(self.results)}")
+        digits = 1 if self.table.kind == "episodes" else 2
         heads, columns = [""], [[f"`{name}`" for name in self.entries]]
         for name in chosen:
             row = list(self.results[name].values())
@@ -136,8 +156,8 @@ class Standings:
             columns.append([result.text(protocol) for result in row])
             papers = [result.cell.paper for result in row]
             if any(value is not None for value in papers):
-                heads.append("paper, on D4RL")
-                columns.append(["–" if value is None else f"{value:.1f}" for value in papers])
+                heads.append(self.table.papers_data)
+                columns.append(["–" if value is None else f"{value:.{digits}f}" for value in papers])
         lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *map(list, zip(*columns, strict=True))]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -157,7 +177,7 @@ def load_all(scale: ScaleName = "small", rows: Path = ROWS) -> dict[str, Result]
 
 
 def load_standings(table: str, scale: ScaleName = "small", rows: Path = ROWS) -> Standings:
-    """A table of `dmm.experiments.tables` with the outcomes there are.
+    """A table of either paper with the outcomes there are.
 
     Args:
         table: its name, such as `table1`.
@@ -167,7 +187,7 @@ def load_standings(table: str, scale: ScaleName = "small", rows: Path = ROWS) ->
     Raises:
         InputError: no such table or scale.
     """
-    tables = make_tables()
+    tables = every_table()
     if table not in tables:
         raise InputError(f"table: got {table!r}, allowed are {', '.join(tables)}")
     results: dict[str, dict[str, Result]] = {}
@@ -178,4 +198,4 @@ def load_standings(table: str, scale: ScaleName = "small", rows: Path = ROWS) ->
 
 def _load(cell: Cell, scale: ScaleName, rows: Path) -> Result:
     found = (outcome(job) for job in make_jobs([cell], scale, Path("runs"), rows))
-    return Result(cell, find_scale(scale).seeds, tuple(row for row in found if row is not None))
+    return Result(cell, find_scale(scale, cell.kind).seeds, tuple(row for row in found if row is not None))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dmm.data.windows import Batch, RewardedWindows, right_padded
+from dmm.draws import streams
 from dmm.layers.cache import KeyValueCache
 from dmm.policy import Outcome, Policy, Target, Wanted, next_window
 
@@ -34,10 +35,11 @@ class Lived:
     windows: RewardedWindows  # (n, k, .), padded on the left
     target: Tensor  # (n, 1), the return still asked for
     clock: Tensor  # (n,) int64, steps of the present episode
+    stream: Tensor  # (n,) int64, of random numbers, on the CPU
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Lived:
         """`function` of every tensor."""
-        return Lived(self.windows.map(function), function(self.target), function(self.clock))
+        return Lived(self.windows.map(function), *map(function, (self.target, self.clock, self.stream)))
 
 
 def with_last(windows: RewardedWindows, **values: Tensor) -> Any:
@@ -70,7 +72,7 @@ class AcrossEpisodes(Policy):
         """The memory of `n` tasks before their first observation."""
         returns = torch.as_tensor(Wanted.of(target).returns).to(self.state_mean).expand(n)[:, None].clone()
         clock = torch.zeros(n, dtype=torch.int64, device=self.state_mean.device)
-        return Lived(super().init_state(n, target), returns, clock)
+        return Lived(super().init_state(n, target), returns, clock, Wanted.of(target).seeds(n))
 
     @torch.no_grad()
     def act(self, state: Lived, observation: Tensor, reward: Tensor | None = None) -> tuple[Tensor, Lived]:
@@ -87,9 +89,13 @@ class AcrossEpisodes(Policy):
         return made[torch.arange(len(last), device=last.device), last]  # type: ignore[no-any-return]
 
     def done(self, now: Lived, out: Tensor) -> tuple[Tensor, Lived]:
-        """The action that `forward` says, `(n, a)`, and the memory with it."""
-        action = self.played(out)
+        """The action by what `forward` says, `(n, a)`, and the memory with it."""
+        action = self.chosen(out, now.stream, now.clock - 1)
         return action, dataclasses.replace(now, windows=with_last(now.windows, actions=action))
+
+    def chosen(self, out: Tensor, stream: Tensor, clock: Tensor) -> Tensor:
+        """What is played, `(n, a)`, by what `forward` gave; `stream` and `clock` are for policies that draw."""
+        return self.played(out)
 
     def seen(self, state: Lived, observation: Tensor, reward: Tensor | None) -> Lived:
         """The memory with a new observation, whose action is not known yet."""
@@ -99,7 +105,8 @@ class AcrossEpisodes(Policy):
         target = state.target - torch.where(begun[:, None], given, 0.0)
         windows = next_window(state.windows, observation.to(last), earned[:, 0])
         windows = with_last(windows, returns_to_go=target, timesteps=state.clock)
-        return Lived(windows, target, state.clock + 1)
+        stream = streams(state.stream, torch.cat([observation.to(last), given], dim=1))
+        return Lived(windows, target, state.clock + 1, stream)
 
     def select(self, state: Lived, rows: Tensor) -> Lived:
         return state.map(lambda field: field[rows])
@@ -110,8 +117,8 @@ class AcrossEpisodes(Policy):
         some = self.closed(some, outcome.reward[:, None].to(some.rewards))
         begun = self.init_state(len(rows), target)
         parts = (getattr(some, f.name) for f in dataclasses.fields(some))
-        new = iter([*parts, begun.target, begun.clock])
-        return state.map(lambda field: field.index_copy(0, rows, next(new)))
+        new = iter([*parts, begun.target, begun.clock, self.select(state, rows).stream])
+        return state.map(lambda field: field.index_copy(0, rows.to(field.device), next(new)))
 
     def closed(self, windows: RewardedWindows, reward: Tensor) -> Any:
         """Windows whose last episode ended with this reward, `(m, 1)`."""

@@ -9,9 +9,13 @@ No return-to-go, no ends of episodes, no time steps, and no norm behind the last
 it has. Windows are k steps of one history, across the ends of its episodes, and never of two tasks (where the source
 lets some straddle two). Positions are sines and cosines of the token's place in the window; with Mamba there are none.
 
-Acting is greedy, and memory is never reset within a task (`next_episode`). The transformer reads the last k steps anew
-each time, fewer at first, or goes on from their keys and values until these are k (`cached`, see `dmm.acting`); Mamba
-goes on as a recurrence over everything since the task began, in constant time.
+Acting, discrete actions are drawn by softmax(logits / temperature) (`dmm.draws`): 1 as in the paper, 0 for the
+likeliest action, as in ad-eps. Neither does well here. What is imitated are a learner's random actions too; a policy
+that draws as many of them stays a beginner, one that draws none tries nothing new, and half way between it explores and
+keeps what it found. Memory is never reset within a task
+(`next_episode`). The transformer reads the last k steps anew each time, fewer at first, or goes on from their keys and
+values until these are k (`cached`, see `dmm.acting`); Mamba goes on as a recurrence over everything since the task
+began, in constant time.
 
 It reads `RewardedWindows`, padded behind. States and actions are vectors here, z-scored and one-hot, each under one
 linear layer; the source's tables of states and actions are that layer, without its bias, for one-hot states, and
@@ -25,6 +29,7 @@ dropout unless told otherwise; continuous actions, which it has not, are squashe
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +42,7 @@ from dmm.configs import check_positive, plain_fields
 from dmm.data.contexts import as_histories
 from dmm.data.trajectories import Trajectories
 from dmm.data.windows import Batch, RewardedWindows, WindowDraws, WindowSampler
+from dmm.draws import category, streams
 from dmm.errors import InputError, require_choice
 from dmm.layers.dropout import Dropout
 from dmm.layers.initial import init_linear
@@ -45,7 +51,7 @@ from dmm.layers.transformer import GPTLayer
 from dmm.models.across import AcrossEpisodes, steps_of
 from dmm.models.entry import Facts, Model, Official, Source
 from dmm.models.mamba import MambaLayer
-from dmm.policy import Outcome, Policy, Target, action_error, of_merged
+from dmm.policy import Outcome, Policy, Target, Wanted, action_error, of_merged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +66,7 @@ class ADConfig:
     embedding: int = 64  # e channels in which positions are added
     embed_dropout: float = 0.1  # on the tokens
     dropout: float = 0.1  # on what each half of a layer adds
+    temperature: float = 0.5  # of the softmax that discrete actions are drawn by; 0: the likeliest
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -67,6 +74,8 @@ class ADConfig:
         for name in ("dropout", "embed_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name}: got {getattr(self, name):g}, allowed is 0 <= {name} < 1")
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"temperature: got {self.temperature:g}, allowed is 0 (the likeliest action) or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +165,12 @@ class Distilled(Policy):
         out: Tensor = self.head(x)
         return out if self.discrete_actions else torch.tanh(out)
 
+    def chosen(self, out: Tensor, stream: Tensor, clock: Tensor) -> Tensor:
+        """What is played, `(n, a)`, by what `read` gave."""
+        if self.discrete_actions and self.config.temperature:
+            return category(out / self.config.temperature, stream, clock)
+        return self.played(out)
+
     def loss(self, batch: RewardedWindows) -> dict[str, Tensor]:
         """The error of every real step's action: fields `(..., b, k, .)` -> `(...)`."""
         made = of_merged(self, batch)
@@ -195,12 +210,13 @@ class Stream:
     reward: Tensor  # (n, 1), of that step, once its episode is over
     steps: Tensor  # (n,) int64, of all episodes
     clock: Tensor  # (n,) int64, of the present one
+    stream: Tensor  # (n,) int64, of random numbers, on the CPU
     blocks: tuple[Tensor, ...]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Stream:
         """`function` of every tensor."""
-        action, reward, steps, clock = map(function, (self.action, self.reward, self.steps, self.clock))
-        return Stream(action, reward, steps, clock, tuple(map(function, self.blocks)))
+        own = map(function, (self.action, self.reward, self.steps, self.clock, self.stream))
+        return Stream(*own, tuple(map(function, self.blocks)))
 
 
 class AlgorithmDistillationMamba(Distilled):
@@ -217,7 +233,7 @@ class AlgorithmDistillationMamba(Distilled):
         zeros = self.state_mean.new_zeros
         count = torch.zeros(n, dtype=torch.int64, device=self.state_mean.device)
         blocks = tuple(part for block in self._layers() for part in block.init_state(n))
-        return Stream(zeros(n, self.action_size), zeros(n, 1), count, count, blocks)
+        return Stream(zeros(n, self.action_size), zeros(n, 1), count, count, Wanted.of(target).seeds(n), blocks)
 
     @torch.no_grad()
     def act(self, state: Stream, observation: Tensor, reward: Tensor | None = None) -> tuple[Tensor, Stream]:
@@ -235,8 +251,9 @@ class AlgorithmDistillationMamba(Distilled):
         for place, block in enumerate(self._layers()):
             x, layer = block.extend(x, MambaState(*state.blocks[2 * place : 2 * place + 2]), present)
             after += layer
-        action = self.played(self.read(x[:, -1]))
-        return action, Stream(action, torch.zeros_like(earned), state.steps + 1, state.clock + 1, tuple(after))
+        stream = streams(state.stream, torch.cat([seen, given], dim=1))
+        action = self.chosen(self.read(x[:, -1]), stream, state.clock)
+        return action, Stream(action, torch.zeros_like(earned), state.steps + 1, state.clock + 1, stream, tuple(after))
 
     def select(self, state: Stream, rows: Tensor) -> Stream:
         return state.map(lambda field: field[rows])
@@ -244,8 +261,7 @@ class AlgorithmDistillationMamba(Distilled):
     def next_episode(self, state: Stream, rows: Tensor, target: Target, outcome: Outcome) -> Stream:
         """The recurrence goes on, with the last reward of the episode that is over."""
         reward = state.reward.index_copy(0, rows, outcome.reward[:, None].to(state.reward))
-        clock = state.clock.index_fill(0, rows, 0)
-        return Stream(state.action, reward, state.steps, clock, state.blocks)
+        return dataclasses.replace(state, reward=reward, clock=state.clock.index_fill(0, rows, 0))
 
     def _layers(self) -> Sequence[MambaLayer]:
         return cast("Sequence[MambaLayer]", self.blocks)
@@ -267,13 +283,13 @@ def _published(facts: Facts) -> dict[str, Any]:
     sizes: dict[str, Any] = {"width": 512, "layers": 4, "heads": 4, "embedding": 64, "dropout": 0.1}
     sizes |= {"attention_dropout": 0.5, "embed_dropout": 0.3}
     recipe = {"steps": 300_000, "batch_size": 512, "learning_rate": 3e-4, "warmup": 0.05, "beta2": 0.99, "clip": 1.0}
-    return sizes | recipe | {"weight_decay": 0.0}
+    return sizes | recipe | {"weight_decay": 0.0, "temperature": 0.0}
 
 
 def _official_config(sizes: Mapping[str, Any]) -> ADTransformerConfig:
     names = {"state_size": "states", "action_size": "actions", "context": "context", "embedding": "embedding"}
     names |= {"width": "width", "layers": "layers", "heads": "heads"}
-    return ADTransformerConfig(**{ours: sizes[theirs] for ours, theirs in names.items()})
+    return ADTransformerConfig(**{ours: sizes[theirs] for ours, theirs in names.items()}, temperature=0.0)
 
 
 def _table(table: Tensor) -> Tensor:

@@ -31,12 +31,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from dmm.configs import check_positive, plain_fields
 from dmm.data.trajectories import Trajectories
 from dmm.data.windows import Batch, whole_share
-from dmm.draws import seed_of, streams, uniform
+from dmm.draws import category, streams
 from dmm.errors import InputError, require_choice, whole_number
 from dmm.layers.transformer import GPTLayer
 from dmm.models.across import steps_of
@@ -236,7 +235,7 @@ class DecisionPretrainedTransformer(Policy):
         s, a = self.state_size, self.action_size
         none = Transitions(zeros(n, h, s), zeros(n, h, a), zeros(n, h, 1), zeros(n, h, s), zeros(n, h, 1).bool())
         clock = torch.zeros(n, dtype=torch.int64, device=self.state_mean.device)
-        stream = torch.full((n,), seed_of(Wanted.of(target).generator))
+        stream = Wanted.of(target).seeds(n)
         return Memory(none, none, zeros(n, self.state_size), zeros(n, self.action_size), clock, stream)
 
     @torch.no_grad()
@@ -257,9 +256,7 @@ class DecisionPretrainedTransformer(Policy):
     def _chosen(self, out: Tensor, stream: Tensor, clock: Tensor) -> Tensor:
         if not self.discrete_actions or self.config.acts == "likeliest":
             return self.played(out)
-        below = out.softmax(dim=-1).cumsum(dim=-1)
-        drawn = (below <= uniform(stream, clock, 1).to(below) * below[:, -1:]).sum(dim=-1)
-        return one_hot(drawn.clamp(max=self.action_size - 1), self.action_size).to(out)
+        return category(out, stream, clock)
 
     def _step(self, state: Memory, reward: Tensor, behind: Tensor, there: Tensor) -> Transitions:
         """The last step of each task as a transition in the last place, where there is one, `(n,)`."""

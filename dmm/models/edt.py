@@ -47,7 +47,7 @@ from torch import Tensor, nn
 from dmm.configs import check_positive, plain_fields
 from dmm.data.scores import family, reference_returns
 from dmm.data.windows import TransitionWindows, WindowDraws, Windows
-from dmm.draws import seed_of, streams, uniform
+from dmm.draws import streams, uniform
 from dmm.errors import InputError, require_choice
 from dmm.layers.dropout import Dropout
 from dmm.models.entry import Facts, Model, Official, domain
@@ -351,7 +351,7 @@ class ElasticDecisionTransformer(Policy):
 
     def init_state(self, n: int, target: Target) -> Memory:
         """The memory of `n` episodes before their first observation."""
-        seeds = torch.full((n,), seed_of(Wanted.of(target).generator))
+        seeds = Wanted.of(target).seeds(n)
         alone = self.state_mean.new_zeros(n, self.context, self.config.layers + 1, self.config.width)
         return Memory(_of_acting(super().init_state(n, target)), seeds, torch.zeros_like(seeds), alone)
 

@@ -40,7 +40,7 @@ from dmm.configs import check_positive, plain_fields
 from dmm.data.contexts import Best, Contexts, ContextSampler, Ends, GoalContexts, Learned, Order
 from dmm.data.sub_goals import GoalRule
 from dmm.data.trajectories import Trajectories
-from dmm.draws import normal, seed_of, streams
+from dmm.draws import normal, streams
 from dmm.errors import InputError, require_choice
 from dmm.layers.noise import GaussianNoise
 from dmm.models.entry import Facts, domain
@@ -381,7 +381,7 @@ class HierarchicalPolicy(Policy):
             planned=counts,
             plan=zeros(n, 2 * config.z),
             eps=zeros(n, config.z),
-            stream=torch.full((n,), seed_of(wanted.generator)),
+            stream=wanted.seeds(n),
             worker=self.worker.init_state(n),
             planner=self.planner.init_state(n),
         )

@@ -16,6 +16,7 @@ from dmm.data.observations import build_flat_env
 from dmm.data.recipes import RECIPES, Learner
 from dmm.envs.tasks import (
     OneTask,
+    best_return,
     draw_training_task,
     evaluation_tasks,
     held_out_cells,
@@ -169,3 +170,44 @@ def test_who_knows_the_held_out_goals_gets_the_best_return_in_every_episode() ->
     distance = np.array([abs(x - 4) + abs(y - 4) for x, y in (task["goal"] for task in tasks)])
     np.testing.assert_array_equal(returns, np.tile(21 - np.maximum(distance, 1), (3, 1)).T)
     assert returns.mean() == 16.625  # over all 81 goals: 16.54
+
+
+def shortest_return(name: str, task: dict[str, Any], steps: int) -> float:
+    """The best return of an episode by search over all that can be reached, step by step, in a small room."""
+    env = make(name, size=4)
+    env.reset(seed=0, options={**task, "start": (2, 2)} if name != "DarkroomDynamic" else task)
+    base: Any = env.unwrapped
+    best = {(base.x, base.y, 0): 0.0}  # place, rewards so far -> return
+    for _ in range(steps):
+        after: dict[tuple[int, int, int], float] = {}
+        for (x, y, got), total in best.items():
+            for action in range(5):
+                base.x, base.y = x, y
+                base.found, base.has_key, base.opened = got > 0, got > 0, got > 1
+                _, reward, *_ = base.step(action)
+                where = (base.x, base.y, min(got + (reward > 0), 2))
+                after[where] = max(after.get(where, -1.0), total + float(reward))
+        best = after
+    return max(best.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("Darkroom", {"goal": (0, 0)}),
+        ("Darkroom", {"goal": (2, 2)}),
+        ("Darkroom", {"goal": (3, 1)}),
+        ("DarkroomHard", {"goal": (0, 0)}),
+        ("KeyToDoor", {"key": (0, 0), "door": (3, 3)}),
+        ("DarkroomDynamic", {"permutation": [1, 2, 3, 4, 0]}),
+    ],
+)
+def test_the_best_return_is_that_of_a_search(name: str, task: dict[str, Any]) -> None:
+    steps = 12
+    assert best_return(make(name, size=4), task, steps) == shortest_return(name, task, steps)
+
+
+def test_what_no_way_is_known_for() -> None:
+    assert best_return(gym.make("CartPole-v1"), {}, 500) is None
+    assert best_return(make("KeyToDoor"), {"key": (0, 0), "door": (8, 8)}, 20) is None  # by the start, perhaps
+    assert best_return(make("TMaze", length=20), {}, 21) == 1.0 and best_return(make("TMaze", length=20), {}, 20) == 0.0

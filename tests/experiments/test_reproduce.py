@@ -19,6 +19,7 @@ from dmm.experiments.reproduce import (
     SCALES,
     Scale,
     cells_for,
+    context_returns,
     describe_cell,
     episode_scores,
     hears_returns,
@@ -30,6 +31,7 @@ from dmm.experiments.reproduce import (
     train_and_score,
 )
 from dmm.experiments.tables import find_cells, make_tables
+from dmm.experiments.tables_in_context import MAZES, cells_in_context, make_tables_in_context
 from dmm.models.registry import MODELS
 from dmm.training import load_run
 from tests.experiments.conftest import do_here
@@ -77,14 +79,15 @@ class TestJobs:
         ]
 
     def test_smoke_has_every_kind_of_policy_and_all_data(self) -> None:
-        cells, tables = smoke_cells(), make_tables().values()
-        assert {cell.dataset for cell in cells} == {data for table in tables for data in table.datasets}
-        single = {name for name, model in MODELS.items() if not (model.hidden or model.in_context)}
-        assert {cell.entry.model for cell in cells} == single
+        cells, tables = smoke_cells(), [*make_tables().values(), *make_tables_in_context().values()]
+        long = {data for data, steps in MAZES.items() if steps > 1_000}
+        assert {cell.dataset for cell in cells} == {data for table in tables for data in table.datasets} - long
+        assert {cell.entry.model for cell in cells} == {name for name, model in MODELS.items() if not model.hidden}
         fields = {field for cell in cells for field in cell.entry.changes}
-        assert fields == {"local_mixer", "global_mixer", "a_init", "context", "window", "width"}
+        hierarchy = {"goals", "goal_weight", "interval", "groups"}
+        assert fields == {"local_mixer", "global_mixer", "a_init", "context", "window", "width"} | hierarchy
         assert cells_for(["table9"], "smoke") == find_cells(["table9"]) and cells_for([], "smoke") == cells
-        assert len(cells_for([], "small")) == len(find_cells())
+        assert cells_for([], "small") == find_cells() + cells_in_context()
 
     @pytest.mark.parametrize("scale", ["", "large", "Small"])
     def test_no_such_scale(self, scale: str) -> None:
@@ -212,7 +215,7 @@ class TestReproduction:
 
 
 def test_smoke_runs_every_kind_of_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole way, on data that it makes itself: 45 jobs, in processes."""
+    """The whole way, on data that it makes itself, in processes."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))  # to be put back
     places: Any = {"runs": tmp_path / "runs", "rows": tmp_path / "rows"}
     made = reproduce([], "smoke", workers=2, **places)
@@ -252,3 +255,20 @@ def test_a_full_disk_is_one_line(job: Job, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(checkpoints, "write_atomically", full)
     with pytest.raises(RunError, match=r"^reproduce: .*scores\.json cannot be written \(No space left on device\)$"):
         score_checkpoints(job, run)
+
+
+def test_a_job_in_context_keeps_every_episode(datasets_path: Path, tmp_path: Path) -> None:
+    tiny = {"width": 8, "layers": 1, "batch_size": 2, "log_every": 1, "checkpoint_every": 1}
+    dataset = "dmm/darkroom/histories-v0"
+    asked: Any = {"transitions": 2_000, "checkpoints": 2, "episodes_in_context": 3}
+    job = Job("ad-mamba", 0, tmp_path / "run", dataset, "ad-mamba", 2, (20.0,), 4, changes=tiny, **asked)
+    row = train_and_score(job)
+    found = evaluate(load_run(job.folder), episodes_in_context=3, tasks=4, targets=20.0, progress=False)
+    (score,) = row["checkpoints"][-1]["scores"]
+    assert context_returns(row).tolist() == found.returns.tolist()
+    assert episode_scores(row, "rooms")[-1][0].tolist() == found.returns[:, -1].tolist()
+    assert episode_scores(row)[-1][0] == pytest.approx(normalize(found.returns[:, -1], (20 / 81, 1340 / 81)))
+    assert [json.loads(task) for task in score["tasks"]] == json.loads(json.dumps(list(found.tasks)))
+    assert score["memory"] == "kept" and score["normalized_score"] == found.to_json()["normalized_score"]
+    older = {key: value for key, value in job.described().items() if key != "episodes_in_context"}
+    assert dataclasses.replace(job, episodes_in_context=0).is_described_by(older) and not job.is_described_by(older)

@@ -28,7 +28,7 @@ from dmm.models.ad import (
 from dmm.models.entry import Facts
 from dmm.models.official import from_official
 from dmm.models.registry import MODELS, read_changes
-from dmm.policy import Outcome
+from dmm.policy import Outcome, Wanted
 from dmm.training import TrainConfig
 from tests.conftest import MakeTrajectories
 
@@ -216,9 +216,44 @@ def test_published_size_is_theirs() -> None:
         ("ad", {"attention_dropout": 1.0}, "attention_dropout: got 1, allowed is 0 <= attention_dropout < 1"),
         ("ad", {"embed_dropout": -0.5}, "embed_dropout: got -0.5"),
         ("ad-mamba", {"ssm_state": 0}, "ssm_state: got 0"),
+        ("ad-mamba", {"temperature": -1.0}, "temperature: got -1, allowed is 0"),
         ("ad-mamba", {"step_init": "x"}, "step_init: got 'x', allowed are mamba, wiped"),
     ],
 )
 def test_bad_configs(name: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}"):
         made(name, **changes)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_discrete_actions_are_drawn_at_a_temperature_or_the_likeliest(name: str) -> None:
+    policy = made(name, context=6, temperature=0.7)
+    policy.discrete_actions = True
+    with torch.no_grad():
+        policy.head.bias[:] = torch.tensor([0.0, 1.0])
+    n, seen = 4000, torch.zeros(4000, 4)
+    asked = Wanted(0.0, None, torch.Generator().manual_seed(0), torch.arange(n))
+    windows: Any = None
+    for step in range(2):  # the second one with what was drawn behind it
+        if step == 0:
+            action, state = policy.act(policy.init_state(n, asked), seen)
+            first = action
+        else:
+            action, state = policy.act(state, seen, torch.zeros(n))
+    assert set(first.flatten().tolist()) == {0.0, 1.0}
+    windows = RewardedWindows(
+        returns_to_go=torch.zeros(n, 2, 1),
+        states=torch.zeros(n, 2, 4),
+        actions=torch.stack([first, torch.zeros_like(first)], dim=1),
+        timesteps=torch.zeros(n, 2, dtype=torch.int64),
+        mask=torch.ones(n, 2, dtype=torch.bool),
+        rewards=torch.zeros(n, 2, 1),
+    )
+    for step, drawn in enumerate((first, action)):
+        share = (policy(windows)[:, step] / 0.7).softmax(dim=-1).detach().mean(dim=0)
+        assert ((drawn.mean(dim=0) - share).abs() < 5 * (0.25 / n) ** 0.5).all()
+    likeliest = made(name, context=6, temperature=0.0)
+    likeliest.discrete_actions = True
+    likeliest.load_state_dict(policy.state_dict())
+    greedy, _ = likeliest.act(likeliest.init_state(n, asked), seen)
+    assert torch.equal(greedy, policy.played(policy(windows)[:, 0].detach()))
