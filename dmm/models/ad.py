@@ -65,7 +65,7 @@ class ADConfig:
     embedding: int = 64  # e channels in which positions are added
     embed_dropout: float = 0.1  # on the tokens
     dropout: float = 0.1  # on what each half of a layer adds
-    temperature: float = 0.5  # of the softmax that discrete actions are drawn by; 0: the likeliest
+    temperature: float = 0.4  # of the softmax that discrete actions are drawn by; 0: the likeliest
 
     def __post_init__(self) -> None:
         plain_fields(self)
