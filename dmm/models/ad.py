@@ -206,8 +206,9 @@ class Stream:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Stream:
         """`function` of every tensor."""
-        own = map(function, (self.action, self.reward, self.steps, self.clock, self.stream))
-        return Stream(*own, tuple(map(function, self.blocks)))
+        own = (self.action, self.reward, self.steps, self.clock, self.stream)
+        action, reward, steps, clock, stream = map(function, own)
+        return Stream(action, reward, steps, clock, stream, tuple(map(function, self.blocks)))
 
 
 class AlgorithmDistillationMamba(Distilled):
