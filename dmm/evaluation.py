@@ -554,7 +554,7 @@ def play_tasks(
             going_on = [envs[j] for j in places]
             _require_finite(going_on, observation)
             action, state = actor.act(state, torch.from_numpy(observation), reward)
-            observation, earned, over = _step(going_on, np.array(action.cpu()))
+            observation, earned, over = _step(going_on, action.cpu().numpy())
             returns[places, number[places]] += earned
             length[places] += 1
             terminated = np.array([env.terminated for env in going_on])

@@ -66,7 +66,7 @@ class ADConfig:
     embedding: int = 64  # e channels in which positions are added
     embed_dropout: float = 0.1  # on the tokens
     dropout: float = 0.1  # on what each half of a layer adds
-    temperature: float = 0.5  # of the softmax that discrete actions are drawn by; 0: the likeliest
+    temperature: float = 0.4  # of the softmax that discrete actions are drawn by; 0: the likeliest
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -215,8 +215,9 @@ class Stream:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Stream:
         """`function` of every tensor."""
-        own = map(function, (self.action, self.reward, self.steps, self.clock, self.stream))
-        return Stream(*own, tuple(map(function, self.blocks)))
+        own = (self.action, self.reward, self.steps, self.clock, self.stream)
+        action, reward, steps, clock, stream = map(function, own)
+        return Stream(action, reward, steps, clock, stream, tuple(map(function, self.blocks)))
 
 
 class AlgorithmDistillationMamba(Distilled):
