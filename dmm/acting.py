@@ -1,4 +1,4 @@
-"""Acting with a trained policy in three ways, behind one switch.
+"""Acting with a trained policy in one of several ways, behind one switch.
 
 `window`: at each step a parallel forward over the last `K` time steps, as the paper evaluates; `Policy.act`.
 
@@ -11,8 +11,14 @@ tokens than a window has, as in a Decision ConvFormer of the usual sizes, they a
 So every action is that of a parallel forward over the last `K - K/m + 1` to `K` steps, lengths that training has seen,
 at a cost that does not grow with `K` either. `m = K` gives the actions of the window, `m = 1` forgets all at once.
 
-An episode begins as its window does: behind `K - 1` padded steps, which the states have taken in beforehand. Where the
-model embeds time steps, each token has that of its own step in the episode; those of padding have the first.
+`cached`: for models that act across the episodes of a task with attention (`dmm.models.across`). The keys and values of
+the steps before are remembered, and a step's cost grows with their number only by what looking at them takes. The
+actions are those of the window; once it is full it is read anew.
+
+With `recurrent` and `staggered` an episode begins as its window does: behind `K - 1` padded steps, which the states
+have taken in beforehand. Where the model embeds time steps, each token has that of its own step in the episode; those
+of padding have the first. Policies whose `act` is itself a recurrence begin in their own way.
+
 Axes: `n` episodes, `m` states of each, `d` channels, `s` state size, `a` action size.
 """
 
@@ -29,10 +35,11 @@ from torch.nn.functional import one_hot
 
 from dmm.errors import InputError, require_choice, whole_number
 from dmm.fused import Cell
+from dmm.models.across import AcrossEpisodes, CachedActor
 from dmm.models.frame import TokenPolicy
 from dmm.policy import Policy, Target, Wanted
 
-Acting = Literal["window", "recurrent", "staggered"]
+Acting = Literal["window", "recurrent", "staggered", "cached"]
 ACTING: tuple[str, ...] = get_args(Acting)
 STATES = 4
 """`m` of the staggered states, unless said otherwise."""
@@ -52,14 +59,14 @@ class Actor(Protocol):
 
 
 def make_actor(policy: Policy, acting: str = "window", states: int = STATES) -> Actor:
-    """The policy, acting in one of the three ways, without dropout.
+    """The policy, acting in one of these ways, without dropout.
 
     `window` is the policy itself; the other ways go on with the weights that it has now.
 
     Args:
         policy: a trained policy; for `recurrent` and `staggered` its blocks must be recurrences. One whose own `act`
             is a recurrence (`Policy.recurrent`) is served by `recurrent` as by `window`, with its weights frozen.
-        acting: `window`, `recurrent` or `staggered`.
+        acting: `window`, `recurrent`, `staggered` or `cached`, which wants a policy of `dmm.models.across`.
         states: `m`, a divisor of the policy's context; `staggered` alone has them.
 
     Raises:
@@ -68,11 +75,23 @@ def make_actor(policy: Policy, acting: str = "window", states: int = STATES) -> 
     require_choice("acting", acting, Acting)
     if acting == "window":
         return copy.deepcopy(policy).eval() if policy.training else policy
+    if acting == "cached":
+        return _cached(policy)
     if acting == "recurrent" and policy.recurrent:
         return cast(Policy, _frozen(policy))
     _require_recurrence(policy, acting)
     recurrent = cast(TokenPolicy, policy)
     return RecurrentActor(recurrent) if acting == "recurrent" else StaggeredActor(recurrent, states)
+
+
+def _cached(policy: Policy) -> CachedActor:
+    if not isinstance(policy, AcrossEpisodes):
+        raise InputError(
+            f"acting: got 'cached' for a {type(policy).__name__}, allowed are ad and at, which have a cache"
+        )
+    if policy.context < 2:
+        raise InputError(f"acting: got 'cached' for a window of {policy.context} step, allowed are 2 or more")
+    return CachedActor(_frozen(policy))
 
 
 def _require_recurrence(policy: Policy, acting: str) -> None:

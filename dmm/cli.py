@@ -252,7 +252,11 @@ def evaluate(
     target: Annotated[list[float] | None, typer.Option(help="Return asked for; may be given several times.")] = None,
     seed: Annotated[int, typer.Option(help="Environment seed of the first episode.")] = 10_000,
     acting: Annotated[
-        str, typer.Option(help="How: window (as the papers evaluate), or in constant time: recurrent, staggered.")
+        str,
+        typer.Option(
+            help="How: window (as the papers evaluate), cached (the same with a key-value cache), or in constant time: "
+            "recurrent, staggered."
+        ),
     ] = "window",
     states: Annotated[
         int, typer.Option(help="Recurrent states per episode, for staggered acting; no effect on other ways.")

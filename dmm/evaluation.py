@@ -204,7 +204,7 @@ def evaluate(
         tasks: how many of these tasks; all that are held out, 100 at most, if not given.
         targets: returns asked for, one or several, in the environment's units; `default_targets` if not given.
         seed: of the first episode.
-        acting: how, `window` (as the paper evaluates), `recurrent` or `staggered`; see `dmm.acting`.
+        acting: how, `window` (as the paper evaluates), `recurrent`, `staggered` or `cached`; see `dmm.acting`.
         states: of each episode, for `staggered`.
         progress: show a bar on stderr.
         environments: how many are open at once, `ENVIRONMENTS_AT_ONCE` if not given; where not so many can be made,
@@ -554,7 +554,7 @@ def play_tasks(
             going_on = [envs[j] for j in places]
             _require_finite(going_on, observation)
             action, state = actor.act(state, torch.from_numpy(observation), reward)
-            observation, earned, over = _step(going_on, np.array(action.cpu()))
+            observation, earned, over = _step(going_on, action.cpu().numpy())
             returns[places, number[places]] += earned
             length[places] += 1
             terminated = np.array([env.terminated for env in going_on])

@@ -236,8 +236,6 @@ def _choose(env: gym.Env, count: int | None, seed: int) -> list[Task]:
 
 
 def _best_possible(env: gym.Env, tasks: Sequence[Task], max_steps: int | None) -> float | None:
-    limits = [limit for limit in (time_limit(env), max_steps) if limit is not None]
-    if not limits:
-        return None
-    known = [value for task in tasks if (value := best_return(env, task, min(limits))) is not None]
+    steps = min((limit for limit in (time_limit(env), max_steps) if limit is not None), default=None)
+    known = [value for task in tasks if (value := best_return(env, task, steps)) is not None]
     return float(np.mean(known)) if len(known) == len(tasks) else None

@@ -528,7 +528,7 @@ class TestEvaluate:
             small(run, episodes=episodes)
 
     def test_says_how_it_acted(self, run: Run) -> None:
-        ways = [small(run, acting=acting, states=3).to_json() for acting in ACTING]
+        ways = [small(run, acting=acting, states=3).to_json() for acting in ACTING[:3]]
         assert [(way["acting"], way["states"]) for way in ways] == [
             ("window", None),
             ("recurrent", None),

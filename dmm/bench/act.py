@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ DT_PAPER = {"context": 20, "width": 128, "layers": 3, "heads": 1}
 STEPS = (10, 100, 1_000, 10_000)
 SPAN = 50
 """Steps whose median is the figure of the step that they begin with."""
+TURN = 5
+"""Of them, how many an actor takes before the others have theirs."""
 WAYS: dict[str, tuple[str, int]] = {
     "window": ("window", 1),
     "recurrent": ("recurrent", 1),
@@ -94,20 +97,20 @@ def costs_of_models(steps: int = SPAN, rounds: int = 5) -> dict[str, dict[str, A
     }
 
 
-def acting_candidates(device: torch.device) -> tuple[dict[str, Act], dict[str, str]]:
-    """What acts, by name, each with a memory of its own; and why others are left out."""
+def acting_candidates(device: torch.device) -> tuple[dict[str, Callable[[], Act]], dict[str, str]]:
+    """What makes an actor with a memory of its own, by name; and why others are left out."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         policy = DecisionMetaMamba(DMMConfig(**HOPPER)).eval().to(device)  # type: ignore[arg-type]
         paper = DecisionTransformer(DTConfig(**HOPPER, **DT_PAPER)).eval().to(device)  # type: ignore[arg-type]
-    actors: dict[str, Act] = {name: remembering(make_actor(policy, *way)) for name, way in WAYS.items()}
-    actors["dt, window of 20"] = remembering(make_actor(paper))
+    ways = {name: make_actor(policy, *way) for name, way in WAYS.items()} | {"dt, window of 20": make_actor(paper)}
+    makers: dict[str, Callable[[], Act]] = {name: partial(remembering, actor) for name, actor in ways.items()}
     if versions()["d3rlpy"] is None:
-        return actors, {"d3rlpy": "not installed"}
+        return makers, {"d3rlpy": "not installed"}
     theirs, reason = find(lambda: _acting_d3rlpy(device))
     if theirs is None:
-        return actors, {"d3rlpy": reason}
-    return actors | {"d3rlpy's dt, window of 20": theirs}, {}
+        return makers, {"d3rlpy": reason}
+    return makers | {"d3rlpy's dt, window of 20": theirs}, {}
 
 
 def remembering(actor: Actor) -> Act:
@@ -123,34 +126,44 @@ def remembering(actor: Actor) -> Act:
     return act
 
 
-def _acting_d3rlpy(device: torch.device) -> Act:
+def _acting_d3rlpy(device: torch.device) -> Callable[[], Act]:
     sizes = (HOPPER["state_size"], HOPPER["action_size"], DT_PAPER["width"], DT_PAPER["layers"], DT_PAPER["context"])
-    actor = d3rlpy_dt(*sizes, device=str(device)).as_stateful_wrapper(target_return=TARGET)
-    return lambda observation, reward: actor.predict(observation[0].cpu().numpy(), float(reward))
+    algorithm = d3rlpy_dt(*sizes, device=str(device))
+
+    def make() -> Act:
+        actor = algorithm.as_stateful_wrapper(target_return=TARGET)
+        return lambda observation, reward: actor.predict(observation[0].cpu().numpy(), float(reward))
+
+    return make
 
 
 def latencies(
-    actors: dict[str, Act], steps: Sequence[int], device: torch.device, progress: bool = False
+    makers: dict[str, Callable[[], Act]], steps: Sequence[int], device: torch.device, progress: bool = False
 ) -> dict[str, Any]:
-    """Microseconds per action of each, at each of the steps: in turn, each takes `SPAN` steps.
+    """Microseconds per action of each, with so many steps behind it: medians over `SPAN` steps.
 
-    An actor that comes after other actors in each single step would find nothing of its own in the caches.
+    Each way has an actor for each of the steps, and all of them take turns of `TURN` steps: a machine whose speed
+    changes while it is measured changes all figures alike. (An actor that comes after others in each single step would
+    find nothing of its own in the caches.)
     """
     generator, finish = torch.Generator().manual_seed(0), finisher(device) or (lambda: None)
     observations = torch.randn(SPAN, 1, HOPPER["state_size"], generator=generator).to(device)
     rewards = torch.rand(SPAN, 1, generator=generator).to(device)
-    times: dict[str, dict[int, list[float]]] = {name: {step: [] for step in steps} for name in actors}
-    for first in progress_bar(range(0, steps[-1] + SPAN, SPAN), desc="bench act", disable=not progress):
-        for name, act in actors.items():
-            for clock in range(first, first + SPAN):
-                begin = time.perf_counter()
+    actors = {(name, step): make() for name, make in makers.items() for step in steps}
+    with progress_bar(total=sum(step for _, step in actors), desc="bench act", disable=not progress) as bar:
+        for (_, step), act in actors.items():
+            for clock in range(step):
                 act(observations[clock % SPAN], rewards[clock % SPAN])
+            bar.update(step)
+    times: dict[tuple[str, int], list[float]] = {key: [] for key in actors}
+    for first in range(0, SPAN, TURN):
+        for key, act in actors.items():
+            for clock in range(first, min(first + TURN, SPAN)):
+                begin = time.perf_counter()
+                act(observations[clock], rewards[clock])
                 finish()
-                seconds = time.perf_counter() - begin
-                for step in steps:
-                    if step <= clock < step + SPAN:
-                        times[name][step].append(1e6 * seconds)
-    return {name: _latency_row(columns) for name, columns in times.items()}
+                times[key].append(1e6 * (time.perf_counter() - begin))
+    return {name: _latency_row({step: times[name, step] for step in steps}) for name in makers}
 
 
 def _latency_row(columns: dict[int, list[float]]) -> dict[str, Any]:

@@ -102,16 +102,18 @@ def held_out_cells(size: int) -> list[Cell]:
     return [cell for cell in cells if is_held_out("cell", cell)]
 
 
-def best_return(env: gym.Env, task: Mapping[str, Any], steps: int) -> float | None:
-    """The return of the shortest way in an episode of so many steps that knows the task; None where it is not known.
+def best_return(env: gym.Env, task: Mapping[str, Any], steps: int | None) -> float | None:
+    """The return of the shortest way, of an agent that knows the task; None where it is not known.
+
+    `steps` are those after which an episode is ended, None if it never is.
 
     In a room that pays on each step the first one comes at the goal's distance from the centre, and at the first step
     for a goal in the centre, which is left for no time. Keys and doors pay 1 each wherever an episode starts.
     """
     base = env.unwrapped
-    if isinstance(base, TMaze):
-        return float(steps > base.length)
-    if not isinstance(base, GridWorld):
+    if isinstance(base, TMaze):  # which ends by itself
+        return float(steps is None or steps > base.length)
+    if steps is None or not isinstance(base, GridWorld):
         return None
     x, y = centre(base.size)
     if isinstance(base, KeyToDoor):

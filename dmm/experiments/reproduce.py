@@ -483,7 +483,7 @@ def describe_cell(
     """A cell with the seeds that there are: their scores by two protocols, and the paper's value beside."""
     name = f"{dataset_name(cell.dataset)}/{entry_name(cell.entry, scale)}"
     rows = [row for seed in range(wanted) if (row := found.get((name, seed))) is not None]
-    described = {"name": cell.name, "policy": name, "kind": cell.kind}
+    described: dict[str, Any] = {"name": cell.name, "policy": name, "kind": cell.kind}
     described |= {"wanted": wanted, "seeds": len(rows), "paper": cell.paper}
     if rows:
         scores = [episode_scores(row, cell.kind) for row in rows]

@@ -1,9 +1,11 @@
 """How fast this package is beside others, and which of its goals are reached: the figures of `dmm bench` in one file.
 
     python -m dmm.experiments.speed                    speed.json: scan, training step and acting on a CPU
+    python -m dmm.experiments.speed --only act         a part of it anew, beside what the file holds
     python -m dmm.experiments.speed --device cuda      speed_cuda.json: scan and training step on a GPU
 
-Every figure is a ratio within one run, or says on which device it was taken; `machine.load` tells how busy it was.
+Every figure is a ratio within one part, or says on which device it was taken; each part's `machine.load` tells how busy
+it was.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from dmm.experiments import RESULTS, load_result, path_argument, write_result
+from dmm.files import read_json
 
 FLAT = 1.1
 """Largest over smallest time of an action, at the steps where it is measured, that counts as flat."""
@@ -21,6 +24,7 @@ SHORT_LENGTHS = (24, 4_096)
 LONG_LENGTH = 16_384
 OWED = "owed: no GPU in this run"
 
+PARTS = ("scan", "train", "act")
 Reports = dict[str, dict[str, Any]]
 """What `dmm bench scan`, `train` and `act` found, by these names."""
 
@@ -209,17 +213,14 @@ GOALS = (
 )
 
 
-def run_benches(device: str) -> Reports:
-    """The reports; acting is measured on the CPU alone, where episodes are played."""
+def benches(device: str) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What makes each report; acting is measured on the CPU alone, where episodes are played."""
+    from dmm.bench.act import bench_act
     from dmm.bench.scan import bench_scan
     from dmm.bench.train import bench_train
 
-    reports = {"scan": bench_scan(device=device), "train": bench_train(device=device)}
-    if device == "cpu":
-        from dmm.bench.act import bench_act
-
-        reports["act"] = bench_act()
-    return reports
+    found = {"scan": lambda: bench_scan(device=device), "train": lambda: bench_train(device=device)}
+    return found | ({"act": bench_act} if device == "cpu" else {})
 
 
 def committed_goals() -> list[dict[str, Any]]:
@@ -248,14 +249,21 @@ def goals_table(goals: list[dict[str, Any]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Measure scan, training step and acting, and judge the goals.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--only", choices=PARTS, help="measure this part alone; the file must hold the others")
     parser.add_argument("--out", type=path_argument, help="a file; the package's own if left out")
     args = parser.parse_args(arguments)
+    out = args.out or RESULTS / ("speed.json" if args.device == "cpu" else "speed_cuda.json")
+    makers = benches(args.device)
+    if args.only and args.only not in makers:
+        raise SystemExit(f"--only: {args.only} is not measured on {args.device}, allowed are {', '.join(makers)}")
+    if args.only and not out.exists():
+        raise SystemExit(f"--only: {out} is not there, and would hold the other parts; leave --only out")
 
-    reports = run_benches(args.device)
+    kept = read_json(out) if args.only else {}
+    reports = {name: kept[name] if args.only not in (None, name) else make() for name, make in makers.items()}
     first = reports["scan"]
     goals = judge(reports, args.device)
     shared = {name: first[name] for name in ("device", "threads", "machine", "torch", "why", "peers")}
-    out = args.out or RESULTS / ("speed.json" if args.device == "cpu" else "speed_cuda.json")
     write_result(out, {**shared, "goals": goals, **reports})
     print(goals_table(goals))
 

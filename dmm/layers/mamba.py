@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from dmm.errors import require_choice, whole_number
 from dmm.layers.activations import ACTIVATIONS, Activation
+from dmm.layers.frozen import Freezable
 from dmm.layers.initial import init_linear
 from dmm.scan import selective_scan
 from dmm.scan.fused import kernels
@@ -62,7 +63,7 @@ class MambaSignals(NamedTuple):
     """`y * silu(z)`, or with another activation: `(b, l, e)`."""
 
 
-class MambaBlock(nn.Module):
+class MambaBlock(Freezable):
     """A Mamba block `(b, l, d) -> (b, l, d)`, without norm and residual.
 
     Args:
@@ -123,7 +124,6 @@ class MambaBlock(nn.Module):
         self.dt_proj = nn.Linear(rank, e)
         A = s4d_real(state_size).repeat(e, 1) if a_init == "s4d-real" else random_diagonal(e * state_size).view(e, -1)
         self.A_log = nn.Parameter(torch.log(-A))
-        self._frozen: MambaCell | None = None
         self.activation = activation
         self.D = nn.Parameter(torch.ones(e)) if skip else None
         self.out_proj = nn.Linear(e, d, bias=False)
@@ -168,26 +168,15 @@ class MambaBlock(nn.Module):
             present: `(b, t)`, 0 for tokens that a row begins without, 1 for all others. They must come first in a row
                 that is at its initial state; they leave that as it is, and what they map to means nothing.
         """
-        return (self._frozen or MambaCell(self)).extend(x, state, present)
+        return self.cell_of_now().extend(x, state, present)  # type: ignore[no-any-return]
 
     def step(self, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
         """One token: `(b, d)`, state -> `(b, d)`, new state. Steps from `init_state` equal `forward`."""
         y, state = self.extend(x[:, None], state)
         return y[:, 0], state
 
-    @torch.no_grad()
-    def freeze(self) -> None:
-        """For acting: `extend` and `step` work out once what they have in common. The weights must not change then."""
-        self._frozen = MambaCell(self)
-
-    def _apply(self, *arguments: Any, **keywords: Any) -> MambaBlock:
-        """Other dtypes and devices (`double`, `to`) make other weights, which are not frozen."""
-        self._frozen = None
-        return super()._apply(*arguments, **keywords)  # type: ignore[no-any-return, no-untyped-call]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy, or a stored block, is not frozen: what is worked out belongs to the weights of the original."""
-        return self.__dict__ | {"_frozen": None}
+    def make_cell(self) -> MambaCell:
+        return MambaCell(self)
 
     def _branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The scan's input and the gate before its activation, `(b, l, e)` each."""

@@ -13,8 +13,9 @@ Acting, discrete actions are drawn by softmax(logits / temperature) (`dmm.draws`
 likeliest action, as in ad-eps. Neither does well here. What is imitated are a learner's random actions too; a policy
 that draws as many of them stays a beginner, one that draws none tries nothing new, and half way between it explores and
 keeps what it found. Memory is never reset within a task
-(`next_episode`). The transformer reads the last k steps anew each time, fewer at first; Mamba goes on as a recurrence
-over everything since the task began, in constant time.
+(`next_episode`). The transformer reads the last k steps anew each time, fewer at first, or goes on from their keys and
+values until these are k (`cached`, see `dmm.acting`); Mamba goes on as a recurrence over everything since the task
+began, in constant time.
 
 It reads `RewardedWindows`, padded behind. States and actions are vectors here, z-scored and one-hot, each under one
 linear layer; the source's tables of states and actions are that layer, without its bias, for one-hot states, and
@@ -65,7 +66,7 @@ class ADConfig:
     embedding: int = 64  # e channels in which positions are added
     embed_dropout: float = 0.1  # on the tokens
     dropout: float = 0.1  # on what each half of a layer adds
-    temperature: float = 0.5  # of the softmax that discrete actions are drawn by; 0: the likeliest
+    temperature: float = 0.4  # of the softmax that discrete actions are drawn by; 0: the likeliest
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -143,14 +144,18 @@ class Distilled(Policy):
         made = self.embed_state(z), self.embed_action(actions), self.embed_reward(rewards)
         return torch.stack(made, dim=2).flatten(1, 2)
 
-    def placed(self, tokens: Tensor) -> Tensor:
-        """Tokens `(b, l, e)` with their places."""
+    def placed(self, tokens: Tensor, first: Tensor | None) -> Tensor:
+        """Tokens `(b, l, e)` with their places, from step `first (b,)` on."""
         return tokens
+
+    def tokens(self, windows: RewardedWindows, first: Tensor | None = None) -> Tensor:
+        """What the layers read of steps, s, a, r of each: `(b, k, 3, d)`; `first (b,)` is the number of the first."""
+        x = self.placed(self.embed(windows.states, windows.actions, windows.rewards), first)
+        return self.dropout(self.widen(x)).unflatten(1, (-1, 3))  # type: ignore[no-any-return]
 
     def forward(self, windows: RewardedWindows) -> Tensor:
         """The actions, or logits of discrete ones; padding must be behind the steps."""
-        x = self.placed(self.embed(windows.states, windows.actions, windows.rewards))
-        x = self.dropout(self.widen(x))
+        x = self.tokens(windows).flatten(1, 2)
         for block in self.blocks:
             x = block(x)
         return self.read(x[:, 0::3])
@@ -177,6 +182,7 @@ class AlgorithmDistillation(Distilled, AcrossEpisodes):
 
     config: ADTransformerConfig
     places: Tensor
+    state_token = 0
 
     def __init__(self, config: ADTransformerConfig):
         super().__init__(config)
@@ -187,10 +193,13 @@ class AlgorithmDistillation(Distilled, AcrossEpisodes):
         how: Any = {"attention_dropout": c.attention_dropout, "nonlinearity": "gelu"}
         return GPTLayer(c.width, c.heads, c.dropout, **how)
 
-    def placed(self, tokens: Tensor) -> Tensor:
+    def placed(self, tokens: Tensor, first: Tensor | None) -> Tensor:
         if tokens.shape[1] > len(self.places):
             raise InputError(f"windows: got {tokens.shape[1] // 3} steps, allowed are at most {self.context}")
-        return tokens + self.places[: tokens.shape[1]]
+        if first is None:
+            return tokens + self.places[: tokens.shape[1]]
+        places = 3 * first[:, None] + torch.arange(tokens.shape[1], device=first.device)
+        return tokens + self.places[places.clamp(min=0)]  # nothing is before a first step
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,8 +215,9 @@ class Stream:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Stream:
         """`function` of every tensor."""
-        own = map(function, (self.action, self.reward, self.steps, self.clock, self.stream))
-        return Stream(*own, tuple(map(function, self.blocks)))
+        own = (self.action, self.reward, self.steps, self.clock, self.stream)
+        action, reward, steps, clock, stream = map(function, own)
+        return Stream(action, reward, steps, clock, stream, tuple(map(function, self.blocks)))
 
 
 class AlgorithmDistillationMamba(Distilled):

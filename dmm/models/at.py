@@ -9,7 +9,7 @@ return, so that they end above zero where an episode fell short. d is 1 at the e
 0. `tokens="four"` leaves r out. Time steps begin anew with each episode.
 
 Acting, the last k steps are read anew each time, across the episodes of a task (`next_episode`), and each of them is
-asked for the same return.
+asked for the same return; with `dmm.acting`'s `cached` their keys and values are remembered until these are k.
 
 Source: Liu & Abbeel 2023, arXiv 2305.16554; suessmann/Agentic-Transformer-Pytorch at commit 758839c, a third party's
 code, was read (the authors' own is not to be had), and there is nothing to compare numbers with. It has the four tokens
@@ -72,6 +72,7 @@ class AgenticTransformer(AcrossEpisodes):
     """`Contexts (b, k, ...) -> actions (b, k, a)`, or logits of discrete ones; see the module."""
 
     batch = Contexts
+    state_token = 1
     config: ATConfig
 
     def __init__(self, config: ATConfig):
@@ -85,13 +86,19 @@ class AgenticTransformer(AcrossEpisodes):
         self.norm, self.head = nn.LayerNorm(d), nn.Linear(d, config.action_size)
 
     def forward(self, contexts: Contexts) -> Tensor:
-        time = self.embed_timestep(contexts.timesteps.clamp(max=self.config.max_timestep - 1))
-        made = [token + time for token in self._embedded(contexts)]
-        x = self.embed_norm(torch.stack(made, dim=2).flatten(1, 2))  # (b, m k, d)
-        allowed = seen_before(contexts.mask.repeat_interleave(len(made), dim=1))
+        x = self.tokens(contexts)
+        every = x.shape[2]
+        x, allowed = x.flatten(1, 2), seen_before(contexts.mask.repeat_interleave(every, dim=1))
         for block in self.blocks:
             x = block(x, allowed)
-        out: Tensor = self.head(self.norm(x[:, 1 :: len(made)]))
+        return self.read(x[:, self.state_token :: every])
+
+    def tokens(self, windows: Contexts, first: Tensor | None = None) -> Tensor:
+        time = self.embed_timestep(windows.timesteps.clamp(max=self.config.max_timestep - 1))
+        return self.embed_norm(torch.stack([token + time for token in self._embedded(windows)], dim=2))  # type: ignore[no-any-return]
+
+    def read(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.norm(x))
         return out if self.discrete_actions else torch.tanh(out)
 
     def _embedded(self, contexts: Contexts) -> list[Tensor]:

@@ -3,8 +3,9 @@
     planner    x = LN(tokens + number of the group);  GPT-2 layers without positions;  plan = tanh(W LN(x) at s tokens)
 
 All else is that of `dmm.models.hierarchy`, its worker, loss, contexts and acting. Groups are numbered from where the
-first of a context stands in its episode on, through all that follow; padding is hidden. While acting, the planner reads
-the last K groups anew whenever a group begins: once in c steps.
+first of a context stands in its episode on, through all that follow; padding is hidden. While acting, the planner works
+once in c steps, whenever a group begins. Up to K groups it goes on from the keys and values of those before; from then
+on their numbers, and what they have seen, change with each further group, and it reads the last K of them anew.
 
 `from_official` gives the planner of the release alone, `TransformerPlanner`, whose groups have a fifth token behind s:
 the group's own plan. In the release nothing calls it; in its authors' earlier model (IDT, arXiv 2405.20692) those plans
@@ -18,13 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dmm.configs import check_positive
 from dmm.errors import InputError
+from dmm.layers.cache import KeyValueCache
 from dmm.layers.transformer import GPTLayer, seen_before
 from dmm.models.entry import Facts, Model, Official, Source, gpt_sources, transposed
 from dmm.models.hierarchy import (
@@ -51,8 +53,29 @@ class HDTConfig(HierarchyConfig):
             check_positive(self, "numbers")
 
 
+class Planned(NamedTuple):
+    """What the planner remembers of n tasks, and how it is kept: as one tuple of tensors."""
+
+    window: Groups
+    """The last K groups, `(n, K, .)`, padded in front."""
+    number: Tensor
+    """`(n,)` int64, of the first group."""
+    cache: KeyValueCache
+    """Of up to K groups."""
+
+    def flat(self) -> tuple[Tensor, ...]:
+        """The tensors."""
+        return (*self.window, self.number, *self.cache)
+
+    @classmethod
+    def of(cls, state: tuple[Tensor, ...]) -> Planned:
+        """What `flat` gave."""
+        fields = len(Groups._fields)
+        return cls(Groups(*state[:fields]), state[fields], KeyValueCache(*state[fields + 1 :]))
+
+
 class TransformerPlanner(Planner):
-    """A transformer over the tokens of all groups; its memory is the last K groups.
+    """A transformer over the tokens of all groups; its memory is the last K groups, and their keys and values.
 
     Args:
         config: the hierarchy's.
@@ -94,11 +117,27 @@ class TransformerPlanner(Planner):
     def init_state(self, n: int) -> tuple[Tensor, ...]:
         k, zeros = self.config.groups, self.norm.weight.new_zeros
         number = torch.zeros(n, k, dtype=torch.int64, device=self.norm.weight.device)
-        sizes = (1, self.config.state_size, 1, 1)
-        return (*(zeros(n, k, size) for size in sizes), number.bool(), number)
+        single = zeros(n, k, 1)
+        window = Groups(single, zeros(n, k, self.config.state_size), single, single, number.bool(), number)
+        cache = KeyValueCache.empty(self.blocks, n, k * self.tokens.count)
+        return Planned(window, number[:, 0], cache).flat()
 
     def extend(self, state: tuple[Tensor, ...], group: Groups, first: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        before = Groups(*(field.clone() for field in state))
+        now = Planned.of(state)
+        window, groups = self._next_window(now.window, group), now.cache.steps * group.real[:, 0]  # none behind padding
+        number = torch.where(groups == 0, group.number[:, 0], now.number)
+        full = groups >= self.config.groups
+        if full.all():
+            return self(window)[:, -1], Planned(window, number, now.cache).flat()
+        cache = now.cache._replace(steps=groups.clamp(max=self.config.groups - 1))
+        plan, cache = self._next(cache, group, number)
+        if full.any():
+            plan = torch.where(full[:, None], self(window)[:, -1], plan)
+        return plan, Planned(window, number, cache).flat()
+
+    def _next_window(self, window: Groups, group: Groups) -> Groups:
+        """The last K groups with the one that begins, whose end is not known yet."""
+        before = Groups(*(field.clone() for field in window))
         before.rewards[:, -1:], before.ended[:, -1:] = group.rewards, group.ended
         before.real[:, -1:] &= group.real
         new = group._replace(
@@ -106,8 +145,17 @@ class TransformerPlanner(Planner):
             ended=torch.zeros_like(group.ended),
             real=torch.ones_like(group.real),
         )
-        now = Groups(*(torch.cat([past[:, 1:], field], dim=1) for past, field in zip(before, new, strict=True)))
-        return self(now)[:, -1], tuple(now)
+        return Groups(*(torch.cat([past[:, 1:], field], dim=1) for past, field in zip(before, new, strict=True)))
+
+    def _next(self, cache: KeyValueCache, group: Groups, number: Tensor) -> tuple[Tensor, KeyValueCache]:
+        """The plan `(n, 2 z)` of the group that begins, from the keys and values of those before."""
+        late = self.tokens.after(group.rewards, group.ended, group.real)
+        x = torch.cat([*late, *self.tokens.before(group.returns_to_go, group.states)], dim=1)  # (n, m, d)
+        own = torch.arange(x.shape[1], device=x.device) >= len(late)
+        numbers = number[:, None] + cache.steps[:, None] - (~own).long()  # (n, m)
+        x = self.embed_norm(x + self.embed_number(numbers.clamp(0, self.embed_number.num_embeddings - 1)))
+        x, cache = cache.extend(self.blocks, x, len(late))
+        return self.squash(self.head(self.norm(x[:, -1]))), cache
 
 
 class HierarchicalTransformer(HierarchicalPolicy):

@@ -16,8 +16,9 @@ once for a group, or not at all.
 
 Acting goes on over all episodes of a task (`next_episode`). The planner takes in the tokens of a group as they become
 known, c steps apart; of the last c steps of the present episode the worker acts, all with the present group's z. That
-window slides across the borders of groups (`window="sliding"`, as released), although in training it never does;
-`group` lets it begin with each group, and then the actions are those of `forward` over everything so far. The draws of
+window slides across the borders of groups (`window="sliding"`, as released), although in training it never does, and
+`noise="step"` draws eps for all of its steps anew; `group` lets it begin with each group, with the eps that each step
+drew, and then the actions are those of `forward` over everything so far (`dmm.models.worker`). The draws of
 `acts="drawn"` follow from the generator's state and all that an episode's task has shown (`dmm.draws`); `mean` plays
 z = mu.
 
@@ -42,8 +43,8 @@ from dmm.data.trajectories import Trajectories
 from dmm.draws import normal, streams
 from dmm.errors import InputError, require_choice
 from dmm.layers.noise import GaussianNoise
-from dmm.layers.transformer import GPTLayer, seen_before
 from dmm.models.entry import Facts, domain
+from dmm.models.worker import GroupWorker, Seen, SlidingWorker, Worker
 from dmm.policy import Outcome, Policy, Target, Wanted, action_error, of_merged
 
 Tokens = Literal["four", "three"]
@@ -219,42 +220,13 @@ class Planner(nn.Module):
         return torch.cat([torch.tanh(mu), spread], dim=-1)
 
 
-class Worker(nn.Module):
-    """Actions of c steps towards a plan: `(m, c, .) -> (m, c, a)`, before tanh or softmax; see the module."""
-
-    def __init__(self, config: HierarchyConfig):
-        super().__init__()
-        d, s, a, z = config.width, config.state_size, config.action_size, config.z
-        self.embed_plan, self.embed_state = nn.Linear(z, d), nn.Linear(s, d)
-        self.embed_action, self.embed_reward = nn.Linear(a, d), nn.Linear(1, d)
-        self.embed_timestep = nn.Embedding(config.max_timestep, d)
-        self.embed_norm = nn.LayerNorm(d)
-        self.goal_to_plan = nn.Linear(s, z).requires_grad_(False)
-        self.blocks = nn.ModuleList(GPTLayer(d, config.heads, config.dropout) for _ in range(config.layers))
-        self.norm, self.head = nn.LayerNorm(d), nn.Linear(d, a)
-
-    def forward(
-        self, plan: Tensor, states: Tensor, actions: Tensor, rewards: Tensor, timesteps: Tensor, real: Tensor
-    ) -> Tensor:
-        """`plan (m, c, z)`, z-scored states, and which of the steps `(m, c)` are none but padding."""
-        time = self.embed_timestep(timesteps.clamp(max=self.embed_timestep.num_embeddings - 1))
-        made = self.embed_plan(plan), self.embed_state(states), self.embed_action(actions), self.embed_reward(rewards)
-        x = self.embed_norm(torch.stack([token + time for token in made], dim=2).flatten(1, 2))  # (m, 4c, d)
-        allowed = seen_before(real.repeat_interleave(4, dim=1))
-        for block in self.blocks:
-            x = block(x, allowed)
-        return self.head(self.norm(x[:, 1::4]))  # type: ignore[no-any-return]
+WORKERS: dict[Window, type[Worker]] = {"sliding": SlidingWorker, "group": GroupWorker}
 
 
 @dataclass(frozen=True, eq=False)
 class Memory:
     """What acting remembers of n tasks."""
 
-    states: Tensor  # (n, c, s), z-scored, of the last steps of the present episode
-    actions: Tensor  # (n, c, a)
-    rewards: Tensor  # (n, c, 1)
-    timesteps: Tensor  # (n, c) int64
-    mask: Tensor  # (n, c) bool
     target: Tensor  # (n, 1), the return still asked for
     earned: Tensor  # (n, 1), by the present group so far
     ended: Tensor  # (n, 1), 1 where the episode ended with the last group
@@ -263,12 +235,24 @@ class Memory:
     plan: Tensor  # (n, 2 z), of the present group
     eps: Tensor  # (n, z), its noise, where there is one for a group
     stream: Tensor  # (n,) int64, of random numbers, on the CPU
+    worker: Any  # named tuple of tensors (n, ...)
     planner: tuple[Tensor, ...]
+
+    @property
+    def actions(self) -> Tensor:
+        """Of the steps that the worker keeps, the last one at the end: `(n, w, a)`."""
+        return self.worker.actions  # type: ignore[no-any-return]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Memory:
         """`function` of every tensor."""
-        own = {f.name: function(getattr(self, f.name)) for f in fields(self) if f.name != "planner"}
-        return Memory(**own, planner=tuple(function(part) for part in self.planner))
+        own = {f.name: function(getattr(self, f.name)) for f in fields(self)[:-2]}
+        worker = type(self.worker)(*map(function, self.worker))
+        return Memory(**own, worker=worker, planner=tuple(map(function, self.planner)))
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, as `map` meets them."""
+        *own, worker, planner = (getattr(self, f.name) for f in fields(self))
+        return [*own, *worker, *planner]
 
 
 class HierarchicalPolicy(Policy):
@@ -285,7 +269,7 @@ class HierarchicalPolicy(Policy):
 
     def __init__(self, config: HierarchyConfig, planner: Planner):
         super().__init__(config.state_size, config.action_size, config.groups * config.interval)
-        self.config, self.planner, self.worker = config, planner, Worker(config)
+        self.config, self.planner, self.worker = config, planner, WORKERS[config.window](config)
         self.noise = GaussianNoise()
 
     def field_sizes(self) -> dict[str, int]:
@@ -386,16 +370,10 @@ class HierarchicalPolicy(Policy):
 
     def init_state(self, n: int, target: Target) -> Memory:
         """The memory of `n` tasks before their first observation."""
-        config, zeros = self.config, self.state_mean.new_zeros
-        c, wanted = config.interval, Wanted.of(target)
+        config, zeros, wanted = self.config, self.state_mean.new_zeros, Wanted.of(target)
         counts = torch.zeros(n, dtype=torch.int64, device=self.state_mean.device)
         returns = torch.as_tensor(wanted.returns).to(self.state_mean).expand(n)[:, None].clone()
         return Memory(
-            states=zeros(n, c, self.state_size),
-            actions=zeros(n, c, self.action_size),
-            rewards=zeros(n, c, 1),
-            timesteps=counts[:, None].repeat(1, c),
-            mask=torch.zeros(n, c, dtype=torch.bool, device=self.state_mean.device),
             target=returns,
             earned=zeros(n, 1),
             ended=zeros(n, 1),
@@ -404,6 +382,7 @@ class HierarchicalPolicy(Policy):
             plan=zeros(n, 2 * config.z),
             eps=zeros(n, config.z),
             stream=wanted.seeds(n),
+            worker=self.worker.init_state(n),
             planner=self.planner.init_state(n),
         )
 
@@ -412,58 +391,33 @@ class HierarchicalPolicy(Policy):
         """One time step, as in `Policy.act`; of an episode's first step the reward is passed over."""
         if self.config.noise == "off" or self.config.acts == "mean":
             return self.step(state, observation, reward, None)
-        c, size = self.config.interval, self.config.z
+        size, steps = self.config.z, self.worker.steps
         seen = observation if reward is None else torch.cat([observation, reward[:, None].to(observation)], dim=1)
-        state = dataclasses.replace(state, stream=streams(state.stream, seen))
-        count = size if self.config.noise == "group" else c * size
-        drawn = normal(state.stream, state.clock, count).to(state.plan)
-        if self.config.noise == "step":
-            return self.step(state, observation, reward, drawn.view(-1, c, size))
-        begins = (state.clock % c == 0)[:, None]
-        eps = torch.where(begins, drawn, state.eps)
-        state = dataclasses.replace(state, eps=eps)
-        return self.step(state, observation, reward, eps[:, None].expand(-1, c, -1))
+        stream, eps = streams(state.stream, seen), state.eps
+        count = size if self.config.noise == "group" else steps * size
+        drawn = normal(stream, state.clock, count).to(state.plan)
+        if self.config.noise == "group":
+            eps = torch.where((state.clock % self.config.interval == 0)[:, None], drawn, eps)
+        state = dataclasses.replace(state, stream=stream, eps=eps)
+        of_steps = eps[:, None].expand(-1, steps, -1) if self.config.noise == "group" else drawn.view(-1, steps, size)
+        return self.step(state, observation, reward, of_steps)
 
     @torch.no_grad()
     def step(
         self, state: Memory, observation: Tensor, reward: Tensor | None, eps: Tensor | None
     ) -> tuple[Tensor, Memory]:
-        """`act` with this noise, `(n, c, z)` for the last c steps from the oldest on; None for z = mu."""
+        """`act` with this noise, `(n, w, z)` for the `w` steps that the worker keeps; None for z = mu."""
         seen = self._z(observation.to(self.state_mean))
-        state = self._planned(self._paid(state, reward), seen)
-        fresh = (state.clock % self.config.interval == 0) if self.config.window == "group" else state.clock == 0
-        kept = state.mask & ~fresh[:, None]
-
-        def shifted(past: Tensor, new: Tensor) -> Tensor:
-            return torch.cat([past[:, 1:], new[:, None]], dim=1)
-
-        states, mask = shifted(state.states, seen), shifted(kept, torch.ones_like(kept[:, 0]))
-        actions = shifted(state.actions, torch.zeros_like(state.actions[:, 0]))
-        rewards, timesteps = (
-            shifted(state.rewards, torch.zeros_like(state.earned)),
-            shifted(state.timesteps, state.clock),
-        )
-        plan = self.plan_of_steps(state.plan, eps)
-        out = self.worker(plan, states, actions, rewards, timesteps, mask)[:, -1]
+        earned = torch.zeros_like(state.earned)
+        if reward is not None:
+            earned = reward[:, None].to(state.target) * (state.clock > 0)[:, None]
+            state = dataclasses.replace(state, earned=state.earned + earned, target=state.target - earned)
+        state = self._planned(state, seen)
+        plan = self.plan_of_steps(state.plan, eps)[:, -self.worker.steps :]
+        out, worker = self.worker.step(state.worker, Seen(plan, seen, earned, state.clock))
         action = self.played(out if self.discrete_actions else torch.tanh(out))
-        actions[:, -1] = action
-        window: dict[str, Any] = {
-            "states": states,
-            "actions": actions,
-            "rewards": rewards,
-            "timesteps": timesteps,
-            "mask": mask,
-        }
-        return action, dataclasses.replace(state, **window, clock=state.clock + 1)
-
-    def _paid(self, state: Memory, reward: Tensor | None) -> Memory:
-        """The memory with what the step before earned, if it was of the present episode."""
-        if reward is None:
-            return state
-        earned = reward[:, None].to(state.target) * (state.clock > 0)[:, None]
-        rewards = state.rewards.clone()
-        rewards[:, -1] = earned
-        return dataclasses.replace(state, rewards=rewards, earned=state.earned + earned, target=state.target - earned)
+        worker.actions[:, -1] = action
+        return action, dataclasses.replace(state, worker=worker, clock=state.clock + 1)
 
     def _planned(self, state: Memory, seen: Tensor) -> Memory:
         """The memory with new plans where a group begins."""
@@ -472,25 +426,31 @@ class HierarchicalPolicy(Policy):
         if not begins.any():
             return state
         rows = None if begins.all() else begins.nonzero()[:, 0]
-        some = state if rows is None else state.map(lambda field: field[rows.to(field.device)])
+
+        def some(field: Tensor) -> Tensor:
+            return field if rows is None else field[rows.to(field.device)]
+
+        def put(field: Tensor, part: Tensor) -> Tensor:
+            return part if rows is None else field.index_copy(0, rows.to(field.device), part)
+
+        clock = some(state.clock)[:, None]
         group = Groups(
-            some.target[:, None] / self.config.rtg_scale,
-            (seen if rows is None else seen[rows])[:, None],
-            some.earned[:, None],
-            some.ended[:, None],
-            torch.ones_like(some.mask[:, :1]),
-            (some.clock // c)[:, None],
+            some(state.target)[:, None] / self.config.rtg_scale,
+            some(seen)[:, None],
+            some(state.earned)[:, None],
+            some(state.ended)[:, None],
+            torch.ones_like(clock, dtype=torch.bool),
+            clock // c,
         )
-        plan, planner = self.planner.extend(some.planner, group, some.planned == 0)
-        made = dataclasses.replace(
-            some,
-            plan=plan,
-            planner=planner,
-            earned=torch.zeros_like(some.earned),
-            ended=torch.zeros_like(some.ended),
-            planned=some.planned + 1,
+        plan, planner = self.planner.extend(tuple(map(some, state.planner)), group, some(state.planned) == 0)
+        return dataclasses.replace(
+            state,
+            plan=put(state.plan, plan),
+            planner=tuple(map(put, state.planner, planner)),
+            earned=state.earned.masked_fill(begins[:, None], 0.0),
+            ended=state.ended.masked_fill(begins[:, None], 0.0),
+            planned=state.planned + begins,
         )
-        return made if rows is None else _put(state, rows, made)
 
     def select(self, state: Memory, rows: Tensor) -> Memory:
         return state.map(lambda field: field[rows.to(field.device)])
@@ -506,7 +466,7 @@ class HierarchicalPolicy(Policy):
 
 def _put(state: Memory, rows: Tensor, part: Memory) -> Memory:
     """The memory of all tasks with that of some, `rows (m,)`, replaced."""
-    parts = iter([*(getattr(part, f.name) for f in fields(part) if f.name != "planner"), *part.planner])
+    parts = iter(part.tensors())
     return state.map(lambda field: field.index_copy(0, rows.to(field.device), next(parts)))
 
 

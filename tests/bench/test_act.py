@@ -115,12 +115,20 @@ def test_what_is_timed_is_the_actor_with_its_memory() -> None:
         reward = torch.rand(1)
 
 
-def test_actors_take_turns_and_their_steps_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SPAN", 2)
+def test_actors_take_turns_each_with_its_own_steps_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SPAN", 4)
+    monkeypatch.setattr(module, "TURN", 2)
     calls: list[str] = []
-    actors = {name: (lambda *_, name=name: calls.append(name)) for name in "ab"}
-    found = latencies(actors, [1, 4], torch.device("cpu"))
-    assert "".join(calls) == "aabb" * 3 and [row["step"] for row in found["a"]["steps"]] == [1, 4]
+    letters = iter("abcd")
+
+    def make() -> module.Act:
+        letter = next(letters)
+        return lambda *_: calls.append(letter)
+
+    found = latencies({"one": make, "other": make}, [1, 3], torch.device("cpu"))
+    before, measured = "abbbcddd", "aabbccdd"
+    assert "".join(calls) == before + 2 * measured
+    assert [row["step"] for row in found["other"]["steps"]] == [1, 3]
 
 
 def test_steps_and_resets_are_timed_apart() -> None:
@@ -167,8 +175,8 @@ def test_d3rlpy_acts_if_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(module, "versions", lambda: {"d3rlpy": "2"})
     monkeypatch.setattr(module, "d3rlpy_dt", lambda *sizes, device: Algorithm())
-    actors, left_out = module.acting_candidates(torch.device("cpu"))
-    actors["d3rlpy's dt, window of 20"](torch.zeros(1, 11), torch.ones(1))
+    makers, left_out = module.acting_candidates(torch.device("cpu"))
+    makers["d3rlpy's dt, window of 20"]()(torch.zeros(1, 11), torch.ones(1))
     assert seen == [((11,), 1.0)] and not left_out
     monkeypatch.setattr(module, "d3rlpy_dt", lambda *sizes, device: sys.modules["no such module"])
     assert "does not work here" in module.acting_candidates(torch.device("cpu"))[1]["d3rlpy"]

@@ -12,7 +12,9 @@ from typing import Any
 import nbformat
 import pytest
 
+from dmm.widgets import data_names, readout_texts, start_settings, values
 from tests.global_state import put_back_after
+from tests.live_figures import specifications
 
 Notebook = dict[str, Any]
 
@@ -131,3 +133,14 @@ def test_markdown_that_a_cell_gives_is_read_as_that_of_a_page(notebook: Notebook
         and cell["metadata"].get("mystnb", {}).get("markdown_format") != "myst"
     ]
     assert not plain, f"cells {plain} give Markdown without metadata mystnb.markdown_format: myst"
+
+
+def test_stored_live_figures_are_those_of_the_package(notebook: Notebook) -> None:
+    """The site that is checked is made of them, and a figure's form may have changed since they were stored."""
+    outputs = [output for cell in _code(notebook) for output in cell["outputs"]]
+    for output in outputs:
+        for spec in specifications("".join(output.get("data", {}).get("text/html", ""))):
+            known = values(spec, start_settings(spec))
+            drawn = {name for panel in spec["panels"] for name in data_names(panel)}
+            assert drawn <= set(known), f"{spec['name']}: execute this notebook again"
+            assert readout_texts(spec, known).keys() == {readout["label"] for readout in spec["readouts"]}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html as entities
-import json
 import os
 import re
 import shutil
@@ -17,11 +15,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
+from tests.live_figures import specifications
+
 ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / "_build" / "html"
-FIGURE = re.compile(
-    r'<figure class="dmm-widget" data-widget="([^"]+)">.*?<script type="application/json">(.*?)</script>', re.S
-)
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -41,12 +38,10 @@ def built_pages() -> list[str]:
 
 def built_figures() -> list[tuple[str, int, dict[str, Any]]]:
     """Page, position on it and specification of every live figure."""
-    found = []
+    found: list[tuple[str, int, dict[str, Any]]] = []
     for page in built_pages():
         text = (HTML / page).read_text("utf8") if (HTML / page).exists() else ""
-        for index, match in enumerate(FIGURE.finditer(text)):
-            found.append((page, index, json.loads(match.group(2))))
-            assert entities.unescape(match.group(1)) == found[-1][2]["name"]
+        found += [(page, index, spec) for index, spec in enumerate(specifications(text))]
     return found
 
 

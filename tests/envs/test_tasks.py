@@ -209,5 +209,7 @@ def test_the_best_return_is_that_of_a_search(name: str, task: dict[str, Any]) ->
 
 def test_what_no_way_is_known_for() -> None:
     assert best_return(gym.make("CartPole-v1"), {}, 500) is None
+    assert best_return(make("Darkroom"), {"goal": (0, 0)}, None) is None  # an episode without an end pays for ever
     assert best_return(make("KeyToDoor"), {"key": (0, 0), "door": (8, 8)}, 20) is None  # by the start, perhaps
+    assert best_return(make("TMaze", length=20), {}, None) == 1.0
     assert best_return(make("TMaze", length=20), {}, 21) == 1.0 and best_return(make("TMaze", length=20), {}, 20) == 0.0

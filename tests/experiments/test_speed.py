@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -150,15 +152,45 @@ def test_table_shows_what_was_measured() -> None:
 def test_command_writes_its_file(
     device: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reports = copy.deepcopy(fabricated())
-    heading = {"device": "x", "threads": 1, "machine": {"load": 0.1}, "torch": "2", "why": "cpp", "peers": {}}
-    reports["scan"] |= heading
-    monkeypatch.setattr(speed, "run_benches", lambda device: reports)
-    monkeypatch.setattr(speed, "RESULTS", tmp_path)
+    made = replaced_benches(monkeypatch, tmp_path)
     speed.main(["--device", device])
     written = json.loads((tmp_path / name).read_text())
-    assert written["goals"] == judge(reports, device) and written["machine"] == {"load": 0.1}
-    assert {"scan", "train"} <= written.keys() and "| figure | goal |" in capsys.readouterr().out
+    parts = speed.PARTS if device == "cpu" else speed.PARTS[:2]
+    assert made == list(parts) and written.keys() & set(speed.PARTS) == set(parts)
+    assert written["goals"] == judge(written, device) and written["machine"] == {"load": 0.1}
+    assert "| figure | goal |" in capsys.readouterr().out
+
+
+def replaced_benches(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
+    """Fabricated reports in place of measurements, and a folder for their file; gives the parts that are made later."""
+    heading = {"device": "x", "threads": 1, "machine": {"load": 0.1}, "torch": "2", "why": "cpp", "peers": {}}
+    reports, made = fabricated(), []
+    reports["scan"] |= heading
+
+    def bench(name: str) -> Callable[..., dict[str, Any]]:
+        return lambda **_: made.append(name) or copy.deepcopy(reports[name])
+
+    for name in speed.PARTS:
+        monkeypatch.setattr(importlib.import_module(f"dmm.bench.{name}"), f"bench_{name}", bench(name))
+    monkeypatch.setattr(speed, "RESULTS", folder)
+    return made
+
+
+def test_a_part_is_measured_anew_beside_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = replaced_benches(monkeypatch, tmp_path)
+    with pytest.raises(SystemExit, match=r"--only: .*speed\.json is not there"):
+        speed.main(["--only", "act"])
+    speed.main([])
+    before = json.loads((tmp_path / "speed.json").read_text())
+    before["train"]["sampling"]["share"] = 0.5
+    (tmp_path / "speed.json").write_text(json.dumps(before | {"act": None}))
+    made.clear()
+    speed.main(["--only", "act"])
+    after = json.loads((tmp_path / "speed.json").read_text())
+    assert made == ["act"] and after["act"] == before["act"]
+    assert after["train"] == before["train"] and after["goals"] == judge(after, "cpu")
+    with pytest.raises(SystemExit, match="--only: act is not measured on cuda, allowed are scan, train"):
+        speed.main(["--only", "act", "--device", "cuda"])
 
 
 def test_a_gpus_file_pays_what_the_other_owes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
