@@ -175,7 +175,7 @@ class GroupWorker(Worker, Freezable):
         given = torch.cat([memory.actions[:, 0], seen.earned, seen.plan[:, 0], seen.state], dim=1)
         tokens = F.linear(given, *self.cell_of_now()).view(len(given), 4, -1)  # a and r of the step before, z, s
         x = self.embed_norm(tokens + self.time(seen.clock[:, None] + self.offsets))
-        x = through(self.blocks, x, cache, Places(self.where[step], self.bias[step]))
+        x = through(self.blocks, x, cache, Places(*(each.index_select(0, step) for each in (self.where, self.bias))))
         return self.head(self.norm(x[:, -1])), Remembered(torch.zeros_like(memory.actions), cache)
 
     def make_cell(self) -> tuple[Tensor, Tensor]:
