@@ -42,6 +42,8 @@ PATIENCE = 4.0
 """Seconds of a step beyond which longer contexts are not measured."""
 SLOW = 0.1
 """Seconds of a step of which one a round, and three rounds, are enough."""
+CLEAR = 1.1
+"""A ratio of costs that is more than chance."""
 FLAT = (10, 100, 1_000, 10_000, 20_000)
 """Steps behind which what has a memory of one size is compared with itself."""
 
@@ -180,7 +182,7 @@ def measure(contexts: Sequence[int], rounds: int, progress: bool = True) -> tupl
                 states[name] = players[name].near_the_end()
         for name, row in timed(players, states, rounds).items():
             points[name].append({"context": context, **row})
-    return points, flatness(lived, contexts, rounds)
+    return points, flatness(lived, contexts, 8 * rounds)
 
 
 def _expected(points: list[dict[str, Any]], context: int) -> float:
@@ -189,21 +191,29 @@ def _expected(points: list[dict[str, Any]], context: int) -> float:
 
 
 def timed(players: dict[str, Player], states: dict[str, Any], rounds: int) -> dict[str, dict[str, Any]]:
-    """Microseconds of a step of each, in turn, from these memories on, and their bytes."""
-    import torch
-
+    """Microseconds of a step of each, and the bytes of its memory."""
     from dmm.bench import quartiles
     from dmm.inspection.cost import memory_of
 
-    first = {name: player.play(states[name].map(torch.clone), 1)[0] for name, player in players.items()}
+    taken = in_turn(players, states, rounds)
+    return {name: {"us": quartiles(values), "memory": memory_of(states[name])} for name, values in taken.items()}
+
+
+def in_turn(players: dict[str, Player], states: dict[str, Any], rounds: int) -> dict[str, list[float]]:
+    """Microseconds of a step from these memories on, in each round; of slow ones in the first three."""
+    import torch
+
+    def play(name: str, steps: int) -> float:
+        return players[name].play(states[name].map(torch.clone), steps)[0]  # caches are written in place
+
+    first = {name: play(name, 1) for name in players}
     taken: dict[str, list[float]] = {name: [] for name in players}
     for turn in range(rounds):
         for name, player in players.items():
-            if first[name] < SLOW or turn < 3:
-                # a hierarchy's group has one step of its planner; a copy, since caches are written in place
-                steps = INTERVAL if first[name] < SLOW or player.system.model == "hdt" else 1
-                taken[name].append(1e6 * player.play(states[name].map(torch.clone), steps)[0])
-    return {name: {"us": quartiles(values), "memory": memory_of(states[name])} for name, values in taken.items()}
+            slow = first[name] > SLOW
+            if not slow or turn < 3:  # of a hierarchy whole groups, which have one step of its planner
+                taken[name].append(1e6 * play(name, 1 if slow and player.system.model == "ad" else INTERVAL))
+    return taken
 
 
 @dataclass
@@ -234,13 +244,24 @@ def played(systems: dict[str, System], contexts: Sequence[int], progress: bool) 
 
 
 def flatness(lived: dict[str, Lived], contexts: Sequence[int], rounds: int) -> dict[str, Any]:
-    """The time of a step, over one group, behind each of some numbers of steps, in turn."""
+    """The time of a step, over one group, behind each of some numbers of steps.
+
+    What the machine does meets all in a round: they are compared within rounds, and a figure is the median over these.
+    """
     steps = [step for step in FLAT if step <= contexts[-1]]
-    flat = {}
-    for name, each in lived.items():
-        found = timed({str(s): each.player for s in steps}, {str(s): each.states[s] for s in steps}, 3 * rounds)
-        us = [found[str(step)]["us"]["median"] for step in steps]
-        flat[name] = {"steps": steps, "us": us, "largest_over_smallest": max(us) / min(us)}
+    every = {(name, step): f"{name} {step}" for name in lived for step in steps}
+    players = {key: lived[name].player for (name, _), key in every.items()}
+    taken = in_turn(players, {key: lived[name].states[step] for (name, step), key in every.items()}, rounds)
+    us = {name: np.array([taken[every[name, step]] for step in steps]) for name in lived}  # (steps, rounds)
+    whole, flat = {name: values.mean(axis=0) for name, values in us.items()}, {}
+    for name, values in us.items():
+        found = np.median(values / whole[name], axis=1) * np.median(whole[name])
+        flat[name] = {
+            "steps": steps,
+            "us": found.tolist(),
+            "largest_over_smallest": float(found.max() / found.min()),
+            "over_ad_mamba": float(np.median(whole[name] / whole["ad-mamba"])),
+        }
     return flat
 
 
@@ -317,12 +338,16 @@ def _extrapolated(contexts: np.ndarray, us: np.ndarray) -> np.ndarray:
 
 
 def crossings(costs: Costs) -> list[dict[str, Any]]:
-    """Of every two systems that change places: from which context on the first takes more, of time and of memory."""
+    """Of every two systems that change places: from which context on the first takes more, of time and of memory.
+
+    Those that differ by less than `CLEAR` at the longest context of both are left out.
+    """
     rows = []
     for name, than in itertools.permutations(costs.us, 2):
         for of in ("us", "memory"):
+            ratio = getattr(costs, of)[name] / getattr(costs, of)[than]
             context = costs.crossing(name, than, of)
-            if context:
+            if context and ratio[np.isfinite(ratio)][-1] >= CLEAR:
                 rows.append({"of": of, "system": name, "takes_more_than": than, "from_context": context})
     return rows
 
@@ -352,16 +377,13 @@ def describe(points: dict[str, list[Any]], flat: Any, contexts: Sequence[int], r
             for name, s in SYSTEMS.items()
         },
     }
-    costs, fastest = read_costs(result), flat["ad-mamba"]["us"]
+    costs = read_costs(result)
     for name, system in result["systems"].items():
         system["extrapolated"] = [
             {"context": context, "us": float(us)}
             for context, us in zip(contexts, costs.extrapolated[name], strict=True)
             if np.isfinite(us)
         ]
-    flat = {
-        name: row | {"over_ad_mamba": float(np.median(row["us"]) / np.median(fastest))} for name, row in flat.items()
-    }
     return {**result, "flat": flat, "crossings": crossings(costs), "paper": paper_rows()}
 
 

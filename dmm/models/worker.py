@@ -85,10 +85,8 @@ class Worker(nn.Module):
         self, plan: Tensor, states: Tensor, actions: Tensor, rewards: Tensor, timesteps: Tensor, real: Tensor
     ) -> Tensor:
         """`plan (m, c, z)`, z-scored states, and which of the steps `(m, c)` are none but padding."""
-        x, allowed = (
-            self.embed(plan, states, actions, rewards, timesteps),
-            seen_before(real.repeat_interleave(4, dim=1)),
-        )
+        x = self.embed(plan, states, actions, rewards, timesteps)  # (m, 4c, d)
+        allowed = seen_before(real.repeat_interleave(4, dim=1))
         for block in self.blocks:
             x = block(x, allowed)
         return self.head(self.norm(x[:, 1::4]))  # type: ignore[no-any-return]
@@ -161,10 +159,10 @@ class GroupWorker(Worker, Freezable):
 
     def __init__(self, config: HierarchyConfig):
         super().__init__(config)
-        places = places_of(torch.arange(config.interval), 4, LATE, self.head.weight)
-        constants = {"where": places.where, "bias": places.bias, "offsets": torch.tensor([-1, -1, 0, 0])}
-        for name, constant in constants.items():
-            self.register_buffer(name, constant, persistent=False)
+        numbers, offsets = (torch.tensor(each, device="cpu") for each in (range(config.interval), (-1, -1, 0, 0)))
+        where, bias = places_of(numbers, 4, LATE, self.head.weight)
+        for name, constant in {"where": where, "bias": bias, "offsets": offsets}.items():
+            self.register_buffer(name, constant.to(self.head.weight.device), persistent=False)
 
     def init_state(self, n: int) -> Remembered:
         actions = self.head.weight.new_zeros(n, 1, self.config.action_size)
@@ -175,7 +173,7 @@ class GroupWorker(Worker, Freezable):
         given = torch.cat([memory.actions[:, 0], seen.earned, seen.plan[:, 0], seen.state], dim=1)
         tokens = F.linear(given, *self.cell_of_now()).view(len(given), 4, -1)  # a and r of the step before, z, s
         x = self.embed_norm(tokens + self.time(seen.clock[:, None] + self.offsets))
-        x = through(self.blocks, x, cache, Places(self.where[step], self.bias[step]))
+        x = through(self.blocks, x, cache, Places(*(each.index_select(0, step) for each in (self.where, self.bias))))
         return self.head(self.norm(x[:, -1])), Remembered(torch.zeros_like(memory.actions), cache)
 
     def make_cell(self) -> tuple[Tensor, Tensor]:

@@ -184,3 +184,12 @@ def test_both_windows_act_alike_in_a_first_group(name: str) -> None:
         played.append(torch.stack(actions))
     same(played[0][:3], played[1][:3])
     assert float((played[0] - played[1])[3].abs().max()) > 1e-6
+
+
+@pytest.mark.parametrize("window", ["group", "sliding"])
+def test_it_can_be_made_without_memory(window: str) -> None:
+    """As lists of models do, which only count weights; both windows have the same ones."""
+    with torch.device("meta"):
+        policy = HierarchicalTransformer(HDTConfig(**SMALL, groups=3, window=window))
+    assert all(tensor.device.type == "meta" for tensor in (*policy.parameters(), *policy.buffers()))
+    assert policy.state_dict().keys() == made("hdt").state_dict().keys()
