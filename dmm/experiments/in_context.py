@@ -80,6 +80,12 @@ def train_and_play(job: Job) -> dict[str, Any]:
     }
 
 
+def describe_settings(seeds: int) -> dict[str, Any]:
+    """What the numbers depend on, as plain values."""
+    entries = {name: {"model": e.model, "steps": e.steps, "changes": SHARED | e.changes} for name, e in ENTRIES.items()}
+    return {"tasks": TASKS, "episodes": EPISODES, "target": TARGET, "seeds": seeds, "entries": entries}
+
+
 def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of each run: the first and the last episode and what lies between, means over goals with their intervals."""
     from dmm.evaluation_in_context import Mean
@@ -102,9 +108,8 @@ def main() -> None:
 
     collect(DATASET)
     rows = run_jobs(train_and_play, make_jobs(args.runs, args.seeds), args.workers)
-    entries = {name: {"model": e.model, "steps": e.steps, "changes": SHARED | e.changes} for name, e in ENTRIES.items()}
     result = {
-        "settings": {"tasks": TASKS, "episodes": EPISODES, "target": TARGET, "seeds": args.seeds, "entries": entries},
+        "settings": describe_settings(args.seeds),
         "dataset": {"id": DATASET, "fingerprint": load_trajectories(DATASET).fingerprint()},
         "summary": summarize(rows),
         "runs": rows,

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from dmm.data import collect as collecting
 from dmm.evaluation import evaluate
-from dmm.experiments import all_models, gating, grid, hopper, kept_run, pointmaze, switches, windows
+from dmm.experiments import all_models, gating, grid, hopper, in_context, kept_run, pointmaze, switches, windows
 from dmm.experiments.grid import Job
+from dmm.experiments.reproduce import context_returns
 from dmm.models.registry import MODELS
 from tests.experiments.conftest import do_here
 
@@ -139,6 +141,36 @@ class TestModels:
         assert models == [*all_models.shown_models(), *(model for model, _ in all_models.VARIANTS.values())]
         assert {name for name, model in MODELS.items() if not (model.hidden or model.in_context)} == set(models)
         assert folders_are_distinct(jobs)
+
+
+class TestInContext:
+    def test_writes_its_file(self, datasets_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        tiny = {"width": 8, "layers": 1, "batch_size": 2}
+        entries = {"ad-mamba": in_context.Entry("ad-mamba", 2), "dt": in_context.Entry("dt", 2)}
+        for name, value in {"ENTRIES": entries, "SHARED": tiny, "TASKS": 3, "EPISODES": 2}.items():
+            monkeypatch.setattr(in_context, name, value)
+        collect = collecting.collect
+        monkeypatch.setattr(collecting, "collect", lambda name: collect(name, transitions=2_000, progress=False))
+        monkeypatch.setattr(in_context, "run_jobs", lambda work, jobs, workers: [do_here(work, job) for job in jobs])
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["in_context", "--out", "in_context.json", "--seeds", "2"])
+        in_context.main()
+        result = json.loads(Path("in_context.json").read_text())
+        assert [(row["name"], row["seed"]) for row in result["runs"]] == [
+            ("ad-mamba", 0),
+            ("dt", 0),
+            ("ad-mamba", 1),
+            ("dt", 1),
+        ]
+        returns = context_returns(result["runs"][0])
+        assert returns.shape == (3, 2)
+        assert result["summary"][0]["last"]["mean"] == pytest.approx(returns[:, -1].mean())
+        assert result["settings"] == json.loads(json.dumps(in_context.describe_settings(2)))
+
+    def test_every_model_that_learns_in_context_has_an_entry_and_there_is_a_control(self) -> None:
+        assert {name for name, model in MODELS.items() if model.in_context} | {"dt"} == set(in_context.ENTRIES)
+        jobs = in_context.make_jobs(Path("runs"), seeds=2)
+        assert folders_are_distinct(jobs) and {job.episodes_in_context for job in jobs} == {20}
 
 
 class TestGating:

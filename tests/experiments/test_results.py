@@ -17,8 +17,21 @@ from safetensors import safe_open
 
 from dmm.data import preview
 from dmm.data.recipes import RECIPES
-from dmm.experiments import MODELS, all_models, gating, hopper, kept_run, load_result, pointmaze, switches, windows
+from dmm.envs.tasks import held_out_cells
+from dmm.experiments import (
+    MODELS,
+    all_models,
+    gating,
+    hopper,
+    in_context,
+    kept_run,
+    load_result,
+    pointmaze,
+    switches,
+    windows,
+)
 from dmm.experiments.grid import Job, summarize, summarize_pooled
+from dmm.experiments.reproduce import context_returns
 from dmm.models.registry import MODELS as NAMES
 from dmm.models.registry import split_changes
 from dmm.training import TrainConfig
@@ -179,3 +192,27 @@ def test_kept_model_is_what_its_job_makes(name: str) -> None:
     assert all(bool(p.isfinite().all()) for p in run.policy.parameters())
     text = (MODELS / name / "run.json").read_text()
     assert not any(place in text for place in ("/tmp", "/home", "/root", "/Users"))
+
+
+class TestInContext:
+    """Whether policies get better from episode to episode of goals that no data were about."""
+
+    def test_file(self) -> None:
+        stored = load_result("in_context")
+        assert stored["settings"] == as_json(in_context.describe_settings(stored["settings"]["seeds"]))
+        jobs = in_context.make_jobs(Path(), stored["settings"]["seeds"])
+        assert [(row["name"], row["seed"]) for row in stored["runs"]] == [(job.name, job.seed) for job in jobs]
+        assert stored["summary"] == as_json(in_context.summarize(stored["runs"]))
+        for row in stored["runs"]:
+            (score,) = row["checkpoints"][-1]["scores"]
+            assert context_returns(row).shape == (in_context.TASKS, in_context.EPISODES)
+            goals = {tuple(json.loads(task)["goal"]) for task in score["tasks"]}
+            assert goals == set(held_out_cells(9)) and score["best_possible"] == 16.625
+            assert score["memory"] == ("reset" if row["name"] == "dt" else "kept")
+
+    def test_the_last_episode_is_above_the_first(self) -> None:
+        summary = {row["name"]: row for row in load_result("in_context")["summary"] if row["seed"] == 0}
+        for name in in_context.SHOWN:
+            assert summary[name]["improvement"]["ci95"][0] > 0, name
+            assert summary[name]["last"]["ci95"][0] > summary[name]["first"]["ci95"][1], name
+        assert summary["dt"]["improvement"]["ci95"] == [0.0, 0.0]  # the control does the same in every episode
