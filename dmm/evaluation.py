@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import gymnasium as gym
 import numpy as np
@@ -534,19 +534,15 @@ def play_tasks(
         InputError: a number out of range, or an actor without a memory of tasks.
         RunError: an environment failed, or gave or was given NaN or infinity; the message says when.
     """
-    episodes, seed = whole_number("episodes", episodes, 1), whole_number("seed", seed, 0, 2**31 - 1)
-    limit = sys.maxsize if max_steps is None else whole_number("max_steps", max_steps, 1)
-    if not len(tasks):
-        raise InputError("tasks: got none, allowed is at least one environment")
     if not hasattr(actor, "next_episode"):
         raise InputError(
             f"actor: got a {type(actor).__name__}, allowed are actors with a memory of tasks (next_episode)"
         )
-    generator, label = torch.Generator().manual_seed(seed), progress if isinstance(progress, str) else "tasks"
-    envs, returns = [CheckedEnv(env) for env in tasks], np.zeros((len(tasks), episodes))
-    number, length, going_on = np.zeros(len(tasks), dtype=np.int64), np.zeros(len(tasks), dtype=np.int64), list(envs)
-    places = np.arange(len(tasks))  # of the tasks that go on
-    begins = seed + (first + places) * episodes  # the seeds of first episodes
+    envs, returns, begins, limit, generator = _Rows.of(tasks, episodes, seed, max_steps, first)
+    episodes, going_on = returns.shape[1], list(envs)
+    label = progress if isinstance(progress, str) else "tasks"
+    number, length = np.zeros(len(envs), dtype=np.int64), np.zeros(len(envs), dtype=np.int64)
+    places = np.arange(len(envs))  # of the tasks that go on
     observation = np.stack([env.reset(0, int(begin)) for begin, env in zip(begins, envs, strict=True)])
     state, reward = actor.init_state(len(envs), asked(envs, target, generator, begins)), None
     with progress_bar(total=returns.size, disable=not progress, unit="episode", desc=label) as bar:
@@ -595,17 +591,35 @@ def play_tasks_anew(
     first: int = 0,
 ) -> np.ndarray:
     """`play_tasks` for any actor, which begins each episode anew: a control that cannot learn from earlier ones."""
-    episodes, seed = whole_number("episodes", episodes, 1), whole_number("seed", seed, 0, 2**31 - 1)
-    limit = sys.maxsize if max_steps is None else whole_number("max_steps", max_steps, 1)
-    generator, label = torch.Generator().manual_seed(seed), progress if isinstance(progress, str) else "tasks"
-    envs, returns = [CheckedEnv(env) for env in tasks], np.zeros((len(tasks), episodes))
-    begins = seed + (first + np.arange(len(envs))) * episodes
+    envs, returns, begins, limit, generator = _Rows.of(tasks, episodes, seed, max_steps, first)
+    label = progress if isinstance(progress, str) else "tasks"
     with progress_bar(total=returns.size, disable=not progress, unit="episode", desc=label) as bar:
-        for i in range(episodes):
+        for i in range(returns.shape[1]):
             observation = np.stack([env.reset(i, int(begin) + i) for begin, env in zip(begins, envs, strict=True)])
             begun = asked(envs, target, generator, begins + i)
             returns[:, i] = _run_batch(actor, envs, observation, begun, limit, False, bar).returns
     return returns
+
+
+class _Rows(NamedTuple):
+    """Tasks that are about to be played."""
+
+    envs: list[CheckedEnv]
+    returns: np.ndarray  # (tasks, episodes), zero
+    begins: np.ndarray  # (tasks,), seeds of first episodes
+    limit: int  # steps of an episode at most
+    generator: torch.Generator
+
+    @classmethod
+    def of(cls, tasks: Sequence[gym.Env], episodes: int, seed: int, max_steps: int | None, first: int) -> _Rows:
+        """Of arguments that are yet to be checked."""
+        episodes, seed = whole_number("episodes", episodes, 1), whole_number("seed", seed, 0, 2**31 - 1)
+        limit = sys.maxsize if max_steps is None else whole_number("max_steps", max_steps, 1)
+        if not len(tasks):
+            raise InputError("tasks: got none, allowed is at least one environment")
+        begins = seed + (first + np.arange(len(tasks))) * episodes
+        envs, returns = [CheckedEnv(env) for env in tasks], np.zeros((len(tasks), episodes))
+        return cls(envs, returns, begins, limit, torch.Generator().manual_seed(seed))
 
 
 def _require_finite(envs: list[CheckedEnv], observations: np.ndarray) -> None:
