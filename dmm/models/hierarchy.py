@@ -20,7 +20,8 @@ window slides across the borders of groups (`window="sliding"`, as released), al
 `noise="step"` draws eps for all of its steps anew; `group` lets it begin with each group, with the eps that each step
 drew, and then the actions are those of `forward` over everything so far (`dmm.models.worker`). The draws of
 `acts="drawn"` follow from the generator's state and all that an episode's task has shown (`dmm.draws`); `mean` plays
-z = mu.
+z = mu. Discrete actions are drawn by softmax(logits / temperature), with 0 the likeliest; neither paper nor release
+says how.
 
 Axes: `b` contexts, `K` groups, `c` steps of each, `n` tasks, `s` state size, `a` action size, `z` plan
 size, `d` channels.
@@ -40,7 +41,7 @@ from dmm.configs import check_positive, plain_fields
 from dmm.data.contexts import Best, Contexts, ContextSampler, Ends, GoalContexts, Learned, Order
 from dmm.data.sub_goals import GoalRule
 from dmm.data.trajectories import Trajectories
-from dmm.draws import normal, streams
+from dmm.draws import category, normal, streams
 from dmm.errors import InputError, require_choice
 from dmm.layers.noise import GaussianNoise
 from dmm.models.entry import Facts, domain
@@ -80,6 +81,7 @@ class HierarchyConfig:
     spread: Spread = "squashed"  # log-variance of z: through tanh or free
     noise: Noise = "step"  # eps drawn for every step, for a group, or zero
     acts: Acts = "drawn"  # z while acting: with eps, or its mean
+    temperature: float = 0.4  # of the softmax that discrete actions are drawn by; 0: the likeliest
     window: Window = "sliding"  # the worker's steps while acting: the last c, or those of the present group
     goals: GoalRule = "formula"  # see `dmm.data.sub_goals`
     goal_weight: float = 0.5  # of the second term; 0 leaves it out
@@ -102,6 +104,8 @@ class HierarchyConfig:
             raise InputError(f"rtg_scale: got {self.rtg_scale:g}, allowed is a positive number")
         if not 0 <= self.goal_weight < float("inf"):
             raise InputError(f"goal_weight: got {self.goal_weight:g}, allowed is 0 or more")
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"temperature: got {self.temperature:g}, allowed is 0 (the likeliest action) or more")
         for name, literal in CHOICES.items():
             require_choice(name, getattr(self, name), literal)
 
@@ -389,11 +393,14 @@ class HierarchicalPolicy(Policy):
     @torch.no_grad()
     def act(self, state: Memory, observation: Tensor, reward: Tensor | None = None) -> tuple[Tensor, Memory]:
         """One time step, as in `Policy.act`; of an episode's first step the reward is passed over."""
-        if self.config.noise == "off" or self.config.acts == "mean":
+        plain = self.config.noise == "off" or self.config.acts == "mean"
+        if plain and not (self.discrete_actions and self.config.temperature):
             return self.step(state, observation, reward, None)
-        size, steps = self.config.z, self.worker.steps
         seen = observation if reward is None else torch.cat([observation, reward[:, None].to(observation)], dim=1)
         stream, eps = streams(state.stream, seen), state.eps
+        if plain:
+            return self.step(dataclasses.replace(state, stream=stream), observation, reward, None)
+        size, steps = self.config.z, self.worker.steps
         count = size if self.config.noise == "group" else steps * size
         drawn = normal(stream, state.clock, count).to(state.plan)
         if self.config.noise == "group":
@@ -415,9 +422,17 @@ class HierarchicalPolicy(Policy):
         state = self._planned(state, seen)
         plan = self.plan_of_steps(state.plan, eps)[:, -self.worker.steps :]
         out, worker = self.worker.step(state.worker, Seen(plan, seen, earned, state.clock))
-        action = self.played(out if self.discrete_actions else torch.tanh(out))
+        action = self._chosen(out, state)
         worker.actions[:, -1] = action
         return action, dataclasses.replace(state, worker=worker, clock=state.clock + 1)
+
+    def _chosen(self, out: Tensor, state: Memory) -> Tensor:
+        """What is played, `(n, a)`, by what the worker gave; the draw is apart from those of eps."""
+        if not self.discrete_actions:
+            return torch.tanh(out)
+        if not self.config.temperature:
+            return self.played(out)
+        return category(out / self.config.temperature, ~state.stream, state.clock)
 
     def _planned(self, state: Memory, seen: Tensor) -> Memory:
         """The memory with new plans where a group begins."""

@@ -311,6 +311,33 @@ def test_discrete_actions_get_cross_entropy(data: Trajectories) -> None:
     assert action.sum(dim=1).tolist() == [1.0, 1.0] and set(action.flatten().tolist()) == {0.0, 1.0}
 
 
+@pytest.mark.parametrize("noise", ["off", "step"])
+def test_discrete_actions_are_drawn_at_a_temperature_or_the_likeliest(noise: Any) -> None:
+    """With the same bias of the head everywhere, the share of an action is known."""
+    drawn = made(noise=noise, temperature=0.7)
+    drawn.discrete_actions = True
+    head: Any = drawn.worker.head
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias[:] = torch.tensor([0.0, 1.0])
+    n, seen = 4000, torch.zeros(4000, 4)
+    asked = Wanted(0.0, None, torch.Generator().manual_seed(0), torch.arange(n))
+    first, state = drawn.act(drawn.init_state(n, asked), seen)
+    second, _ = drawn.act(state, seen, torch.zeros(n))
+    share = (torch.tensor([0.0, 1.0]) / 0.7).softmax(dim=0)
+    for actions in (first, second):
+        assert set(actions.flatten().tolist()) == {0.0, 1.0}
+        assert ((actions.mean(dim=0) - share).abs() < 5 * (0.25 / n) ** 0.5).all()
+    assert 0 < (first == second).float().mean() < 1  # steps are drawn apart
+    again, _ = drawn.act(drawn.init_state(n, asked), seen)
+    assert torch.equal(again, first)
+    likeliest = made(noise=noise, temperature=0.0)
+    likeliest.discrete_actions = True
+    likeliest.load_state_dict(drawn.state_dict())
+    greedy, _ = likeliest.act(likeliest.init_state(n, asked), seen)
+    assert greedy[:, 1].eq(1).all()
+
+
 SIZES = {("Hopper-v5", 11, 3): 971_306, ("Walker2d-v5", 17, 6): 978_413, ("AntMaze_UMaze-v5", 29, 8): 991_815}
 SIZES |= {("FrankaKitchen-v1", 60, 9): 1_026_699}
 
@@ -336,6 +363,7 @@ def test_published_sizes_are_theirs(data_of: tuple[str, int, int], count: int) -
         ({"plan_size": -1}, "plan_size: got -1"),
         ({"rtg_scale": 0.0}, "rtg_scale: got 0, allowed is a positive number"),
         ({"dropout": 1.0}, "dropout: got 1, allowed is 0 <= dropout < 1"),
+        ({"temperature": -1.0}, "temperature: got -1, allowed is 0"),
     ],
 )
 def test_bad_configs(changes: dict[str, Any], message: str) -> None:
