@@ -75,35 +75,61 @@ def watch(place: Path) -> tuple[float, float]:
 
 def play(kills: int, seed: int) -> int:
     """The whole comparison; how many faults there were."""
-    chance, faults = random.Random(seed), 0
+    chance, faults, done = random.Random(seed), 0, 0
     with tempfile.TemporaryDirectory() as folder:
-        calm, killed = Path(folder, "calm"), Path(folder, "killed")
+        first, calm = Path(folder, "first"), Path(folder, "calm")
+        watch(first)  # makes what all share, as the compiled kernel
         start, took = watch(calm)
-        expected, written = outcomes(calm), dict[str, int]()
-        print(
-            f"undisturbed: {len(expected)} jobs in {took:.0f} s of processor time, the first after {start:.0f}",
-            flush=True,
-        )
-        for kill in range(kills):
-            process = subprocess.Popen(command(killed), stderr=subprocess.DEVNULL, start_new_session=True)
-            until = chance.uniform(0.5 * start, start + (took - start) / 3)
-            while process.poll() is None and spent(process) < until:
-                time.sleep(0.05)
-            if chance.random() < 0.5:  # the head alone, whose workers have to notice, or all at once
-                process.kill()
-            else:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            for file in (killed / "rows").rglob("*.json"):
-                now = file.stat().st_mtime_ns
-                faults += written.setdefault(file.name, now) != now
-            print(f"kill {kill + 1}: {len(written)} of {len(expected)} jobs are done", flush=True)
-        subprocess.run(command(killed), check=True)
-        found = outcomes(killed)
-        faults += sum(found.get(name) != row for name, row in expected.items()) + (found.keys() != expected.keys())
-        faults += len(list(killed.rglob(".*.json.*")))  # what a killed process was writing
-    print(f"{kills} kills, {faults} faults")
+        expected = outcomes(calm)
+        faults += outcomes(first) != expected
+        said = f"undisturbed: {len(expected)} jobs in {took:.0f} s of processor time, the first after {start:.0f}"
+        print(said, flush=True)
+        for number in range(kills):  # of queues: each goes on until it is through, for as long as there are kills left
+            place, written = Path(folder, f"killed-{number}"), dict[str, int]()
+            while done < kills and len(written) < len(expected):
+                until = chance.uniform(0.5 * start, start + (took - start) / 3)
+                if not killed(place, until, all_at_once=chance.random() < 0.5):
+                    break
+                done += 1
+                faults += changed(place, written)
+                print(f"kill {done}, queue {number + 1}: {len(written)} of {len(expected)} jobs are done", flush=True)
+            faults += judged(place, expected)
+            if done == kills:
+                break
+    print(f"{done} kills of {number + 1} queues, {faults} faults")
     return faults
+
+
+def killed(place: Path, until: float, all_at_once: bool) -> bool:
+    """Begin or go on with a queue and kill it when it has had so many seconds; False if it ended before.
+
+    Either the head alone is killed, whose workers have to notice, or all at once.
+    """
+    process = subprocess.Popen(command(place), stderr=subprocess.DEVNULL, start_new_session=True)
+    while process.poll() is None and spent(process) < until:
+        time.sleep(0.05)
+    if process.poll() is not None:
+        return False
+    if all_at_once:
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
+    return True
+
+
+def changed(place: Path, written: dict[str, int]) -> int:
+    """How many outcomes were written a second time; `written` holds when each was first seen."""
+    times = {file.name: file.stat().st_mtime_ns for file in (place / "rows").rglob("*.json")}
+    return sum(written.setdefault(name, now) != now for name, now in times.items())
+
+
+def judged(place: Path, expected: dict[str, Any]) -> int:
+    """Finish a queue; how many of its outcomes are missing, others or too many, and files left behind by the killed."""
+    subprocess.run(command(place), check=True)
+    found = outcomes(place)
+    other = sum(found.get(name) != row for name, row in expected.items()) + (found.keys() != expected.keys())
+    return other + len(list(place.rglob(".*.json.*")))
 
 
 def main() -> int:
