@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import json
 import os
 import re
 import shutil
@@ -104,6 +105,23 @@ def _mend_search(app: Sphinx, page: str, template: str, context: dict[str, Any],
         app.add_js_file("search-words.js", loading_method="defer")
 
 
+def searched_text(page: str) -> str:
+    """A built page as the search needs it for excerpts: the words of its article inside one element of role main."""
+    article = re.search(r'<article class="bd-article"[^>]*>(.*?)</article>', page, re.S)
+    body = re.sub(r"<(script|style|svg)\b.*?</\1>", " ", article[1] if article else "", flags=re.S)
+    words = html.unescape(re.sub(r"<[^>]+>", " ", body)).replace("#", " ")
+    return f'<div role="main">{html.escape(" ".join(words.split()), quote=False)}</div>'
+
+
+def _write_search_texts(app: Sphinx, error: Exception | None) -> None:
+    """For pages that are opened from disk, where no script may read another page."""
+    if error is None and app.builder.name == "html":
+        folder = Path(app.outdir)
+        texts = {name: searched_text((folder / f"{name}.html").read_text("utf8")) for name in app.env.found_docs}
+        script = f"window.dmmSearchTexts = {json.dumps(texts, ensure_ascii=False)};\n"
+        (folder / "_static" / "search-texts.js").write_text(script, "utf8")
+
+
 def start_page(title: str, first: str, icon: str, language: str) -> str:
     """The site's `index.html`, which leads to its first page: a whole page, with an icon of its own, since browsers ask
     for `/favicon.ico` where none is named."""
@@ -137,9 +155,11 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("html-page-context", _mend_roles)
     app.connect("html-page-context", _mend_search)
     app.connect("build-finished", _drop_icon_script)
+    app.connect("build-finished", _write_search_texts)
     app.connect("build-finished", _write_start_page, priority=900)
     app.add_js_file("short-address.js", priority=100)  # before every script that reads the address
     app.add_js_file("dmm-widgets.js", loading_method="defer")
     app.add_js_file("scrollers.js", loading_method="defer")
+    app.add_js_file("enlarge.js", loading_method="defer")
     app.add_css_file("dmm-widgets.css")
     return {"parallel_read_safe": True, "parallel_write_safe": True}
