@@ -32,6 +32,7 @@ def as_rst(lines: list[str]) -> list[str]:
     text = "\n".join(lines)
     parts = LITERAL.split(text)  # text, code, text, code, ...
     parts[::2] = [re.sub(r"([*|\\])|(?<=\w)_(?!\w)", lambda found: "\\" + found[0], part) for part in parts[::2]]
+    parts[2::2] = [re.sub(r"^(?=\w)", r"\\ ", part) for part in parts[2::2]]  # `Slider`s: rst wants an end of the word
     parts[1::2] = [f"``{' '.join(code.split())}``" for code in parts[1::2]]
     made: list[str] = []
     inside = False  # of a section, whose indentation means something

@@ -15,7 +15,7 @@ OWED = re.compile(
     r"|\bstill (?:open|missing|owed) in this\b"
     r"|\bwill (?:later )?be (?:built|shown|added|written|measured|remade|explained|drawn)\b"
     r"|\b(?:in|of) a (?:later|future) (?:chapter|version|release|part)\b"
-    r"|\blater chapters? (?:will|shows?|builds?)\b|\bcomes? later\b"
+    r"|\blater chapters? (?:will|shows?|builds?)\b|\b(?:models|chapters?|kernel|part)\b[^.]{0,30}\bcomes? later\b"
     r"|\bno command (?:of|in) this\b|\b(?:earlier|first) prototype\b"
     r"|\b(?:does|do) not exist yet\b|\bhas no \w+ yet\b|\bTODO\b|\bcoming soon\b",
     re.IGNORECASE,

@@ -31,9 +31,7 @@ class Small:
     """A config."""
 
     width: int = 4  # channels
-    rate: float = (
-        0.5  # of learning
-    )  # fmt: skip
+    rate: float = 0.5  # of learning
     name: str = "a"
 
 
@@ -54,9 +52,9 @@ def test_fields_come_with_type_default_and_comment_inherited_ones_first() -> Non
 
 
 def test_a_docstring_becomes_rst() -> None:
-    written = ["`x` times *y* and `a\n    b`, name_ and my_name", "Args:", "    x: the |state|"]
+    written = ["`x`s times *y* and `a\n    b`, name_ and my_name", "Args:", "    x: the |state|"]
     made = API.as_rst("\n".join(written).split("\n"))
-    assert made == ["``x`` times \\*y\\* and ``a b``, name\\_ and my_name", "Args:", "    x: the \\|state\\|"]
+    assert made == ["``x``\\ s times \\*y\\* and ``a b``, name\\_ and my_name", "Args:", "    x: the \\|state\\|"]
 
 
 def test_what_is_indented_in_a_text_gets_air() -> None:
