@@ -57,7 +57,7 @@ def states_get_through_best() -> bool:
 
 
 def states_are_nowhere_small() -> bool:
-    """At no stage is the mean ratio a half or less; one interval, of what a last mixer adds, is too wide to say more."""
+    """At no stage is the mean ratio a half or less; one interval is too wide to say more."""
     return all(
         float(np.exp(np.mean(np.log(ratios(task, model, "norms", stage, "state"))))) > 0.5
         for task, model in product(TASKS, MODELS)
@@ -206,8 +206,8 @@ CLAIMS: list[tuple[str, str, Callable[[], bool]]] = [
     ),
     (
         "08_training",
-        "The first lies among DMM's seeds above, the second a point above the best of stock Mamba's, so neither explains "
-        "anything away.",
+        "The first lies among DMM's seeds above, the second a point above the best of stock Mamba's, so neither "
+        "explains anything away.",
         more_training_or_fewer_layers_explain_nothing,
     ),
     ("08_training", "the score jumps by tens of points between checkpoints", hopper_checkpoints_jump),
