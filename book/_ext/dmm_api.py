@@ -130,7 +130,8 @@ def _link_from_chapters(app: Sphinx, page: str, template: str, context: dict[str
     if not page.startswith("notebooks/") or not notebook.exists():
         return
     documented = app.env.domaindata["py"]["objects"]
-    homes = {id(named(name)): (name, entry.node_id) for name, entry in documented.items() if entry.docname == PAGE}
+    here = sorted((name for name, entry in documented.items() if entry.docname == PAGE), key=len, reverse=True)
+    homes = {id(named(name)): (name, documented[name].node_id) for name in here}  # of two names the shorter one
     used = {homes[id(found)] for name in used_by(notebook) if (found := named(name)) is not None and id(found) in homes}
     to = app.builder.get_relative_uri(page, PAGE)  # type: ignore[union-attr]
     links = [

@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "dmm" / "_assets"
 PLACEHOLDER = "OWNER_NAME"
 NO_ADDRESS = (
-    "To open this in Colab takes a public address, which this copy does not have yet; "
-    "<code>make address URL=...</code> gives it one"
+    "Colab opens what has a public address, and this copy has none yet. "
+    "<code>make address URL=...</code> tells every page of one."
 )
 MODULE_END = "export default { render };"
 START_PAGE = """<!DOCTYPE html>

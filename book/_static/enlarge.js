@@ -20,6 +20,11 @@
   document.body.append(opened);
   close.addEventListener("click", () => opened.close());
   opened.addEventListener("click", ({ target }) => { if (target === opened) opened.close(); });
+  opened.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    event.stopPropagation(); // Sphinx takes Escape for its own and prevents what it would do here
+    opened.close();
+  });
   let from = null;
   opened.addEventListener("close", () => {
     frame.replaceChildren();

@@ -50,7 +50,7 @@ def test_a_tap_enlarges_and_escape_leads_back(phone: Page, site_without_math: st
     assert picture.evaluate("e => e === document.activeElement")
     phone.keyboard.press("Enter")
     expect(large).to_be_visible()
-    phone.get_by_role("button", name="Close").tap()
+    phone.get_by_role("button", name="Close", exact=True).tap()
     expect(phone.locator("dialog.enlarged")).not_to_be_visible()
 
 
