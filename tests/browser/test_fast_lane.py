@@ -10,7 +10,9 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.conftest import HTML, built_pages
 
-LANES = [page for page in built_pages() if (HTML / page).exists() and "fast-lane" in (HTML / page).read_text("utf8")]
+LANES = [
+    page for page in built_pages() if (HTML / page).exists() and "seealso fast-lane" in (HTML / page).read_text("utf8")
+]
 FOLDED = "section.folded"
 
 
