@@ -26,7 +26,7 @@ UNFOLD = """() => {
 # Words of code with one colour have one background; looking at all of them is nearly all that axe-core does.
 THIN = """() => {
     const seen = {};
-    for (const word of document.querySelectorAll('pre span[class]')) {
+    for (const word of document.querySelectorAll('pre span[class], dt.sig :is(span, em)[class]')) {
         seen[word.className] = (seen[word.className] || 0) + 1;
         if (seen[word.className] > 3) word.replaceWith(...word.childNodes);
     }
