@@ -218,6 +218,9 @@ def test_the_live_scan_is_the_package_s_scan(delta: list[float]) -> None:
     np.testing.assert_allclose(drawn["scan.states"][-1], last.flatten().numpy(), atol=1e-6)
     np.testing.assert_allclose(drawn["scan.contributions"].sum(0), drawn["scan.states"][-1], atol=1e-12)
     np.testing.assert_allclose(drawn["scan.attribution"].sum(), drawn["scan.y"][-1], atol=1e-12)
+    written, kept, held = np.array(delta), drawn["scan.kept"], drawn["scan.held"]
+    assert not held[written == 0].any(), "a token that was never written is not drawn"
+    np.testing.assert_allclose(held[written >= 1], kept[written >= 1])
 
 
 SCAN = scan_explorer()

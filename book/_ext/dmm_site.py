@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,11 @@ from sphinx.environment import BuildEnvironment
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "dmm" / "_assets"
+PLACEHOLDER = "OWNER_NAME"
+NO_ADDRESS = (
+    "Colab opens what has a public address, and this copy has none yet. "
+    "<code>make address URL=...</code> tells every page of one."
+)
 MODULE_END = "export default { render };"
 START_PAGE = """<!DOCTYPE html>
 <html lang="{language}">
@@ -104,6 +110,46 @@ def _mend_search(app: Sphinx, page: str, template: str, context: dict[str, Any],
         app.add_js_file("search-words.js", loading_method="defer")
 
 
+def searched_text(page: str) -> str:
+    """A built page as the search needs it for excerpts: the words of its article inside one element of role main."""
+    article = re.search(r'<article class="bd-article"[^>]*>(.*?)</article>', page, re.S)
+    body = re.sub(r"<(script|style|svg)\b.*?</\1>", " ", article[1] if article else "", flags=re.S)
+    words = html.unescape(re.sub(r"<[^>]+>", " ", body)).replace("#", " ")
+    return f'<div role="main">{html.escape(" ".join(words.split()), quote=False)}</div>'
+
+
+def _write_search_texts(app: Sphinx, error: Exception | None) -> None:
+    """For pages that are opened from disk, where no script may read another page."""
+    if error is None and app.builder.name == "html":
+        folder = Path(app.outdir)
+        texts = {name: searched_text((folder / f"{name}.html").read_text("utf8")) for name in app.env.found_docs}
+        script = f"window.dmmSearchTexts = {json.dumps(texts, ensure_ascii=False)};\n"
+        (folder / "_static" / "search-texts.js").write_text(script, "utf8")
+
+
+def has_address(config: Config) -> bool:
+    """Whether the repository has a public address, and not the placeholder that GitHub cannot give to anybody."""
+    return PLACEHOLDER not in str(config.html_theme_options.get("repository_url", ""))
+
+
+def _drop_buttons_to_nowhere(app: Sphinx, config: Config) -> None:
+    """Without a public address the buttons to repository, issues and Colab lead nowhere."""
+    if not has_address(config):
+        kept = {"launch_buttons": {}, "use_repository_button": False, "use_issues_button": False}
+        config.html_theme_options = {**config.html_theme_options, **kept}
+
+
+def without_address(body: str) -> str:
+    """A page of a copy that has no public address: its links to Colab say so."""
+    link = rf'<a class="reference external" href="[^"]*colab[^"]*/{PLACEHOLDER}/[^"]*">.*?</a>'
+    return re.sub(link, '<span class="no-address">' + NO_ADDRESS + "</span>", body)
+
+
+def _mend_links_to_nowhere(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    if not has_address(app.config):
+        context["body"] = without_address(context.get("body", ""))
+
+
 def start_page(title: str, first: str, icon: str, language: str) -> str:
     """The site's `index.html`, which leads to its first page: a whole page, with an icon of its own, since browsers ask
     for `/favicon.ico` where none is named."""
@@ -131,15 +177,20 @@ def _drop_icon_script(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_config_value("execution_key", "", "env", types=[str])
     app.connect("config-inited", _use_keyed_cache)
+    app.connect("config-inited", _drop_buttons_to_nowhere)
     app.connect("builder-inited", _write_assets)
     app.connect("env-check-consistency", _number_exercises)
     app.connect("html-page-context", _drop_foreign_scripts, priority=900)
     app.connect("html-page-context", _mend_roles)
+    app.connect("html-page-context", _mend_links_to_nowhere)
     app.connect("html-page-context", _mend_search)
     app.connect("build-finished", _drop_icon_script)
+    app.connect("build-finished", _write_search_texts)
     app.connect("build-finished", _write_start_page, priority=900)
     app.add_js_file("short-address.js", priority=100)  # before every script that reads the address
     app.add_js_file("dmm-widgets.js", loading_method="defer")
     app.add_js_file("scrollers.js", loading_method="defer")
+    app.add_js_file("enlarge.js", loading_method="defer")
+    app.add_js_file("fast-lane.js", loading_method="defer")
     app.add_css_file("dmm-widgets.css")
     return {"parallel_read_safe": True, "parallel_write_safe": True}

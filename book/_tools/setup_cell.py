@@ -6,8 +6,11 @@ import subprocess
 import sys
 
 if "google.colab" in sys.modules:
-    address = "git+https://github.com/OWNER_NAME/decision-metamamba"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", address], check=True)"""
+    address = "https://github.com/OWNER_NAME/decision-metamamba"
+    if "OWNER_NAME/" in address:
+        raise SystemExit("This copy has no public address yet, so Colab cannot install it.")
+    install = [sys.executable, "-m", "pip", "install", "--quiet", f"git+{address}"]
+    subprocess.run(install, check=True)"""
 
 # A plain link and no badge image: the built site asks no other host for anything.
 COLAB_LINK = (

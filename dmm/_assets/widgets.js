@@ -100,8 +100,9 @@ function scanValues(source, known) {
   const contributions = left.map((row, t) => row.map((share, n) => share * delta[t] * u[t] * Bt[t][n]));
   const y = states.map((state, t) => dot(state, Ct[t]));
   const kept = left.map((row) => row.reduce((sum, entry) => sum + entry, 0) / row.length);
+  const held = kept.map((share, t) => share * Math.min(1, delta[t]));
   const attribution = contributions.map((row) => dot(row, Ct.at(-1)));
-  return { decay, states, contributions, y, kept, attribution, last_y: y.at(-1), first_kept: kept[0] };
+  return { decay, states, contributions, y, kept, held, attribution, last_y: y.at(-1), first_kept: kept[0] };
 }
 
 // A source that needs more than a table look-up: add it here and, under the same name, to COMPUTED in dmm/widgets/sources.py.

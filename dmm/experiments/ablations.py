@@ -20,6 +20,7 @@ from dmm.experiments.protocols import ProtocolName
 from dmm.experiments.standings import NOT_THERE, Result, Standings, load_standings
 from dmm.experiments.statistics import finite_numbers
 from dmm.experiments.tables import CONTEXTS, WINDOWS, Entry
+from dmm.markdown import table
 from dmm.models.entry import Facts
 
 MAZE = Facts(state_size=6, action_size=2, env_id="PointMaze_UMaze-v3")
@@ -164,7 +165,7 @@ def markdown(
     size = {entry.name: weights(entry) for entry in standings.table.entries if entry.name in chosen}
     shown = [row[name].cell.paper is not None for row in standings.results.values() for name in chosen]
     heads = ["data set", "", "weights", "ours", f"minus `{base}`"] + ["paper, on D4RL", f"minus `{base}`"] * any(shown)
-    lines = [heads, ["---"] * 2 + ["---:"] * (len(heads) - 2)]
+    lines: list[list[str]] = []
     for dataset, row in standings.results.items():
         for place, name in enumerate(chosen):
             result, own = row[name], name == base
@@ -173,7 +174,7 @@ def markdown(
             theirs = None if own else paper_difference(result, row[base])
             line += [_number(result.cell.paper, ".1f"), "" if own else _number(theirs, "+.1f")] * any(shown)
             lines.append(line)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return table(heads, lines, words=2)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -29,6 +29,7 @@ from dmm.experiments.reproduce import (
 )
 from dmm.experiments.statistics import Ties, average_ranks
 from dmm.experiments.tables import Cell, Table, dataset_name, every_table, find_cells
+from dmm.markdown import table
 
 ROWS = RESULTS / "reproduce"
 """The committed outcomes, by scale and data set."""
@@ -158,8 +159,7 @@ class Standings:
             if any(value is not None for value in papers):
                 heads.append(self.table.papers_data)
                 columns.append(["–" if value is None else f"{value:.{digits}f}" for value in papers])
-        lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *map(list, zip(*columns, strict=True))]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return table(heads, zip(*columns, strict=True))
 
 
 def load_all(scale: ScaleName = "small", rows: Path = ROWS) -> dict[str, Result]:

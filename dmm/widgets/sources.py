@@ -101,6 +101,7 @@ class ScanSource:
         contributions (l, n): what is left in the last state of each token's input (they add up to it);
         attribution (l,): the same seen by the last output, C_{l-1} . contributions_t (they add up to y_{l-1});
         kept (l,): the share of each token's input that is still there at the end, averaged over the states;
+        held (l,): the same times the strength of at most 1 with which it was written, min(1, delta_t);
         last_y (): the last output; first_kept (): the first entry of kept. These two are for read-outs.
     """
 
@@ -117,6 +118,7 @@ class ScanSource:
         "contributions",
         "attribution",
         "kept",
+        "held",
         "last_y",
         "first_kept",
     )
@@ -171,6 +173,7 @@ def _scan_values(source: Spec, known: Mapping[str, Any]) -> dict[str, NDArray[An
     y, kept = (C * np.stack(rows)).sum(-1), left.mean(-1)
     sequences = {"decay": decay, "states": np.stack(rows), "y": y, "contributions": contributions, "kept": kept}
     return sequences | {
+        "held": np.minimum(1, delta) * kept,
         "attribution": contributions @ C[-1],
         "last_y": np.asarray(y[-1]),
         "first_kept": np.asarray(kept[0]),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
-import io
 import re
 import sys
 from collections.abc import Iterator
@@ -18,10 +16,11 @@ import dmm
 from dmm.inspection.cards import card
 from dmm.inspection.reach import reach
 from dmm.models.registry import MODELS
+from tests.book.running import blocks_of, run_blocks
 from tests.conftest import tiny_trajectories
 
 PAGE = Path(__file__).resolve().parents[2] / "book" / "adding_a_model.md"
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE.read_text("utf8"), flags=re.MULTILINE | re.DOTALL)
+BLOCKS = blocks_of(PAGE)
 
 
 @pytest.fixture
@@ -42,21 +41,7 @@ def test_python_blocks_run_in_order_and_print_what_the_page_shows(
     maze = tiny_trajectories(state_size=6, env_id="PointMaze_UMaze-v3", lengths=(9, 12))
     maze = dataclasses.replace(maze, observation_keys=("observation", "desired_goal"))  # as in the recipe
     monkeypatch.setattr(dmm, "load_trajectories", lambda name: maze)  # making the real one takes minutes
-    names: dict[str, object] = {"__name__": "page"}
-    printed = ""
-    shown = 0
-    for language, text in BLOCKS:
-        if language == "text":
-            assert printed == text
-            shown += 1
-        elif file := re.match(r"# (\w+\.py)\n", text):
-            (folder / file[1]).write_text(text, "utf8")
-        else:
-            out = io.StringIO()
-            with contextlib.redirect_stdout(out):
-                exec(compile(text, str(PAGE), "exec"), names)
-            printed = out.getvalue()
-    assert shown == 1
+    assert run_blocks(PAGE, folder) == 1
 
 
 def test_its_model_keeps_what_all_models_keep(folder: Path) -> None:

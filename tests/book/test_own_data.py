@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
 import shlex
 import sys
@@ -14,10 +12,11 @@ import pytest
 import typer.main
 
 from dmm.cli import app
+from tests.book.running import blocks_of, run_blocks
 from tests.global_state import put_back_after
 
 PAGE = Path(__file__).resolve().parents[2] / "book" / "own_data.md"
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE.read_text("utf8"), flags=re.MULTILINE | re.DOTALL)
+BLOCKS = blocks_of(PAGE)
 
 
 @pytest.fixture
@@ -32,20 +31,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 
 
 def test_python_blocks_run_in_order_and_print_what_the_page_shows(empty_folder: Path) -> None:
-    names: dict[str, object] = {"__name__": "page"}
-    printed = ""
-    for language, text in BLOCKS:
-        if language == "text":
-            assert printed == text
-        if language != "python":
-            continue
-        if file := re.match(r"# (\w+\.py)\n", text):
-            (empty_folder / file[1]).write_text(text, "utf8")
-            continue
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out):
-            exec(compile(text, str(PAGE), "exec"), names)
-        printed = out.getvalue()
+    assert run_blocks(PAGE, empty_folder) > 0
 
 
 def commands() -> list[list[str]]:

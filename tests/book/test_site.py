@@ -119,3 +119,9 @@ def test_every_picture_has_a_text(html: Path, pages: dict[Path, Page]) -> None:
         if not picture.get("alt", "").strip() or picture["alt"].startswith(("../", "data:", "_images"))
     ]
     assert not silent
+
+
+def test_every_chapter_leads_to_the_page_of_the_package(html: Path, pages: dict[Path, Page]) -> None:
+    chapters = sorted((html / "notebooks").glob("*.html"))
+    names = {path.name: [a for a in pages[path].links if a.startswith("../book/api.html#dmm.")] for path in chapters}
+    assert chapters and not [name for name, links in names.items() if not links]

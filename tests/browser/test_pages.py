@@ -26,7 +26,7 @@ UNFOLD = """() => {
 # Words of code with one colour have one background; looking at all of them is nearly all that axe-core does.
 THIN = """() => {
     const seen = {};
-    for (const word of document.querySelectorAll('pre span[class]')) {
+    for (const word of document.querySelectorAll('pre span[class], dt.sig :is(span, em)[class]')) {
         seen[word.className] = (seen[word.className] || 0) + 1;
         if (seen[word.className] > 3) word.replaceWith(...word.childNodes);
     }
@@ -84,7 +84,7 @@ def wide(browser: Browser, site: str, page_path: str) -> Iterator[Opened]:
 
 @pytest.fixture(scope="module")
 def narrow(browser: Browser, site: str, page_path: str) -> Iterator[Opened]:
-    """The page on a phone; its last test unfolds it."""
+    """The page on a phone; its last test unfolds it and changes its theme."""
     opened = _open(browser, site + page_path, width=390)
     yield opened
     opened.page.context.close()
@@ -190,8 +190,10 @@ def test_phone_page_does_not_scroll_sideways(narrow: Opened) -> None:
     assert (too_wide, wide, narrow.errors) == (0, 0, [])
 
 
-def test_no_serious_violation_on_a_phone(narrow: Opened) -> None:
+def test_no_serious_violation_on_a_phone_in_both_themes(narrow: Opened) -> None:
     found = _violations(narrow.page)
+    narrow.page.evaluate("() => { document.documentElement.dataset.theme = 'dark'; }")
+    found += _violations(narrow.page, THEME_RULES)
     assert not found, "\n".join(found)
 
 

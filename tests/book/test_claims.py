@@ -1,0 +1,238 @@
+"""Sentences that state a result, held against the result file that they speak of.
+
+A page that can compute such a sentence does so in a cell. Where it is written by hand, the words stand here beside what
+must hold in the file, so that neither can change alone: a file that is remade fails its test until the page says what
+it says, and a sentence that is rewritten is looked up again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise, product
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dmm.experiments import load_result
+from dmm.experiments.grid import mean_interval
+from dmm.inspection import MODALITIES
+from tests.book.prose import pages
+
+TASKS = ("pointmaze", "hopper")
+MODELS = ("mamba", "dt", "dmm")
+
+
+def ratio_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of a geometric mean over seeds."""
+    low, high = np.exp(mean_interval(np.log(values))["ci95"])
+    return float(low), float(high)
+
+
+# Chapter 5
+
+
+def gating_runs(task: str, model: str) -> list[dict[str, Any]]:
+    return [run for run in load_result("gating")["runs"] if (run["task"], run["model"]) == (task, model)]
+
+
+def of(tokens: list[float], modality: str) -> float:
+    """Mean over the time steps but the last, as the chapter takes it."""
+    return float(np.mean(tokens[MODALITIES.index(modality) : -3 : 3]))
+
+
+def passes(run: dict[str, Any], modality: str) -> float:
+    return float(np.exp(np.mean([np.log(of(run["gates"][f"layer {i}"], modality)) for i in (1, 2, 3)])))
+
+
+def ratios(task: str, model: str, kind: str, stage: str, above: str, below: str = "action") -> list[float]:
+    return [of(run[kind][stage], above) / of(run[kind][stage], below) for run in gating_runs(task, model)]
+
+
+def states_get_through_best() -> bool:
+    return all(
+        ratio_interval([passes(run, "state") / passes(run, other) for run in gating_runs(task, model)])[0] > 1
+        for task, model, other in product(TASKS, ("mamba", "dmm"), ("rtg", "action"))
+    )
+
+
+def states_are_nowhere_small() -> bool:
+    """At no stage is the mean ratio a half or less; one interval is too wide to say more."""
+    return all(
+        float(np.exp(np.mean(np.log(ratios(task, model, "norms", stage, "state"))))) > 0.5
+        for task, model in product(TASKS, MODELS)
+        for stage in gating_runs(task, model)[0]["norms"]
+    )
+
+
+def no_gradient_is_below_a_tenth() -> bool:
+    return all(
+        ratio_interval(ratios(task, model, "gradients", objective, modality))[0] > 0.1
+        for task, model, objective, modality in product(TASKS, ("mamba", "dt"), ("action", "loss"), ("state", "rtg"))
+    )
+
+
+def disparity(task: str, model: str, modality: str) -> np.ndarray[Any, Any]:
+    return np.exp(np.abs(np.log(ratios(task, model, "gradients", "action", modality))))
+
+
+def disparity_is_smaller_in_two_of_four() -> bool:
+    smaller = {
+        (task, modality)
+        for task, modality in product(TASKS, ("state", "rtg"))
+        if ratio_interval(disparity(task, "dmm", modality) / disparity(task, "mamba", modality))[1] <= 1
+    }
+    return smaller == {("pointmaze", "rtg"), ("hopper", "state")}
+
+
+def near_has_larger_gradients(model: str) -> bool:
+    shares = [
+        [sum(run["gradients"]["action"][:3]) / sum(run["gradients"]["action"][18:21]) for run in gating_runs(t, model)]
+        for t in TASKS
+    ]
+    return all(ratio_interval(share)[1] < 1 for share in shares)
+
+
+# Chapters 6 and 8
+
+
+def scores_of(result: dict[str, Any], name: str, target: float) -> list[float]:
+    return [
+        score["normalized_score"]
+        for run in result["runs"]
+        if run["name"] == name
+        for score in run["scores"]
+        if score["target"] == target
+    ]
+
+
+def asked_and_obeyed() -> bool:
+    stored = load_result("pointmaze")
+    level = stored["behaviour"]["mean"]
+    return all(
+        min(scores_of(stored, name, 1.0)) > level > max(scores_of(stored, name, 0.0))
+        for name in ("dmm", "dmm-paper", "mamba")
+    )
+
+
+def pointmaze_intervals_overlap() -> bool:
+    rows = {r["name"]: r["ci95"] for r in load_result("pointmaze")["summary"] if r["target"] == 1.0}
+    return bool(max(rows["dmm"][0], rows["mamba"][0]) < min(rows["dmm"][1], rows["mamba"][1]))
+
+
+def seeds_lie_further_apart_than_models() -> bool:
+    stored = load_result("pointmaze")
+    own = {name: scores_of(stored, name, 1.0) for name in ("dmm", "dmm-paper", "mamba")}
+    spread = [max(scores) - min(scores) for scores in own.values()]
+    means = [float(np.mean(scores)) for scores in own.values()]
+    return min(spread) >= 10 - 0.5 and min(spread) > max(means) - min(means)
+
+
+def more_training_or_fewer_layers_explain_nothing() -> bool:
+    stored = load_result("pointmaze")
+    (longer,), (smaller,) = (scores_of(stored, name, 1.0) for name in ("dmm, twice as long", "mamba, 3 layers"))
+    own, stock = scores_of(stored, "dmm", 1.0), scores_of(stored, "mamba", 1.0)
+    return min(own) <= longer <= max(own) and 0 < smaller - max(stock) <= 1
+
+
+def hopper_checkpoints_jump() -> bool:
+    for run in load_result("hopper")["runs"]:
+        first = [checkpoint["scores"][0]["normalized_score"] for checkpoint in run["checkpoints"]]
+        best = max(score["normalized_score"] for each in run["checkpoints"] for score in each["scores"])
+        jumps = [abs(after - before) for before, after in pairwise(first)]
+        if max(jumps) < 20 or best - first[-1] < 20:
+            return False
+    return True
+
+
+def windows_from_three_on_reach_the_best() -> bool:
+    rows = {int(r["name"][1:]): r["mean"] for r in load_result("windows")["summary"] if r["target"] == 1.0}
+    failed = {int(r["name"][1:]): r["mean"] for r in load_result("windows")["summary"] if r["target"] == 0.0}
+    return max(rows, key=rows.__getitem__) == 4 and all(rows[w] - failed[w] > 20 for w in rows)
+
+
+# Chapters 9 and 15
+
+
+def acting(way: str) -> list[dict[str, Any]]:
+    return [row for row in load_result("acting")["summary"] if row["way"] == way]
+
+
+def staggered_states_keep_the_score() -> bool:
+    return all(row["difference"]["ci95"][0] < 0 < row["difference"]["ci95"][1] for row in acting("staggered, m=4"))
+
+
+def never_resetting_goes_both_ways() -> bool:
+    apart = [run["ways"]["recurrent"]["difference"] for run in load_result("acting")["runs"]]
+    return min(apart) < -5 and max(apart) > 5
+
+
+def every_seed_loses_a_little() -> bool:
+    apart = [
+        run["ways"]["recurrent"]["difference"]
+        for run in load_result("acting")["runs"]
+        if (run["task"], run["context"]) == ("pointmaze", 24)
+    ]
+    return all(-10 < value < 0 for value in apart)
+
+
+CLAIMS: list[tuple[str, str, Callable[[], bool]]] = [
+    ("05_gating", "**States get through best**, in both models and tasks.", states_get_through_best),
+    ("05_gating", "**Not so for states**, at no stage, in no model, in neither task", states_are_nowhere_small),
+    ("05_gating", "**Not so**, in either task, for either objective.", no_gradient_is_below_a_tenth),
+    (
+        "05_gating",
+        "**For returns-to-go in the maze and states on the hopper, yes**, moderately; for the other two it is open.",
+        disparity_is_smaller_in_two_of_four,
+    ),
+    ("05_gating", "**Yes in Mamba and DMM.**", lambda: all(map(near_has_larger_gradients, ("mamba", "dmm")))),
+    ("05_gating", "In the transformer it is level.", lambda: not near_has_larger_gradients("dt")),
+    (
+        "06_dense_sequence_mixer",
+        "Every policy does what it is asked: success and failure lie far apart at every window, even at 1",
+        windows_from_three_on_reach_the_best,
+    ),
+    (
+        "08_training",
+        "every one of these policies beats the behaviour that made its data, with every seed. Asked for failure, every "
+        "one stays far below it.",
+        asked_and_obeyed,
+    ),
+    ("08_training", "with five seeds the two cannot be told apart.", pointmaze_intervals_overlap),
+    (
+        "08_training",
+        "The seeds of one model lie ten and more points apart, further than the means of the models",
+        seeds_lie_further_apart_than_models,
+    ),
+    (
+        "08_training",
+        "The first lies among DMM's seeds above, the second a point above the best of stock Mamba's, so neither "
+        "explains anything away.",
+        more_training_or_fewer_layers_explain_nothing,
+    ),
+    ("08_training", "the score jumps by tens of points between checkpoints", hopper_checkpoints_jump),
+    ("09_paper_versus_code", "Staggered states keep the window's score", staggered_states_keep_the_score),
+    (
+        "09_paper_versus_code",
+        "Never resetting helps one policy and hurts another",
+        never_resetting_goes_both_ways,
+    ),
+    ("15_constant_time_acting", "every seed loses a little.", every_seed_loses_a_little),
+]
+
+
+@pytest.mark.parametrize(("chapter", "sentence", "holds"), CLAIMS, ids=[sentence[:50] for _, sentence, _ in CLAIMS])
+def test_the_page_says_what_its_file_holds(chapter: str, sentence: str, holds: Callable[[], bool]) -> None:
+    assert sentence in pages()[f"notebooks/{chapter}.ipynb"], "the page has other words now: look the claim up again"
+    assert holds(), "the file no longer bears this sentence out"
+
+
+def test_asked_for_success_the_three_models_overlap() -> None:
+    """Verdict F of chapter 5."""
+    sentence = "**Not seen.** The three models' scores cannot be told apart, in either task."
+    assert sentence in pages()["notebooks/05_gating.ipynb"]
+    scores = load_result("gating")["scores"]
+    for task in TASKS:
+        first = next(score["target"] for score in scores if score["name"].startswith(task))
+        ends = [s["ci95"] for s in scores if s["name"].startswith(task) and s["target"] == first]
+        assert len(ends) == 3 and max(low for low, _ in ends) < min(high for _, high in ends)
