@@ -1,0 +1,256 @@
+"""The book's figures in which a policy acts, each made from trained runs; see `dmm.widgets.live` for what they consist of.
+
+A figure's runs are given by the names under which the site has their weights: those of the runs that are kept with the
+package. Chapters make them as
+
+    runs = {name: kept_run(name) for name in ("gating/pointmaze-dmm-seed0", "gating/hopper-dmm-seed0")}
+    ask_for_a_return(runs)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dmm.errors import InputError
+from dmm.training import Run
+from dmm.widgets.controls import Select, Slider, steps
+from dmm.widgets.courses import draw_courses, play_course
+from dmm.widgets.live import Count, Lane, Layout, LivePanel, LivePolicy, Of, Scene, Shown
+
+SPEEDS = {"1/10": 0.1, "1/4": 0.25, "1/2": 0.5, "real time": 1.0}
+"""Seconds of the world in one second of the reader's."""
+STARTS = 50
+"""Starts that a reader can choose; each is a seed of the page's own generator."""
+_NAMES = {"hopper": "Hopper", "walker2d": "Walker2d", "pointmaze": "point maze", "tmaze": "T-maze"}
+_MODELS = {"dmm": "DMM", "mamba": "stock Mamba", "dt": "transformer"}
+_MODEL_COLORS = {"dmm": "green", "mamba": "purple", "dt": "grey"}
+
+Runs = Mapping[str, Run]
+
+
+def ask_for_a_return(runs: Runs, name: str = "ask-for-a-return") -> LivePolicy:
+    """A policy acts while the reader changes the return that is asked of it; twenty episodes of each of two returns.
+
+    Args:
+        runs: one run for each world that can be chosen, by its name.
+        name: of the figure in its page.
+    """
+    worlds = _by_world(runs)
+    controls: list[Any] = [Select("world", "World", list(worlds))] if len(worlds) > 1 else []
+    scenes, when, presets, stills = {}, {}, {}, []
+    for world, (policy, run) in worlds.items():
+        key = world.replace(" ", "-").lower()
+        best, values = _returns(run)
+        asked, other = f"asked-{key}", f"other-{key}"
+        controls += [Slider(asked, "Return asked for", values, start=best), Slider(other, "Compared with", values)]
+        if len(worlds) > 1:
+            when |= {asked: Shown("world", world), other: Shown("world", world)}
+        scenes[world] = Scene(
+            lanes=[Lane(_model(run), policy, asked=Of(asked))],
+            arms=[Lane("asked", policy, asked=Of(asked)), Lane("compared", policy, "rtg", asked=Of(other))],
+            returns=(0.0, best),
+        )
+        world_setting: dict[str, float | str] = {"world": world} if len(worlds) > 1 else {}
+        presets |= {f"{_NAMES_SHORT[key]}: the best": world_setting | {asked: best}}
+        presets |= {f"{_NAMES_SHORT[key]}: nothing": world_setting | {asked: 0.0, other: best}}
+        stills.append([play_course(run, f"asked for {asked_:g}", asked=asked_, color=color)
+                       for asked_, color in ((best, "state"), (0.0, "rtg"))])  # fmt: skip
+    return LivePolicy(
+        name,
+        "Ask for a return",
+        alt="; ".join(_told(group) for group in stills) + ".",
+        still=draw_courses(stills),
+        policies=runs,
+        scenes=scenes,
+        scene="world" if len(worlds) > 1 else None,
+        controls=[*controls, *_pace()],
+        layout=Layout(
+            panels=[
+                LivePanel("seen", "The last steps as the policy sees them", height=300),
+                LivePanel("episodes", "Returns of whole episodes, with the mean and its 95 % interval", height=170),
+            ],
+            when=when,
+            speeds=SPEEDS,
+            count=Count(),
+            presets=presets,
+        ),
+    )
+
+
+def ways_of_acting(runs: Runs, name: str = "ways-of-acting") -> LivePolicy:
+    """One policy from one start in three ways: over a window, as a recurrence, with staggered states.
+
+    Args:
+        runs: one run for each world that can be chosen, by its name.
+        name: of the figure in its page.
+    """
+    worlds = _by_world(runs)
+    ways = {"window": "state", "recurrent": "green", "staggered": "purple"}
+    scenes, stills = {}, []
+    for world, (policy, run) in worlds.items():
+        best, _ = _returns(run)
+        lanes = [Lane(way, policy, color, way=way, asked=best, label=way) for way, color in ways.items()]
+        scenes[world] = Scene(lanes=lanes, returns=(0.0, best))
+        stills.append([play_course(run, way, asked=best, color=color, way=way) for way, color in ways.items()])
+    several = len(worlds) > 1
+    return LivePolicy(
+        name,
+        "Three ways of acting from one start",
+        alt="; ".join(_told(group) for group in stills) + ".",
+        still=draw_courses(stills),
+        policies=runs,
+        scenes=scenes,
+        scene="world" if several else None,
+        controls=[*([Select("world", "World", list(worlds))] if several else []), *_pace()],
+        layout=Layout(
+            panels=[
+                LivePanel("distances", "Distance from the course of the window", "half"),
+                LivePanel("times", "Time for one action in this browser", "half"),
+            ],
+            speeds=SPEEDS,
+        ),
+    )
+
+
+def take_something_away(runs: Runs, name: str = "take-something-away") -> LivePolicy:
+    """Two models from one start, both without the same part; twenty episodes of each, whole and cut.
+
+    Args:
+        runs: two runs, of different models, for each world that can be chosen, by their names.
+        name: of the figure in its page.
+    """
+    worlds: dict[str, list[tuple[str, Run]]] = {}
+    for policy, run in runs.items():
+        worlds.setdefault(_world(run), []).append((policy, run))
+    layers = min(run.policy.config.layers for run in runs.values())
+    cuts = _cuts(layers)
+    scenes, stills = {}, []
+    for world, pairs in worlds.items():
+        best, _ = _returns(pairs[0][1])
+        cut = Of("cut", cuts)
+        lanes, arms = [], []
+        for policy, run in pairs:
+            model, color = _model(run), _MODEL_COLORS[run.info["model"]]
+            lanes.append(Lane(model, policy, color, asked=best, cut=cut))
+            arms += [
+                Lane(model, policy, color, asked=best, label=f"{model}, whole"),
+                Lane(model, policy, color, asked=best, cut=cut, label=f"{model}, without"),
+            ]
+        scenes[world] = Scene(lanes=lanes, arms=arms, returns=(0.0, best))
+        stills.append([play_course(run, _model(run), asked=best, color=_MODEL_COLORS[run.info["model"]])
+                       for _, run in pairs])  # fmt: skip
+    several = len(worlds) > 1
+    return LivePolicy(
+        name,
+        "Take something away while it acts",
+        alt="Nothing is taken away yet. " + "; ".join(_told(group) for group in stills) + ".",
+        still=draw_courses(stills),
+        policies=runs,
+        scenes=scenes,
+        scene="world" if several else None,
+        controls=[
+            *([Select("world", "World", list(worlds))] if several else []),
+            Select("cut", "Take away", list(cuts)),
+            *_pace(),
+        ],
+        layout=Layout(
+            panels=[LivePanel("episodes", "Returns of whole episodes, with the mean and its 95 % interval", height=300)],
+            speeds=SPEEDS,
+            count=Count(),
+            presets={f"Without {cut}": {"cut": cut} for cut in list(cuts)[1:6]},
+        ),
+    )
+
+
+def beside_a_recording(
+    policy: str, run: Run, recordings: Mapping[str, tuple[Mapping[str, Any], Sequence[Any]]], name: str
+) -> LivePolicy:
+    """Recorded episodes, played again, each beside the policy from the same start.
+
+    Args:
+        policy: the run's name.
+        run: it acts, and its data's environment is the world.
+        recordings: label -> (state of the world at the start, as its `reset` takes it; actions as they were played).
+        name: of the figure in its page.
+    """
+    best, _ = _returns(run)
+    scenes = {}
+    for label, (start, actions) in recordings.items():
+        lanes = [Lane("recorded", policy, "grey", actions=actions), Lane(_model(run), policy, "green", asked=best)]
+        scenes[label] = Scene(lanes=lanes, returns=(0.0, best), start=start)
+    still = [play_course(run, _model(run), asked=best, color="green")]
+    return LivePolicy(
+        name,
+        f"A recorded episode and the policy from the same start, {_world(run)}",
+        alt=_told(still) + ".",
+        still=draw_courses([still]),
+        policies={policy: run},
+        scenes=scenes,
+        scene="recording" if len(scenes) > 1 else None,
+        controls=[
+            *([Select("recording", "Recorded episode", list(scenes))] if len(scenes) > 1 else []),
+            Select("speed", "Speed", list(SPEEDS), start="1/2"),
+        ],
+        layout=Layout(
+            panels=[LivePanel("distances", "Distance from the recorded course", height=180)], speeds=SPEEDS
+        ),
+    )
+
+
+_NAMES_SHORT = {"point-maze": "Maze", "hopper": "Hopper", "walker2d": "Walker2d", "t-maze": "T-maze"}
+
+
+def _pace() -> list[Any]:
+    return [
+        Slider("start", "Start", steps(1, STARTS, 1), format="d"),
+        Select("speed", "Speed", list(SPEEDS), start="1/2"),
+    ]
+
+
+def _world(run: Run) -> str:
+    """How the book calls the world of a run's data."""
+    family = run.info["dataset"]["id"].removeprefix("dmm/").split("/")[0]
+    if family not in _NAMES:
+        raise InputError(f"runs: data set {run.info['dataset']['id']!r}; allowed are those of {', '.join(_NAMES)}")
+    return _NAMES[family]
+
+
+def _model(run: Run) -> str:
+    return _MODELS.get(run.info["model"], run.info["model"])
+
+
+def _by_world(runs: Runs) -> dict[str, tuple[str, Run]]:
+    found = {_world(run): (policy, run) for policy, run in runs.items()}
+    if not runs or len(found) != len(runs):
+        raise InputError(f"runs: got {', '.join(runs) or 'none'}; allowed is one run for each world")
+    return found
+
+
+def _returns(run: Run) -> tuple[float, list[float]]:
+    """About the best return of the data, rounded upwards to a step of the slider, and the slider's values: to a tenth more."""
+    best = float(run.info["dataset"]["max_return"])
+    power = 10 ** math.floor(math.log10(best / 25))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= best / 25)
+    top = math.ceil(best / step - 1e-9)
+    return round(top * step, 9), steps(0.0, math.ceil(1.1 * top) * step, step)
+
+
+def _cuts(layers: int) -> dict[str, Any]:
+    every = list(range(1, layers + 1))
+    cuts: dict[str, Any] = {"nothing": None}
+    for token, words in {"rtg": "return-to-go tokens", "state": "state tokens", "action": "action tokens"}.items():
+        cuts[words] = {"tokens": [token]}
+    cuts |= {"all local windows": {"window": every}, "all gates": {"gate": every}}
+    for kind, words in {"window": "local window", "gate": "gate"}.items():
+        cuts |= {f"{words} of layer {layer}": {kind: [layer]} for layer in every}
+    return cuts
+
+
+def _told(courses: Sequence[Any]) -> str:
+    """What a picture of courses shows, in words."""
+    first = courses[0]
+    kind = "Poses of a hopping robot from the side" if first.view.segments else "A maze from above with paths"
+    each = ", ".join(f"{course.label} (earned {course.earned:.4g} in {len(course.points) - 1} steps)" for course in courses)
+    return f"{kind}: {each}"
