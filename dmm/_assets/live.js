@@ -596,6 +596,7 @@ async function renderPolicy({ model, el, load, titled = false }) {
       if (ran && !calm) run();
       else say("Ready.");
     } catch (error) {
+      view.opened = null; // the next change tries again
       fail(error.message);
     }
   }

@@ -13,7 +13,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from dmm.data.preview import preview
 from dmm.errors import InputError
+from dmm.export import describe_policy
 from dmm.training import Run
 from dmm.widgets.controls import Select, Slider, steps
 from dmm.widgets.courses import draw_courses, play_course
@@ -164,49 +169,60 @@ def take_something_away(runs: Runs, name: str = "take-something-away") -> LivePo
     )
 
 
-def beside_a_recording(
-    policy: str, run: Run, recordings: Mapping[str, tuple[Mapping[str, Any], Sequence[Any]]], name: str
-) -> LivePolicy:
-    """Recorded episodes, played again, each beside the policy from the same start.
+def beside_recordings(runs: Runs, name: str = "beside-recordings", episodes: int = 8) -> LivePolicy:
+    """Recorded episodes of each run's data set, played again, each beside the policy from the same start.
 
     Args:
-        policy: the run's name.
-        run: it acts, and its data's environment is the world.
-        recordings: label -> (state of the world at the start, as its `reset` takes it; actions as they were played).
+        runs: by their names.
         name: of the figure in its page.
+        episodes: the worst, the middle and the best of so many, the first that the data set has.
     """
-    best, _ = _returns(run)
-    scenes = {}
-    for label, (start, actions) in recordings.items():
-        lanes = [Lane("recorded", policy, "grey", actions=actions), Lane(_model(run), policy, "green", asked=best)]
-        scenes[label] = Scene(lanes=lanes, returns=(0.0, best), start=start)
-    still = [play_course(run, _model(run), asked=best, color="green")]
+    scenes, stills = {}, []
+    for policy, run in runs.items():
+        best, _ = _returns(run)
+        data = preview(run.info["dataset"]["id"], episodes)
+        order = np.argsort(data.returns(), kind="stable")
+        for word, number in zip(("best", "middle", "worst"), order[[-1, len(order) // 2, 0]], strict=True):
+            first = int(data.starts[number])
+            own = slice(first, first + int(data.lengths[number]))
+            actions = [[float(f"{value:.9g}") for value in action] for action in data.actions[own]]
+            recorded = Lane(f"recorded, {word}", policy, "grey", actions=actions)
+            acting = Lane(_model(run), policy, _MODEL_COLORS[run.info["model"]], asked=best)
+            start = _start(run, data.observations[first])
+            scenes[f"{_world(run)}, {word}"] = Scene(lanes=[recorded, acting], returns=(0.0, best), start=start)
+        stills.append([play_course(run, _model(run), asked=best, color=_MODEL_COLORS[run.info["model"]])])
     return LivePolicy(
         name,
-        f"A recorded episode and the policy from the same start, {_world(run)}",
-        alt=_told(still) + ".",
-        still=draw_courses([still]),
-        policies={policy: run},
+        "Recorded episodes, and the policy from the same start",
+        alt="; ".join(_told(group) for group in stills) + ".",
+        still=draw_courses(stills),
+        policies=runs,
         scenes=scenes,
-        scene="recording" if len(scenes) > 1 else None,
-        controls=[
-            *([Select("recording", "Recorded episode", list(scenes))] if len(scenes) > 1 else []),
-            Select("speed", "Speed", list(SPEEDS), start="1/2"),
-        ],
-        layout=Layout(
-            panels=[LivePanel("distances", "Distance from the recorded course", height=180)], speeds=SPEEDS
-        ),
+        scene="recording",
+        controls=[Select("recording", "Recorded episode", list(scenes)), _speed()],
+        layout=Layout(panels=[LivePanel("distances", "Distance from the recorded course", height=180)], speeds=SPEEDS),
     )
+
+
+def _start(run: Run, observation: NDArray[np.float32]) -> dict[str, Any]:
+    """The state of the page's world that an episode's first observation `(s,)` shows."""
+    kind = describe_policy(run)["environment"]["world"]["kind"]
+    seen = [float(value) for value in observation]
+    if kind == "point_maze":
+        return {"qpos": seen[:2], "qvel": seen[2:4], "goal": seen[4:]}
+    half = (len(seen) - 1) // 2  # the place along the ground is not observed, and nothing depends on it
+    return {"qpos": [0.0, *seen[:half]], "qvel": seen[half:]}
 
 
 _NAMES_SHORT = {"point-maze": "Maze", "hopper": "Hopper", "walker2d": "Walker2d", "t-maze": "T-maze"}
 
 
+def _speed() -> Select:
+    return Select("speed", "Speed", list(SPEEDS), start="1/2")
+
+
 def _pace() -> list[Any]:
-    return [
-        Slider("start", "Start", steps(1, STARTS, 1), format="d"),
-        Select("speed", "Speed", list(SPEEDS), start="1/2"),
-    ]
+    return [Slider("start", "Start", steps(1, STARTS, 1), format="d"), _speed()]
 
 
 def _world(run: Run) -> str:

@@ -90,7 +90,7 @@ class Lane:
             raise InputError(f"lane {self.name!r}: way is {self.way!r}; allowed: {', '.join(WAYS)}")
         shown: Spec = {"name": self.name, "policy": self.policy, "color": self.color, "label": self.label}
         shown |= {"way": _plain(self.way), "states": self.states, "asked": _plain(self.asked), "cut": _plain(self.cut)}
-        return shown if self.actions is None else shown | {"actions": [list(map(float, a)) for a in self.actions]}
+        return shown if self.actions is None else shown | {"actions": [list(each) for each in self.actions]}
 
 
 @dataclass(frozen=True)
