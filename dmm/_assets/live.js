@@ -217,11 +217,12 @@ function drawAbove(g, lanes, pictures, w, h, theme) {
   g.fillStyle = theme.region;
   g.fillRect(left, upper, unit * plan.w, unit * plan.h);
   g.fillStyle = theme.wall;
-  for (const [wx, wy, ww, wh] of plan.walls) g.fillRect(x(wx), y(wy + wh), ww * unit + 0.5, wh * unit + 0.5);
+  // Whole pixels, so that no seam shows between neighbours.
+  for (const [wx, wy, ww, wh] of plan.walls) g.fillRect(Math.floor(x(wx)), Math.floor(y(wy + wh)), Math.ceil(ww * unit) + 1, Math.ceil(wh * unit) + 1);
   for (const [name, place, reach] of plan.places) {
     if (reach) { g.beginPath(); g.arc(x(place[0]), y(place[1]), reach * unit, 0, 2 * Math.PI); g.strokeStyle = theme.soft; g.setLineDash([3, 3]); g.stroke(); g.setLineDash([]); }
     text(g, "★", x(place[0]), y(place[1]), { color: theme.ink, bold: true });
-    text(g, name, x(place[0]) + 9, y(place[1]) - 8, { align: "left", color: theme.ink });
+    text(g, name, x(place[0]), y(place[1]) + (reach ?? 0.2) * unit + 9, { color: theme.ink });
   }
   lanes.forEach((lane, i) => {
     const { geometry } = pictures[i];
@@ -309,8 +310,9 @@ async function renderPolicy({ model, el, load, titled = false }) {
     buttons, drive,
     element("div", "dmm-panels", {}, [element("div", "dmm-panel dmm-wide", {}, [canvas])]),
     readout,
-    ...(playAll ? [element("div", "dmm-buttons", {}, [playAll])] : []),
-    element("div", "dmm-panels", {}, Object.values(panels).map((panel) => panel.node)),
+    element("div", "dmm-panels", {}, Object.entries(panels).flatMap(([name, panel]) => [
+      ...(playAll && name === "episodes" ? [element("div", "dmm-panel dmm-buttons dmm-wide", {}, [playAll])] : []), panel.node,
+    ])),
     status, hint,
   );
 
@@ -558,7 +560,7 @@ async function renderPolicy({ model, el, load, titled = false }) {
       const [mean, ends] = enough ? [meanOf(returns), bootstrap(returns)] : [null, null];
       const numbers = enough ? `mean ${formatValue(mean, now.format)} (${ends.map((end) => formatValue(end, now.format)).join(" to ")}) of ${returns.length}` : "not played yet";
       const said = stale && enough ? "before the last change: play again" : numbers;
-      return { label: arm.label ?? arm.name, color: arm.color, returns, mean, ends, said, stale };
+      return { label: arm.label ?? `asked for ${formatValue(arm.asked, ".4g")}`, color: arm.color, returns, mean, ends, said, stale };
     });
     const all = arms.flatMap((arm) => arm.returns);
     const range = [Math.min(now.range[0], ...all), Math.max(now.range[1], ...all)];
@@ -690,7 +692,7 @@ function seenTable(view, lane) {
   const states = seen[0].observation.length;
   const actions = seen.find((entry) => entry.action)?.action.length ?? 0;
   const rows = [
-    { name: "return-to-go", kind: "rtg", format: Math.abs(seen[0].returnToGo) < 20 ? ".2f" : ".0f" },
+    { name: "return-to-go", kind: "rtg", format: Math.abs(seen[0].returnToGo) < 20 ? ".2g" : ".0f" },
     ...named(world.observationNames, "state", states).map((name, i) => ({
       name, kind: "state", scale: (value) => (value - (mean[i] ?? 0)) / (2.5 * (std[i] ?? 1)),
     })),

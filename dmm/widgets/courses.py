@@ -89,7 +89,7 @@ def _side(axes: Axes, courses: Sequence[Course]) -> None:
             points = course.points[place] + [0, row * tall]
             for ends in course.view.segments:
                 axes.plot(*points[list(ends)].T, color=COLORS[course.color], alpha=alpha, linewidth=2.5)
-        axes.plot([], [], color=COLORS[course.color], label=f"{course.label}, step {places[-1]}")
+        axes.plot([], [], color=COLORS[course.color], label=f"{course.label}, {places[-1]} steps")
     axes.set(xlim=(-0.6, widest + 0.4), ylim=(low / 2, tall * len(courses) - 0.3), yticks=[], xlabel="metres")
     axes.spines["left"].set_visible(False)
 

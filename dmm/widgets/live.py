@@ -297,7 +297,9 @@ def _plain(value: Any) -> Any:
 
 def _written(name: str, title: str, alt: str, controls: Sequence[Control], layout: Layout) -> Spec:
     if not (name.strip() and title.strip() and alt.strip()):
-        raise InputError("name, title and alt must all say something: the page and its readers without pictures need them")
+        raise InputError(
+            "name, title and alt must all say something: the page and its readers without pictures need them"
+        )
     written = {control.name: control.spec() for control in controls}
     if len(written) != len(controls):
         raise InputError(f"names of controls must all differ; got {[control.name for control in controls]}")
@@ -339,4 +341,3 @@ def _check_choice(lane: str, value: Spec, controls: Mapping[str, Spec]) -> None:
         raise InputError(f"lane {lane!r}: {value['control']!r} is no control; there are {sorted(controls)}")
     if "of" in value and list(value["of"]) != control["values"]:
         raise InputError(f"lane {lane!r}: {list(value['of'])} are not the options of {value['control']!r}")
-

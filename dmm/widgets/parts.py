@@ -45,7 +45,9 @@ def site_script() -> str:
     if shared is None:
         raise ValueError("page.js must say once what globalThis.dmmWidgets has")
     names = f"const {{{' '.join(shared.group(1).split())}}} = globalThis.dmmWidgets;"
-    body = "\n".join(['"use strict";', names, _worker_constant(), asset("live.js"), "globalThis.dmmLive = renderPolicy;"])
+    body = "\n".join(
+        ['"use strict";', names, _worker_constant(), asset("live.js"), "globalThis.dmmLive = renderPolicy;"]
+    )
     return f"(() => {{\n{body}\n}})();\n"
 
 

@@ -323,9 +323,7 @@ def test_a_browser_that_lacks_something_says_so(opened: Opener, name: str) -> No
 @pytest.mark.parametrize(
     ("how", "words"), [("no export", "not what"), ("another version", "version"), ("NaN", "finite"), (None, "no file")]
 )
-def test_a_file_of_no_use_is_named_in_one_sentence(
-    opened: Opener, tmp_path: Path, how: str | None, words: str
-) -> None:
+def test_a_file_of_no_use_is_named_in_one_sentence(opened: Opener, tmp_path: Path, how: str | None, words: str) -> None:
     changed = {MAZE: damaged(MAZE, how) if how else None}
     page, figure = opened(path=write_page(tmp_path, figures()["return"], changed))
     figure.get_by_role("button", name=re.compile("^Start")).click()
