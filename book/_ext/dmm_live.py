@@ -1,11 +1,11 @@
-"""The site's part of the figures in which a policy acts: a directive for pages without code, and the files beside the pages.
+"""The site's part of the figures in which a policy acts: a directive for pages without code, files beside the pages.
 
     ```{live-policy} ask_for_a_return
     gating/pointmaze-dmm-seed0
     gating/hopper-dmm-seed0
     ```
 
-calls that function of `dmm.widgets.acting` with these runs, which are kept with the package. When all pages are written,
+calls that function of `dmm.widgets.acting` with these runs, which are kept with the package. Behind the last page,
 `_static` gets dmm-live.js and, in `dmm-files`, what the figures of all pages name: the policies and the physics.
 """
 

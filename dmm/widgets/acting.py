@@ -1,4 +1,4 @@
-"""The book's figures in which a policy acts, each made from trained runs; see `dmm.widgets.live` for what they consist of.
+"""The book's figures in which a policy acts, each made from trained runs; `dmm.widgets.live` says what they consist of.
 
 A figure's runs are given by the names under which the site has their weights: those of the runs that are kept with the
 package. Chapters make them as
@@ -84,7 +84,7 @@ def ask_for_a_return(runs: Runs, name: str = "ask-for-a-return") -> LivePolicy:
 
 
 def _two_returns(run: Run, best: float) -> list[Course]:
-    """Two courses from one start, one asked for the best return and one for none: where the first earns more, if it does."""
+    """From one start, asked for the best return and for none: of the first start where the former earns more."""
     for seed in range(10):
         pair = [
             play_course(run, f"asked for {asked:g}", asked=asked, color=color, seed=seed, steps=400)
@@ -258,7 +258,7 @@ def _by_world(runs: Runs) -> dict[str, tuple[str, Run]]:
 
 
 def _returns(run: Run) -> tuple[float, list[float]]:
-    """About the best return of the data, rounded upwards to a step of the slider, and the slider's values: to a tenth more."""
+    """The best return of the data, rounded upwards to a step of the slider, and its values, to a tenth more."""
     best = float(run.info["dataset"]["max_return"])
     power = 10 ** math.floor(math.log10(best / 25))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= best / 25)

@@ -1,4 +1,4 @@
-"""The still picture of a figure in which policies act: some of their courses, as stick figures from the side or paths from above."""
+"""The still picture of a figure in which policies act: stick figures from the side, or paths from above."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ The specification, plain values:
 
 | entry | what |
 |---|---|
-| `name`, `title`, `alt`, `controls`, `presets` | as those of an `Explorer`; a control may have `when`, the setting that shows it |
+| `name`, `title`, `alt`, `controls`, `presets` | as an `Explorer` has; `when`: the setting that shows a control |
 | `scene` | the control that chooses among the scenes, or None where there is one |
 | `scenes` | name -> `lanes`, `arms`, `physics`, `start`, `range` and `format` of returns, see `Scene` |
 | `speeds` | option of the control `speed` -> seconds of the world in a second; None for 1 |
@@ -164,7 +164,7 @@ class LivePanel:
 
 @dataclass(frozen=True)
 class Count:
-    """Episodes that a button plays as fast as they go: so many of each arm, from the starts of the seeds from `seed` on."""
+    """Episodes that a button plays as fast as they go: so many of each arm, from the seeds `seed`, `seed + 1`, ..."""
 
     episodes: int = 20
     seed: int = 1000

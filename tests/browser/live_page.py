@@ -37,7 +37,7 @@ def figures() -> dict[str, LivePolicy]:
 
 @functools.cache
 def physics() -> str:
-    """The script with MuJoCo. Without network there may be none: then a test of it cannot run here, but must elsewhere."""
+    """The script with MuJoCo. Without network there may be none: a test of it is skipped, but not in CI."""
     try:
         return mujoco_script()
     except RunError as error:

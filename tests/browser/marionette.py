@@ -1,4 +1,4 @@
-"""Firefox as its own remote control, Marionette, drives it: enough to open a page, run a script there, and take a picture.
+"""Firefox, driven by its own remote control, Marionette: enough to open a page, run scripts there, and take a picture.
 
 Marionette speaks over a socket, each message as its length, a colon, and JSON: `[0, id, command, parameters]` to the
 browser, `[1, id, error, result]` from it. https://firefox-source-docs.mozilla.org/testing/marionette/Protocol.html

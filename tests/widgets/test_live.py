@@ -12,7 +12,7 @@ import pytest
 from dmm.errors import InputError
 from dmm.experiments import kept_run
 from dmm.training import Run
-from dmm.widgets import Select, Slider, start_settings
+from dmm.widgets import Slider, start_settings
 from dmm.widgets.acting import _cuts, _returns, ask_for_a_return, beside_recordings, take_something_away, ways_of_acting
 from dmm.widgets.live import Count, Lane, Layout, LivePanel, LivePolicy, Of, Scene, Shown
 from dmm.widgets.parts import asset, notebook_module, site_script, worker_script
