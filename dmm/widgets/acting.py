@@ -44,7 +44,9 @@ def ask_for_a_return(runs: Runs, name: str = "ask-for-a-return") -> LivePolicy:
     """
     worlds = _by_world(runs)
     controls: list[Any] = [Select("world", "World", list(worlds))] if len(worlds) > 1 else []
-    scenes, when, presets, stills = {}, {}, {}, []
+    scenes, stills = {}, []
+    when: dict[str, Shown] = {}
+    presets: dict[str, dict[str, float | str]] = {}
     for world, (policy, run) in worlds.items():
         key = world.replace(" ", "-").lower()
         best, values = _returns(run)
@@ -140,7 +142,7 @@ def take_something_away(runs: Runs, name: str = "take-something-away") -> LivePo
     worlds: dict[str, list[tuple[str, Run]]] = {}
     for policy, run in runs.items():
         worlds.setdefault(_world(run), []).append((policy, run))
-    layers = min(run.policy.config.layers for run in runs.values())
+    layers = min(int(run.info["config"]["layers"]) for run in runs.values())
     cuts = _cuts(layers)
     scenes, stills = {}, []
     for world, pairs in worlds.items():
@@ -247,7 +249,7 @@ def _world(run: Run) -> str:
 
 
 def _model(run: Run) -> str:
-    return _MODELS.get(run.info["model"], run.info["model"])
+    return _MODELS.get(run.info["model"], str(run.info["model"]))
 
 
 def _by_world(runs: Runs) -> dict[str, tuple[str, Run]]:
