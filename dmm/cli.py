@@ -390,6 +390,22 @@ def inspect(
     _print(as_json, result, "\n".join(lines))
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    to: Annotated[Path, typer.Option(help="The new file.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's policy as one JSON file that a web page can act with: dmm, mamba and dt."""
+    from dmm.export import export_run
+
+    made = export_run(run, to)
+    row = {"file": str(to), "bytes": to.expanduser().stat().st_size, "model": made["model"], "step": made["step"]}
+    row |= {"dataset": made["dataset"], "world": (made["environment"]["world"] or {}).get("kind")}
+    where = f"plays {row['world']}" if row["world"] else "no world that a page can play"
+    _print(as_json, row, f"{to}: {made['name']} on {made['dataset']}, {row['bytes']:,} bytes, {where}")
+
+
 @bench.command("scan")
 def bench_scan(
     length: Annotated[list[int] | None, typer.Option(help="Tokens; may be given several times.")] = None,

@@ -28,7 +28,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from dmm.files import user_path
+from dmm.files import cache_folder
 
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC")
 VARIANTS = (("-march=native", "-fopenmp"), ("-march=native",), ())
@@ -133,8 +133,7 @@ def _from(path: Path, command: list[str], source: Path) -> Status:
 def _cache_folder() -> tuple[Path | None, str]:
     """The folder where libraries are kept, or None and why it is not used."""
     try:
-        own, base = os.environ.get("DMM_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
-        named = user_path("DMM_CACHE_DIR", own) if own else Path(base or Path.home() / ".cache") / "dmm"
+        named = cache_folder()
         named.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder = named.resolve(strict=True)
         doubt = _doubt(folder)

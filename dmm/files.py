@@ -31,6 +31,26 @@ def user_path(name: str, value: str | os.PathLike[str]) -> Path:
         raise InputError(f"{name}: got {str(value)!r}, but there is no such home folder here") from None
 
 
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`, so that a reader or a crash sees the old file or the new one, never half of one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """Where this package keeps what it can make or fetch anew: `$DMM_CACHE_DIR`, else `$XDG_CACHE_HOME/dmm`, else
+    `~/.cache/dmm`; it need not be there yet."""
+    own, base = os.environ.get("DMM_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
+    return user_path("DMM_CACHE_DIR", own) if own else Path(base or Path.home() / ".cache") / "dmm"
+
+
 def read_file(path: Path, limit: int) -> bytes:
     """The content of an ordinary file of at most `limit` bytes; never waits, as a pipe would make it.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from dmm.cli import _print, main
 from dmm.data import collect
@@ -82,7 +83,9 @@ def test_no_argument_prints_the_help(dmm):
         assert command in out
 
 
-@pytest.mark.parametrize("command", ["datasets", "collect", "models", "train", "evaluate", "inspect", "reproduce"])
+@pytest.mark.parametrize(
+    "command", ["datasets", "collect", "models", "train", "evaluate", "inspect", "reproduce", "export"]
+)
 def test_every_command_has_help_and_json(dmm, command):
     code, out, _ = dmm(command, "--help")
     assert code == 0 and "--json" in out
@@ -118,6 +121,44 @@ def test_collect_train_evaluate(dmm, maze):
     assert result["ci95"][0] <= result["normalized_score"] <= result["ci95"][1]
     code, out, _ = dmm("evaluate", "run", "--episodes", 2)
     assert code == 0 and "95 % interval" in out and "behaviour" in out
+
+
+def test_export_writes_what_a_page_reads(dmm, maze, refused, tmp_path):
+    assert dmm("train", maze, *STEPS, "--out", "run")[0] == 0
+    code, out, lines = dmm("export", "run", "--to", "policy.json", "--json")
+    told, made = json.loads(out), json.loads((tmp_path / "policy.json").read_text())
+    assert (code, lines) == (0, []) and told["bytes"] == (tmp_path / "policy.json").stat().st_size
+    assert (told["model"], told["step"], told["dataset"], told["world"]) == ("dmm", 4, maze, "point_maze")
+    assert (made["format"], made["version"], made["config"]["width"]) == ("dmm-policy", 1, 8)
+    assert made["environment"]["world"]["xml"].startswith("<mujoco") and made["returns"]["asked"] == [1.0]
+    assert "dmm on dmm/pointmaze/umaze-v0" in dmm("export", "run", "--to", "other.json")[1]
+    assert "policy.json is there already" in refused("export", "run", "--to", "policy.json")
+
+
+def test_export_refuses_what_a_page_cannot_act_with(dmm, linear, refused, tmp_path):
+    assert "run: " in refused("export", "nowhere", "--to", "a.json")
+    for model, words in (("bc", "got the model 'bc'"), ("dc", "allowed are dmm, mamba, dt")):
+        assert dmm("train", linear, "--model", model, *STEPS[:4], "--out", model)[0] == 0
+        assert words in refused("export", model, "--to", "a.json")
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_export_refuses_weights_that_half_precision_does_not_hold(dmm, linear, refused, tmp_path):
+    assert dmm("train", linear, *STEPS, "--out", "run")[0] == 0
+    file = tmp_path / "run" / "checkpoint.safetensors"
+    tensors = load_file(file)
+    tensors["policy.head.bias"][0] = 1e6
+    save_file(tensors, file, metadata={"step": "4", "seconds": "1.0"})
+    assert "the weights 'head.bias' are not finite, or beyond 65504" in refused("export", "run", "--to", "a.json")
+    tensors["policy.head.bias"][0] = float("nan")
+    save_file(tensors, file, metadata={"step": "4", "seconds": "1.0"})
+    assert "policy.head.bias is not finite" in refused("export", "run", "--to", "a.json")
+
+
+def test_export_into_a_folder_that_is_not_there_fails(dmm, linear):
+    assert dmm("train", linear, *STEPS, "--out", "run")[0] == 0
+    code, out, lines = dmm("export", "run", "--to", "nowhere/a.json")
+    assert (code, out) == (1, "") and "cannot be written" in lines[0]
 
 
 def test_the_status_of_a_table_trains_nothing(dmm, tmp_path):

@@ -158,7 +158,75 @@ function openAddress(scroll) {
   if (named.length && scroll) scrollToFigure(figures.get(named[0][0]).element);
 }
 
+// ---- figures in which a policy acts: they sleep, and cost nothing, until their reader starts them ----
+
+const HERE = document.currentScript.src.replace(/[^/]*$/, ""); // the site's _static
+const scripts = new Map();
+
+// What live.js, which is loaded when it is needed, takes of widgets.js.
+globalThis.dmmWidgets = {
+  element, makeControl, makePanel, painters, themeOf, text, stroke, dot, clipped, axes, legend, legendHeight, framed, tickWidth, linear,
+  niceTicks, nearest, mapped, RED_BLUE, formatValue,
+};
+
+/** A file of the site: script elements may load what a page from a disk may not fetch. */
+function loadScript(name) {
+  if (!scripts.has(name)) {
+    const loaded = new Promise((resolve, reject) => {
+      const script = element("script", "", { src: HERE + name, async: true });
+      script.addEventListener("load", resolve);
+      script.addEventListener("error", () => { scripts.delete(name); script.remove(); reject(new Error(`This site has no file ${name}.`)); });
+      document.head.append(script);
+    });
+    scripts.set(name, loaded);
+  }
+  return scripts.get(name);
+}
+
+/** Files for the worker by name: the physics, and exported policies. They are handed on, not kept. */
+async function loadFiles(names) {
+  const files = {};
+  await Promise.all(names.map(async (name) => {
+    await loadScript(`dmm-files/${name.replaceAll("/", "-")}.js`);
+    files[name] = globalThis.dmmFiles[name];
+    delete globalThis.dmmFiles[name];
+  }));
+  return files;
+}
+
+function addStart(figure) {
+  const spec = JSON.parse(figure.querySelector('script[type="application/json"]').textContent);
+  const el = figure.querySelector(".dmm-widget");
+  const model = pageModel(figure, spec);
+  const button = element("button", "dmm-button dmm-start", { type: "button", textContent: `Start: ${spec.title}` });
+  const answer = element("p", "dmm-answer");
+  answer.setAttribute("role", "status");
+  button.addEventListener("click", async () => {
+    button.disabled = true;
+    answer.textContent = "Loading …";
+    try {
+      await loadScript("dmm-live.js");
+      await globalThis.dmmLive({ model, el, load: loadFiles });
+      answer.remove();
+      button.remove();
+      addCopyButton(el, spec);
+      el.querySelector(".dmm-play").focus({ preventScroll: true });
+    } catch (error) {
+      answer.textContent = error.message;
+      button.disabled = false;
+    }
+  });
+  el.append(element("div", "dmm-sleeping", {}, [button, answer]));
+}
+
 function upgrade() {
+  for (const figure of document.querySelectorAll("figure.dmm-policy")) {
+    try {
+      addStart(figure);
+    } catch (error) {
+      console.error(error);
+    }
+  }
   for (const figure of document.querySelectorAll("figure.dmm-widget:not(.dmm-live)")) {
     try {
       const spec = JSON.parse(figure.querySelector('script[type="application/json"]').textContent);

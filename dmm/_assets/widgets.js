@@ -767,6 +767,7 @@ function makePanel(panel, root) {
   const drawn = {};
 
   function paint() {
+    if (get === null) return; // there is nothing to draw yet
     const w = Math.max(120, Math.floor(node.clientWidth));
     const h = panel.kind === "strip" ? 20 + STRIP.row * stripRows(panel, w).rows - 10 : panel.height;
     const ratio = globalThis.devicePixelRatio || 1;
@@ -801,7 +802,7 @@ function makePanel(panel, root) {
     paint();
   }
 
-  const point = (event) => go(...cells.find(event.offsetX, event.offsetY));
+  const point = (event) => { if (cells) go(...cells.find(event.offsetX, event.offsetY)); };
   canvas.addEventListener("pointermove", point);
   canvas.addEventListener("pointerdown", point);
   // A finger that is lifted leaves too, and the numbers it asked for must stay to be read.

@@ -6,7 +6,7 @@ import io
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, suppress
 from typing import Any
 
 import gymnasium as gym
@@ -234,7 +234,7 @@ def build_env(spec: str | EnvSpec, *, trust_environment: bool = False, **kwargs:
     elif isinstance(spec, EnvSpec):
         spec = registered_spec(spec)
     try:
-        with _private_tempdir(spec), textures_to_render(spec, kwargs):
+        with _tempdir_for(spec), textures_to_render(spec, kwargs):
             env: gym.Env = gym.make(spec, disable_env_checker=True, **kwargs)
     except FAULTS as error:
         raise InputError(f"environment: {name!r} cannot be made here ({reason(error)})") from error
@@ -335,16 +335,17 @@ def register_environments() -> None:
     gym.register_envs(gymnasium_robotics)
 
 
-@contextmanager
-def _private_tempdir(spec: str | EnvSpec) -> Iterator[None]:
-    """Point mazes write their model to a file named by the clock: alone in a folder, two processes cannot collide.
-
-    Gymnasium's own environments write nothing, and a folder for each of a hundred would take a while.
-    """
+def _tempdir_for(spec: str | EnvSpec) -> AbstractContextManager[None]:
+    """`private_tempdir` around `gymnasium.make(spec)`, unless that is one of Gymnasium's own environments: they write
+    nothing, and a folder for each of a hundred would take a while."""
     known = gym.registry.get(spec) if isinstance(spec, str) else spec
-    if known is not None and str(known.entry_point).startswith("gymnasium.envs."):
-        yield
-        return
+    quiet = known is not None and str(known.entry_point).startswith("gymnasium.envs.")
+    return nullcontext() if quiet else private_tempdir()
+
+
+@contextmanager
+def private_tempdir() -> Iterator[None]:
+    """Point mazes write their model to a file named by the clock: alone in a folder, two processes cannot collide."""
     before = tempfile.tempdir
     with tempfile.TemporaryDirectory() as folder:
         # gymnasium-robotics writes to the parent of a temporary directory, hence one level more

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dmm.errors import InputError
+from dmm.files import write_atomically as write_atomically
 from dmm.policy import Policy
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -243,16 +244,3 @@ def _moments(path: Path, file: Any, moments: Moments, step: int) -> dict[tuple[s
             if (moment == "step" and values.item() != step) or (moment == "exp_avg_sq" and (values < 0).any()):
                 raise InputError(f"checkpoint: {path} is damaged ({name} is not that of step {step})")
     return kept
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`, so that a reader or a crash sees the old file or the new one, never half of one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

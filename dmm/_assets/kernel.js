@@ -1,0 +1,47 @@
+// The end of a notebook's module: a figure with a policy as anywidget renders it. The files that the site loads from beside
+// its pages, the kernel sends when the reader starts the figure: the same scripts.
+
+function filesFromKernel(model) {
+  return (names) => Promise.all(names.map((name) => new Promise((resolve, reject) => {
+    const hear = (message, buffers) => {
+      if (message.name !== name) return;
+      model.off("msg:custom", hear);
+      if (message.error) reject(new Error(message.error));
+      else {
+        (0, eval)(new TextDecoder().decode(buffers[0]));
+        resolve([name, globalThis.dmmFiles[name]]);
+        delete globalThis.dmmFiles[name];
+      }
+    };
+    model.on("msg:custom", hear);
+    model.send({ load: name });
+  }))).then(Object.fromEntries);
+}
+
+function renderInNotebook({ model, el }) {
+  const spec = model.get("spec");
+  el.classList.add("dmm-widget");
+  let end = () => {};
+  let closed = false;
+  const still = element("img", "", { src: model.get("still"), alt: spec.alt });
+  const button = element("button", "dmm-button dmm-start", { type: "button", textContent: `Start: ${spec.title}` });
+  const answer = element("p", "dmm-answer");
+  answer.setAttribute("role", "status");
+  const sleeping = element("div", "dmm-sleeping", {}, [button, answer]);
+  button.addEventListener("click", async () => {
+    button.disabled = true;
+    answer.textContent = "Loading …";
+    try {
+      end = await renderPolicy({ model, el, load: filesFromKernel(model), titled: true });
+      sleeping.remove();
+      if (closed) end();
+    } catch (error) {
+      answer.textContent = error.message;
+      button.disabled = false;
+    }
+  });
+  el.append(still, sleeping);
+  return () => { closed = true; end(); };
+}
+
+export default { render: renderInNotebook };
