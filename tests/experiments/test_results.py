@@ -20,7 +20,6 @@ from dmm.data.recipes import RECIPES
 from dmm.envs.tasks import held_out_cells
 from dmm.experiments import (
     MODELS,
-    RESULTS,
     all_models,
     gating,
     hopper,
@@ -199,9 +198,6 @@ def test_kept_model_is_what_its_job_makes(name: str) -> None:
     assert not any(place in text for place in ("/tmp", "/home", "/root", "/Users"))
 
 
-@pytest.mark.skipif(
-    not (RESULTS / "in_context.json").exists(), reason="the file is owed: python -m dmm.experiments.in_context"
-)
 class TestInContext:
     """Whether policies get better from episode to episode of goals that no data were about."""
 
