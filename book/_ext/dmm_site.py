@@ -114,7 +114,9 @@ def searched_text(page: str) -> str:
     """A built page as the search needs it for excerpts: the words of its article inside one element of role main."""
     article = re.search(r'<article class="bd-article"[^>]*>(.*?)</article>', page, re.S)
     body = re.sub(r"<(script|style|svg)\b.*?</\1>", " ", article[1] if article else "", flags=re.S)
-    words = html.unescape(re.sub(r"<[^>]+>", " ", body)).replace("#", " ")
+    body = re.sub(r"<a class=\"headerlink\".*?</a>", "", body, flags=re.S)
+    body = re.sub(r"</?(?:a|b|code|em|i|span|strong|sub|sup)\b[^>]*>", "", body)
+    words = html.unescape(re.sub(r"<[^>]+>", " ", body))
     return f'<div role="main">{html.escape(" ".join(words.split()), quote=False)}</div>'
 
 

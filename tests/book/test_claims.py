@@ -176,6 +176,52 @@ def every_seed_loses_a_little() -> bool:
     return all(-10 < value < 0 for value in apart)
 
 
+def seeds_of_a_task_disagree_with_either_context() -> bool:
+    found = load_result("acting")["runs"]
+    apart = {
+        (context, run["task"]): [r["ways"]["recurrent"]["difference"] for r in found if same(r, run["task"], context)]
+        for run in found
+        for context in (8, 24)
+    }
+    return all(any(min(apart[c, t]) < 0 < max(apart[c, t]) for _, t in apart) for c in (8, 24))
+
+
+def same(run: dict[str, Any], task: str, context: int) -> bool:
+    return (run["task"], run["context"]) == (task, context)
+
+
+def staggered_states_are_cheap() -> bool:
+    """Two states take less than one and a half times one, four less than two, at 1,000 steps."""
+    steps = load_result("acting")["latency"]["steps"]
+    time = {(row["way"], row["context"]): row["microseconds"]["1000"] for row in steps}
+    return all(
+        time["staggered, m=2", k] < 1.5 * time["staggered, m=1", k]
+        and time["staggered, m=4", k] < 2 * time["staggered, m=1", k]
+        for k in (8, 24)
+    )
+
+
+# Chapters 10 and 17
+
+
+def a_leak_costs_half_of_the_arrivals() -> bool:
+    mean = {row["name"]: row["mean"] for row in load_result("flaws")["summary"]}
+    return bool(0.4 < mean["leak, released"] / mean["leak, corrected"] < 0.6)
+
+
+def relabelled_seeds_scatter_more_than_their_means() -> bool:
+    result = load_result("flaws")
+    own = [scores_of(result, name, 1.0) for name in ("reward, released", "reward, corrected", "no relabelling")]
+    means = [float(np.mean(scores)) for scores in own]
+    return min(max(scores) - min(scores) for scores in own) > max(means) - min(means)
+
+
+def published_sizes_differ_a_hundredfold() -> bool:
+    policies = load_result("table_costs")["policies"].items()
+    updates = [policy["update"] for name, policy in policies if "published" in name]
+    return max(updates) > 100 * min(updates)
+
+
 CLAIMS: list[tuple[str, str, Callable[[], bool]]] = [
     ("05_gating", "**States get through best**, in both models and tasks.", states_get_through_best),
     ("05_gating", "**Not so for states**, at no stage, in no model, in neither task", states_are_nowhere_small),
@@ -218,6 +264,27 @@ CLAIMS: list[tuple[str, str, Callable[[], bool]]] = [
         never_resetting_goes_both_ways,
     ),
     ("15_constant_time_acting", "every seed loses a little.", every_seed_loses_a_little),
+    (
+        "15_constant_time_acting",
+        "seeds of one task disagree about the sign, with either context.",
+        seeds_of_a_task_disagree_with_either_context,
+    ),
+    (
+        "15_constant_time_acting",
+        "two or four of them cost far less than two or four times one.",
+        staggered_states_are_cheap,
+    ),
+    ("10_baselines", "of three, one costs a policy half of its arrivals", a_leak_costs_half_of_the_arrivals),
+    (
+        "10_baselines",
+        "two seeds scatter more than the three differ",
+        relabelled_seeds_scatter_more_than_their_means,
+    ),
+    (
+        "17_at_scale",
+        "authors' sizes differ from each other by more than a hundredfold.",
+        published_sizes_differ_a_hundredfold,
+    ),
 ]
 
 

@@ -83,8 +83,9 @@ def test_a_copy_without_address_says_so_where_a_link_to_colab_would_lead_nowhere
 
 
 def test_searched_text_is_the_article_s_words() -> None:
-    page = '<article class="bd-article"><h1>A &amp; B<a>#</a></h1><style>p {}</style><p>one\n two</p></article><p>x</p>'
-    assert SITE.searched_text(page) == '<div role="main">A &amp; B one two</div>'
+    head = '<h1>A &amp; B<a class="headerlink" href="#a">#</a></h1><style>p {}</style>'
+    page = f'<article class="bd-article">{head}<p>one\n <a href="b">two</a>.</p></article><p>x</p>'
+    assert SITE.searched_text(page) == '<div role="main">A &amp; B one two.</div>'
 
 
 @pytest.mark.parametrize("owner", ["OWNER_NAME", "somebody"])
