@@ -3,7 +3,7 @@
 // Convention of policy.js, worlds.js and physics.js: each is a classic script without import, export or top-level names.
 // It adds its functions to one global object, `globalThis.dmm`, and touches nothing else: no DOM, no network, no timers.
 // So they can be joined, in this order, to the text of a worker made from a Blob (also under file://), stand in a page,
-// and be run by node (`vm.runInThisContext`). physics.js needs worlds.js, policy.js needs nothing.
+// and be run by node (`vm.runInThisContext`). policy.js and worlds.js need nothing, physics.js needs both.
 //
 //   dmm.readPolicy(object) -> Policy
 //       `object` is the parsed JSON of an export. Throws Error with one sentence: no export, another version, a model or
@@ -57,6 +57,13 @@
   const PADDING = { step: 0, returnToGo: 0, seen: null, action: null }; // a step before the episode: zeros
 
   // --- numbers ---------------------------------------------------------------------------------------------------
+
+  /** The bytes of a base64 text. */
+  dmm.bytesOf = base64 => {
+    const text = atob(base64), bytes = new Uint8Array(text.length);
+    for (let i = 0; i < bytes.length; i++) bytes[i] = text.charCodeAt(i);
+    return bytes;
+  };
 
   /** A float16 from its 16 bits. */
   function half(bits) {
@@ -343,12 +350,14 @@
 
   /** {name: {shape, values}} of an export: float16, little endian, base64; names may share their place. */
   function unpack({ data, tensors }) {
-    const text = atob(data), bits = new DataView(Uint8Array.from(text, c => c.charCodeAt(0)).buffer), decoded = new Map();
+    const bits = new DataView(dmm.bytesOf(data).buffer), decoded = new Map();
     const values = (name, { shape, offset }) => {
       const size = shape.reduce((product, length) => product * length, 1), key = `${offset} ${size}`;
       if (!decoded.has(key)) {
         if (!(offset >= 0) || 2 * (offset + size) > bits.byteLength) throw new Error(`weights: ${name} is cut off`);
-        decoded.set(key, Float64Array.from({ length: size }, (_, i) => half(bits.getUint16(2 * (offset + i), true))));
+        const numbers = new Float64Array(size);
+        for (let i = 0; i < size; i++) numbers[i] = half(bits.getUint16(2 * (offset + i), true));
+        decoded.set(key, numbers);
       }
       return decoded.get(key);
     };
