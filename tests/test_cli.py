@@ -161,6 +161,12 @@ def test_export_into_a_folder_that_is_not_there_fails(dmm, linear):
     assert (code, out) == (1, "") and "cannot be written" in lines[0]
 
 
+def test_a_policy_without_a_world_is_exported_all_the_same(dmm, linear):
+    assert dmm("train", linear, *STEPS, "--out", "run")[0] == 0
+    code, out, _ = dmm("export", "run", "--to", "a.json")
+    assert code == 0 and "no world that a page can play" in out
+
+
 def test_the_status_of_a_table_trains_nothing(dmm, tmp_path):
     code, out, _ = dmm("reproduce", "table9/hopper-medium", "--status", "--json")
     found = json.loads(out)

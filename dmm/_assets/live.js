@@ -476,7 +476,7 @@ async function renderPolicy({ model, el, load, titled = false }) {
   function paintRest() {
     const words = describe();
     canvas.setAttribute("aria-label", `${spec.title}. ${words}`);
-    const pieces = [["Start", String(view.start)]];
+    const pieces = "start" in settings ? [["Start", String(view.start)]] : [];
     view.pictures.forEach((picture, i) => {
       const lane = view.lanes[i];
       if (view.lanes.length > 1) pieces.push([lane.name, `step ${picture.steps}, earned ${formatValue(picture.earned, ".4g")}${picture.ended ? `, ${outcome(view.world.kind, picture.ended, picture.earned)}` : ""}`]);

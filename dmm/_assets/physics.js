@@ -34,8 +34,7 @@
     for (const name of ["WebAssembly", "DecompressionStream"]) {
       if (typeof globalThis[name] === "undefined") throw new Error(`physics: this browser has no ${name}`);
     }
-    const packed = Uint8Array.from(atob(wasm), letter => letter.charCodeAt(0));
-    const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const unpacked = new Blob([dmm.bytesOf(wasm)]).stream().pipeThrough(new DecompressionStream("gzip"));
     return globalThis.loadMujoco({ wasmBinary: await new Response(unpacked).arrayBuffer() });
   };
 

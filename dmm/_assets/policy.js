@@ -3,7 +3,7 @@
 // Convention of policy.js, worlds.js and physics.js: each is a classic script without import, export or top-level names.
 // It adds its functions to one global object, `globalThis.dmm`, and touches nothing else: no DOM, no network, no timers.
 // So they can be joined, in this order, to the text of a worker made from a Blob (also under file://), stand in a page,
-// and be run by node (`vm.runInThisContext`). physics.js needs worlds.js, policy.js needs nothing.
+// and be run by node (`vm.runInThisContext`). policy.js and worlds.js need nothing, physics.js needs both.
 //
 //   dmm.readPolicy(object) -> Policy
 //       `object` is the parsed JSON of an export. Throws Error with one sentence: no export, another version, a model or
@@ -57,6 +57,13 @@
   const PADDING = { step: 0, returnToGo: 0, seen: null, action: null }; // a step before the episode: zeros
 
   // --- numbers ---------------------------------------------------------------------------------------------------
+
+  /** The bytes of a base64 text. */
+  dmm.bytesOf = base64 => {
+    const text = atob(base64), bytes = new Uint8Array(text.length);
+    for (let i = 0; i < bytes.length; i++) bytes[i] = text.charCodeAt(i);
+    return bytes;
+  };
 
   /** A float16 from its 16 bits. */
   function half(bits) {
@@ -273,7 +280,9 @@
       for (let j = 0; j < d; j++) {
         const from = 2 * j * pairs, to = from + 2 * pairs;
         let shared = 0, sum = 0;
-        for (let i = from; i < to; i += 2) shared += row[i] * (2 * h[i] + drive[i] * x[j]) - row[i + 1] * (2 * h[i + 1] + drive[i + 1] * x[j]);
+        for (let i = from; i < to; i += 2) {
+          shared += row[i] * (2 * h[i] + drive[i] * x[j]) - row[i + 1] * (2 * h[i + 1] + drive[i + 1] * x[j]);
+        }
         for (let i = from; i < to; i += 2) {
           const a = 2 * h[i] + drive[i] * x[j], b = 2 * h[i + 1] + drive[i + 1] * x[j];
           h[i] = diagonal[i] * a - diagonal[i + 1] * b - 2 * scale[j] * shared * column[i] - h[i];
@@ -343,16 +352,19 @@
 
   /** {name: {shape, values}} of an export: float16, little endian, base64; names may share their place. */
   function unpack({ data, tensors }) {
-    const text = atob(data), bits = new DataView(Uint8Array.from(text, c => c.charCodeAt(0)).buffer), decoded = new Map();
+    const bits = new DataView(dmm.bytesOf(data).buffer), decoded = new Map();
     const values = (name, { shape, offset }) => {
       const size = shape.reduce((product, length) => product * length, 1), key = `${offset} ${size}`;
       if (!decoded.has(key)) {
         if (!(offset >= 0) || 2 * (offset + size) > bits.byteLength) throw new Error(`weights: ${name} is cut off`);
-        decoded.set(key, Float64Array.from({ length: size }, (_, i) => half(bits.getUint16(2 * (offset + i), true))));
+        const numbers = new Float64Array(size);
+        for (let i = 0; i < size; i++) numbers[i] = half(bits.getUint16(2 * (offset + i), true));
+        decoded.set(key, numbers);
       }
       return decoded.get(key);
     };
-    return Object.fromEntries(Object.entries(tensors).map(([name, at]) => [name, { shape: at.shape, values: values(name, at) }]));
+    const entries = Object.entries(tensors);
+    return Object.fromEntries(entries.map(([name, at]) => [name, { shape: at.shape, values: values(name, at) }]));
   }
 
   /** Takes weights by name, each of the shape that the config asks for. */
@@ -363,12 +375,14 @@
     take(name, ...shape) {
       const found = this.tensors[name];
       if (!found) throw new Error(`weights: ${name} is missing`);
-      if (String(found.shape) !== String(shape)) throw wrong(`weights: ${name}`, `shape ${shown(found.shape)}`, shown(shape));
+      const same = String(found.shape) === String(shape);
+      if (!same) throw wrong(`weights: ${name}`, `shape ${shown(found.shape)}`, shown(shape));
       if (!found.values.every(Number.isFinite)) throw new Error(`weights: ${name} is not finite`);
       return found.values;
     }
     linear(name, columns, rows, bias = true) {
-      return { weight: this.take(`${name}.weight`, rows, columns), bias: bias ? this.take(`${name}.bias`, rows) : null, rows, columns };
+      const weight = this.take(`${name}.weight`, rows, columns);
+      return { weight, bias: bias ? this.take(`${name}.bias`, rows) : null, rows, columns };
     }
     norm(name, d) {
       return { weight: this.take(`${name}.weight`, d), bias: this.take(`${name}.bias`, d) };
@@ -406,7 +420,8 @@
   }
 
   function mamba2(weights, name, config) {
-    const { width: d, ssm_state: n } = config, e = config.expand * d, size = Math.min(config.head_size, e), heads = e / size;
+    const { width: d, ssm_state: n } = config, e = config.expand * d;
+    const size = Math.min(config.head_size, e), heads = e / size;
     const spread = (values, times) => Float64Array.from({ length: heads * times }, (_, i) => values[Math.floor(i / times)]);
     return new Mamba2({
       ...{ e, n, size, activate: activation(config.activation) },
@@ -435,7 +450,8 @@
   }
 
   function attention(weights, name, d, heads) {
-    return new Attention(weights.linear(`${name}.project_in`, d, 3 * d), weights.linear(`${name}.project_out`, d, d), heads);
+    const projectIn = weights.linear(`${name}.project_in`, d, 3 * d);
+    return new Attention(projectIn, weights.linear(`${name}.project_out`, d, d), heads);
   }
 
   function activation(name) {
@@ -457,13 +473,15 @@
   const MODELS = {
     dmm: (weights, i, config) => {
       const { width: d, window: w, expand, local_mixer, global_mixer, residual } = config, own = `blocks.${i}.`;
-      const normalized = residual === "normalized", gates = { mamba: [expand * d, 2 * expand * d], mamba2: [0, expand * d] };
+      const normalized = residual === "normalized";
+      const gates = { mamba: [expand * d, 2 * expand * d], mamba2: [0, expand * d] };
       const names = { dense: [".linear"], depthwise: [".conv1d"], multimodal: STEP.map((_, k) => `.mixers.${k}.linear`) };
       const each = local_mixer === "depthwise" ? 1 : d; // numbers of the window that belong to one token
+      const near = localMixer(weights, `${own}local_mixer`, config), far = globalMixer(weights, `${own}global_mixer`, config);
       return {
         branches: [
-          { norm: weights.norm(`${own}local_norm`, d), normalized, mixer: localMixer(weights, `${own}local_mixer`, config) },
-          { norm: weights.norm(`${own}global_norm`, d), normalized, mixer: globalMixer(weights, `${own}global_mixer`, config) },
+          { norm: weights.norm(`${own}local_norm`, d), normalized, mixer: near },
+          { norm: weights.norm(`${own}global_norm`, d), normalized, mixer: far },
         ],
         window: names[local_mixer].map(name => [`${own}local_mixer${name}.weight`, d, (w - 1) * each]),
         gate: gates[global_mixer] ? [`${own}global_mixer.in_proj.weight`, ...gates[global_mixer]] : null,
@@ -471,8 +489,9 @@
     },
     mamba: (weights, i, config) => {
       const { width: d, conv_width } = config, own = `blocks.${i}.`, e = config.expand * d;
+      const mixer = mamba(weights, `${own}mixer`, config, conv_width);
       return {
-        branches: [{ norm: weights.norm(`${own}norm`, d), normalized: false, mixer: mamba(weights, `${own}mixer`, config, conv_width) }],
+        branches: [{ norm: weights.norm(`${own}norm`, d), normalized: false, mixer }],
         window: [[`${own}mixer.conv1d.weight`, e, conv_width - 1]],
         gate: [`${own}mixer.in_proj.weight`, e, 2 * e],
       };
@@ -480,9 +499,10 @@
     dt: (weights, i, config) => {
       const { width: d } = config, own = `blocks.${i}.`;
       const mlp = new Mlp(weights.linear(`${own}mlp.0`, d, 4 * d), weights.linear(`${own}mlp.2`, 4 * d, d));
+      const attends = attention(weights, `${own}attention`, d, config.heads);
       return {
         branches: [
-          { norm: weights.norm(`${own}attention_norm`, d), normalized: false, mixer: attention(weights, `${own}attention`, d, config.heads) },
+          { norm: weights.norm(`${own}attention_norm`, d), normalized: false, mixer: attends },
           { norm: weights.norm(`${own}mlp_norm`, d), normalized: false, mixer: mlp },
         ],
         window: [],
@@ -494,10 +514,12 @@
   class Policy {
     /** `source` is the export, `tensors` its weights by name, some of them cut. */
     constructor(source, tensors) {
-      const { config, model } = source, weights = new Weights(tensors), { width: d, state_size: s, action_size: a } = config;
+      const { config, model } = source, { width: d, state_size: s, action_size: a } = config;
+      const weights = new Weights(tensors);
       this.source = source;
       this.tensors = tensors;
-      Object.assign(this, { model, config, context: config.context, stateSize: s, actionSize: a, discrete: source.discrete_actions });
+      Object.assign(this, { model, config, context: config.context, stateSize: s, actionSize: a });
+      this.discrete = source.discrete_actions;
       this.tokens = STEP;
       const sizes = { rtg: 1, state: s, action: a };
       this.embed = STEP.map(name => weights.linear(`embed_${name}`, sizes[name], d));
@@ -506,7 +528,8 @@
       this.blocks = Array.from({ length: config.layers }, (_, i) => MODELS[model](weights, i, config));
       this.headNorm = weights.norm("norm", d);
       this.head = weights.linear("head", d, a);
-      this.parameters = [...new Set(Object.values(tensors).map(({ values }) => values))].reduce((sum, { length }) => sum + length, 0);
+      const distinct = new Set(Object.values(tensors).map(({ values }) => values));
+      this.parameters = [...distinct].reduce((sum, { length }) => sum + length, 0);
       this.layers = config.layers;
       this.padded = model !== "dt"; // whether tokens of padding are there, or are looked at by nobody
       const attends = this.blocks.some(({ branches }) => branches.some(({ mixer }) => mixer instanceof Attention));
@@ -521,10 +544,13 @@
 
   dmm.readPolicy = object => {
     if (object?.format !== FORMAT) throw new Error("policy: this is not what `dmm export` writes");
-    if (object.version !== VERSION) throw wrong("policy: version", shown(object.version), `${VERSION}; export the run anew`);
+    const { version, model } = object;
+    if (version !== VERSION) throw wrong("policy: version", shown(version), `${VERSION}; export the run anew`);
     const { config, environment, returns } = object;
-    if (![config, environment, returns].every(part => part && typeof part === "object")) throw new Error("policy: its config, environment or returns are missing");
-    if (!Object.hasOwn(MODELS, object.model)) throw wrong("policy: model", shown(object.model), Object.keys(MODELS).join(", "));
+    if (![config, environment, returns].every(part => part && typeof part === "object")) {
+      throw new Error("policy: its config, environment or returns are missing");
+    }
+    if (!Object.hasOwn(MODELS, model)) throw wrong("policy: model", shown(model), Object.keys(MODELS).join(", "));
     let tensors;
     try {
       tensors = unpack(object.weights);
@@ -534,7 +560,8 @@
     const s = config.state_size;
     for (const name of ["state_mean", "state_std"]) {
       const values = object[name];
-      if (!Array.isArray(values) || values.length !== s || !values.every(Number.isFinite)) throw wrong(name, shown(values), `${s} finite numbers`);
+      const good = Array.isArray(values) && values.length === s && values.every(Number.isFinite);
+      if (!good) throw wrong(name, shown(values), `${s} finite numbers`);
     }
     return new Policy(object, tensors);
   };
@@ -547,7 +574,7 @@
       const allowed = policy.cuts[name];
       if (!allowed) throw wrong("cut", shown(name), Object.keys(policy.cuts).join(", "));
       const extra = wanted.find(each => !allowed.includes(each));
-      if (extra !== undefined) throw wrong(`cut: ${name}`, shown(extra), allowed.length ? allowed.join(", ") : "none in this model");
+      if (extra !== undefined) throw wrong(`cut: ${name}`, shown(extra), allowed.join(", ") || "none in this model");
     }
     const tensors = { ...policy.tensors };
     const zero = (name, change) => {
@@ -555,7 +582,9 @@
       change(values);
       tensors[name] = { shape: tensors[name].shape, values };
     };
-    for (const token of cut.tokens ?? []) for (const part of ["weight", "bias"]) zero(`embed_${token}.${part}`, values => values.fill(0));
+    for (const token of cut.tokens ?? []) {
+      for (const part of ["weight", "bias"]) zero(`embed_${token}.${part}`, values => values.fill(0));
+    }
     for (const layer of cut.window ?? []) {
       for (const [name, rows, gone] of policy.blocks[layer - 1].window) {
         zero(name, values => {
@@ -576,7 +605,9 @@
   dmm.played = (policy, action) => {
     if (policy.discrete) return action.indexOf(Math.max(...action));
     const bounds = policy.environment.action_bounds, rounded = Float64Array.from(action, Math.fround);
-    return bounds ? rounded.map((value, i) => Math.fround(bounds[0][i] + ((value + 1) / 2) * (bounds[1][i] - bounds[0][i]))) : rounded;
+    if (!bounds) return rounded;
+    const [low, high] = bounds;
+    return rounded.map((value, i) => Math.fround(low[i] + ((value + 1) / 2) * (high[i] - low[i])));
   };
 
   dmm.Actor = class Actor {
@@ -603,7 +634,8 @@
       this.#way = way;
       this.cut = cut;
       const count = way === "staggered" ? states : 1;
-      this.#states = Array.from({ length: count }, () => policy.blocks.map(({ branches }) => branches.map(({ mixer }) => mixer.state())));
+      const remembered = () => policy.blocks.map(({ branches }) => branches.map(({ mixer }) => mixer.state()));
+      this.#states = Array.from({ length: count }, remembered);
       const d = policy.config.width;
       this.#x = new Float64Array(d);
       this.#normed = new Float64Array(d);
@@ -648,7 +680,8 @@
       if (observation.length !== stateSize) throw wrong("observation", `${observation.length} numbers`, stateSize);
       if (reward !== null) this.#earn(reward, source.environment.delayed_rewards ? 0 : reward);
       const seen = Float64Array.from(observation, (value, i) => (value - source.state_mean[i]) / source.state_std[i]);
-      const step = { step: this.steps, returnToGo: this.returnToGo, observation: Array.from(observation), seen, action: null, reward: null };
+      const step = { step: this.steps, returnToGo: this.returnToGo, observation: Array.from(observation), seen };
+      Object.assign(step, { action: null, reward: null });
       this.#past.push(step);
       if (this.#past.length > context) this.#past.shift();
       const out = this.#way === "window" ? this.#readWindow() : this.#goOn(step);

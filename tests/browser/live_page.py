@@ -14,7 +14,7 @@ import pytest
 from dmm.errors import RunError
 from dmm.experiments import kept_run
 from dmm.export import describe_policy
-from dmm.widgets.acting import ask_for_a_return, take_something_away, ways_of_acting
+from dmm.widgets.acting import ask_for_a_return, beside_recordings, take_something_away, ways_of_acting
 from dmm.widgets.live import LivePolicy
 from dmm.widgets.mujoco import file_script, mujoco_script
 from dmm.widgets.parts import ASSETS, asset, site_script
@@ -32,6 +32,7 @@ def figures() -> dict[str, LivePolicy]:
         "return": ask_for_a_return(both, "return"),
         "ways": ways_of_acting({MAZE: both[MAZE]}, "ways"),
         "cuts": take_something_away({MAZE: both[MAZE], MAZE_MAMBA: kept_run(MAZE_MAMBA)}, "cuts"),
+        "recordings": beside_recordings(both, "recordings", 4),
     }
 
 

@@ -26,7 +26,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Firefox]:
         yield started
 
 
-@pytest.mark.parametrize("name", ["return", "ways", "cuts"])
+@pytest.mark.parametrize("name", list(figures()))
 def test_a_policy_acts_in_firefox_from_the_disk(browser: Firefox, tmp_path: Path, name: str) -> None:
     page = write_page(tmp_path, figures()[name])
     browser.open(page.as_uri())

@@ -11,6 +11,8 @@ import axe_playwright_python
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
+from dmm.data.preview import preview
+from dmm.experiments import kept_run
 from dmm.widgets import start_settings
 from dmm.widgets.parts import ASSETS, notebook_module
 from tests.browser.live_page import HOPPER, MAZE, damaged, figures, write_page
@@ -97,7 +99,7 @@ def test_it_moves_soon_after_the_click(opened: Opener) -> None:
     pytest.fail(f"first motion after {times} s; at most {FIRST_MOTION} allowed")
 
 
-@pytest.mark.parametrize("name", ["return", "ways", "cuts"])
+@pytest.mark.parametrize("name", list(figures()))
 def test_every_figure_moves_and_paints(opened: Opener, name: str) -> None:
     page, figure = opened(name)
     _start(page, figure)
@@ -307,6 +309,21 @@ def test_what_is_taken_away_changes_the_course(opened: Opener) -> None:
         page.wait_for_function(f"e => ({STEPPED})(e) === 10", arg=figure.element_handle())
         ends[cut] = figure.evaluate("e => JSON.stringify(e.dmm.view.lanes.map(lane => lane.trail.at(-1)))")
     assert len(set(ends.values())) == 3
+
+
+@pytest.mark.parametrize("recording", ["point maze, best", "Hopper, best"])
+def test_a_recording_earns_again_what_it_earned(opened: Opener, recording: str) -> None:
+    """The world of the page is that of the data, so that the same actions lead to the same end."""
+    page, figure = opened("recordings", query=f"#recordings?recording={recording}", reduced_motion="reduce")
+    _start(page, figure)
+    lane = figures()["recordings"].spec["scenes"][recording]["lanes"][0]
+    figure.evaluate("(e, count) => e.dmm.tell({ step: count })", len(lane["actions"]))
+    page.wait_for_function("e => e.dmm.view.lanes[0].ended", arg=figure.element_handle(), timeout=60_000)
+    world = recording.split(",")[0]
+    run = kept_run({"point maze": MAZE, "Hopper": HOPPER}[world])
+    best = preview(run.info["dataset"]["id"], 4).returns().max()
+    earned = figure.evaluate("e => e.dmm.view.pictures[0].earned")
+    assert abs(earned - best) < 1e-3 * best, (earned, best)
 
 
 WITHOUT = "delete globalThis.{0}; Object.defineProperty(globalThis, '{0}', {{ value: undefined }});"

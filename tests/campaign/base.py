@@ -60,6 +60,7 @@ def commands(target: str, rng: random.Random | None = None) -> list[list[str]]:
         return [
             ["evaluate", "run", "--episodes", "1"],
             inspect,
+            ["export", "run", "--to", "policy.json"],
             [*train, "--steps", str(STEPS), "--out", "run", "--resume"],
         ]
     return [["datasets"], [*train, "--steps", "2", "--out", "new"], ["train", "mine/nothing-v0"], inspect]

@@ -34,7 +34,12 @@ def folder(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / ".ci", here / ".ci")
     for name in ("requirements.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, here / name)
-    tools = {"python3": PYTHON, "ldconfig": "#!/bin/sh\necho libEGL.so.1\n", "chromium": "#!/bin/sh\n"}
+    tools = {
+        "python3": PYTHON,
+        "ldconfig": "#!/bin/sh\necho libEGL.so.1\n",
+        "chromium": "#!/bin/sh\n",
+        "firefox-esr": "#!/bin/sh\n",
+    }
     for name, text in tools.items():
         (here / "tools" / name).write_text(text)
         (here / "tools" / name).chmod(0o755)
