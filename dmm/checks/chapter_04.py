@@ -13,8 +13,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dmm.checks import as_array, call, close, match, passed, require
+from dmm.checks import as_array, call
+from dmm.checks.calls import Calls, convolutions
+from dmm.checks.check import Case, Check
 from dmm.layers.mamba import STEP_RANGE, MambaBlock
+from dmm.scan import selective_step
 
 Array = NDArray[np.float64]
 
@@ -53,59 +56,93 @@ def mamba_ssm_reference() -> Reference:
 
 def check_conv(answer: Callable[..., Any]) -> None:
     """`answer(x (b, l, e), taps (e, w), bias (e,))` must be the causal depth-wise convolution, `(b, l, e)`."""
-    # as many channels as taps, so that mixing the two up gives wrong numbers rather than an error
-    (b, length, e), width = (2, 7, 4), 4
-    x, taps, bias = _random(0, (b, length, e), (e, width), (e,))
-    result = call(answer, x, taps, bias)
-    shape = tuple(getattr(result, "shape", ()))
-    require(
-        shape != (b, length - width + 1, e),
-        f"{width - 1} tokens are missing: pad with {width - 1} zeros before the first token",
-    )
-    require(
-        shape != (b, length + width - 1, e),
-        f"{width - 1} tokens too many: padded on both sides, then cut the last {width - 1} off",
-    )
-    require(shape != (b, e, length), "the axes are swapped: return (b, l, e), tokens before channels")
-    v = as_array(result, (b, length, e), "the convolution")
-    expected = _convolved(x, taps, bias, left=width - 1)
-    if not close(v, expected, 1e-4):
-        match(v, expected, _conv_mistakes(x, taps, bias), _probed(answer, x, taps, bias) or _first(v, expected))
-    passed("each channel looks back over its own taps, and no token sees a later one.")
+    _CONV(answer)
 
 
-def _conv_mistakes(x: Tensor, taps: Tensor, bias: Tensor) -> dict[str, Array]:
+def _conv_cases() -> list[Case]:
+    cases = []
+    for seed, (b, length, e, width) in enumerate(
+        [(2, 7, 4, 4), (3, 8, 5, 3), (1, 3, 2, 5), (2, 1, 3, 4), (1, 9, 7, 2), (4, 5, 1, 1)]
+    ):
+        cases.append(tuple(_random(seed, (b, length, e), (e, width), (e,))))
+    return cases
+
+
+def _right_conv(x: Tensor, taps: Tensor, bias: Tensor) -> Array:
+    return _convolved(x, taps, bias, left=taps.shape[1] - 1)
+
+
+def _taps_by_channels(x: Tensor, taps: Tensor, bias: Tensor) -> Tensor:
+    width = x.shape[2]
+    padded = F.pad(x, (0, 0, width - 1, 0))
+    return torch.stack([taps[:, i] * padded[:, i : i + x.shape[1]] for i in range(width)]).sum(0) + bias
+
+
+def _short_padding(x: Tensor, taps: Tensor, bias: Tensor) -> Tensor:
+    width = taps.shape[1]
+    padded = torch.cat([torch.zeros_like(x[:, : width - 1]), x], 1)
+    parts = [taps[:, i] * padded[:, i : i + x.shape[1]] for i in range(width)]
+    return bias + sum(parts)
+
+
+def _first_repeated(x: Tensor, taps: Tensor, bias: Tensor) -> Array:
     left = taps.shape[1] - 1
     repeated = torch.cat([x[:, :1].expand(-1, left, -1), x], 1)
-    return {
-        "the future leaks in: the zeros belong before the first token, not after the last": (
-            _convolved(x, taps, bias, left=0)
-        ),
-        **{
-            f"the future leaks in: the zeros are on both sides, with {before} of {left} before the first token": (
-                _convolved(x, taps, bias, left=before)
-            )
-            for before in range(1, left)
-        },
-        "off by one: the last tap belongs to the token itself, here it meets the token before it": (
-            _convolved(x, taps, bias, left=left + 1)
-        ),
-        "the taps are in reverse order: the first tap meets the oldest token, the last the token itself": (
-            _convolved(x, taps.flip(1), bias, left=left)
-        ),
-        "channel for tap: taps is (e, w), one row per channel": _convolved(x, taps.T, bias, left=left),
-        "channel for token: the convolution runs along the channels, it must run along the tokens": (
-            _along_channels(x, taps, bias)
-        ),
-        "the bias is missing": _convolved(x, taps, torch.zeros_like(bias), left=left),
-        "the padding repeats the first token: before it there is nothing, so zeros": (
-            _convolved(repeated, taps, bias, left=left)[:, left:]
-        ),
-    }
+    return _convolved(repeated, taps, bias, left=left)[:, left:]
 
 
-def _probed(answer: Callable[..., Any], x: Tensor, taps: Tensor, bias: Tensor) -> str:
+def _all_windows(x: Tensor, taps: Tensor, bias: Tensor) -> Array:
+    """What padding on both sides gives, one output for each place of the window, `(b, l + w - 1, e)`."""
+    longer = torch.cat([x, x.new_zeros(len(x), taps.shape[1] - 1, x.shape[2])], 1)
+    return _right_conv(longer, taps, bias)
+
+
+def _conv_of(change: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]) -> Callable[..., Array]:
+    return lambda x, taps, bias: _right_conv(*change(x, taps, bias))
+
+
+def _placed(left: Callable[[int], int]) -> Callable[..., Array]:
+    """With `left(w)` zeros before the first token."""
+    return lambda x, taps, bias: _convolved(x, taps, bias, left=left(taps.shape[1]))
+
+
+_CONV_MISTAKES: dict[str, Callable[..., Any]] = {
+    "the first w - 1 tokens are missing: pad with w - 1 zeros before the first token": (
+        lambda x, taps, bias: _right_conv(x, taps, bias)[:, taps.shape[1] - 1 :]
+    ),
+    "w - 1 tokens too many: padded on both sides, then cut the last w - 1 off": _all_windows,
+    "the axes are swapped: return (b, l, e), tokens before channels": lambda *given: _right_conv(*given).swapaxes(1, 2),
+    "the future leaks in: the zeros belong before the first token, not after the last": _placed(lambda w: 0),
+    "the future leaks in: half of the zeros are on the right; put all of them before the first token": (
+        _placed(lambda w: (w - 1) // 2)
+    ),
+    "the future leaks in: zeros are on both sides, more of them on the left; put all before the first token": (
+        _placed(lambda w: w // 2)
+    ),
+    "off by one: the last tap belongs to the token itself, here it meets the token before it": _placed(lambda w: w),
+    "the taps are in reverse order: the first tap meets the oldest token, the last the token itself": (
+        _conv_of(lambda x, taps, bias: (x, taps.flip(1), bias))
+    ),
+    "channel for tap: taps is (e, w), one row per channel": _conv_of(lambda x, taps, bias: (x, taps.T, bias)),
+    "the number of taps is not that of the channels: it is taps.shape[1]": _taps_by_channels,
+    "the zeros are too few for a sequence that is shorter than the window: make w - 1 of them": _short_padding,
+    "channel for token: the convolution runs along the channels, it must run along the tokens": (
+        lambda x, taps, bias: _along_channels(x, taps, bias)
+    ),
+    "the bias is missing": _conv_of(lambda x, taps, bias: (x, taps, 0 * bias)),
+    "the bias is added for every tap: once is enough": (
+        _conv_of(lambda x, taps, bias: (x, taps, taps.shape[1] * bias))
+    ),
+    "the padding repeats the first token: before it there is nothing, so zeros": _first_repeated,
+    "all channels share the taps of the first: each has its own row": (
+        _conv_of(lambda x, taps, bias: (x, taps[:1].expand_as(taps), bias))
+    ),
+}
+
+
+def _probed(answer: Callable[..., Any], case: Case) -> str:
     """What a wrong convolution depends on though it must not, found by changing one thing at a time."""
+    x, taps, bias = case
     shape, width = tuple(x.shape), taps.shape[1]
     before = as_array(call(answer, x, taps, bias), shape, "the convolution")
 
@@ -117,15 +154,15 @@ def _probed(answer: Callable[..., Any], x: Tensor, taps: Tensor, bias: Tensor) -
         return result
 
     everything = slice(None)
-    if moved(everything, -1)[:, :-1].any():
+    if shape[1] > 1 and moved(everything, -1)[:, :-1].any():
         return "the future leaks in: changing the last token changes an output before it"
-    if moved(everything, everything, 0)[:, :, 1:].any():
+    if shape[2] > 1 and moved(everything, everything, 0)[:, :, 1:].any():
         return "the channels mix: depth-wise means that channel c sees only channel c (groups=e)"
     if moved(0)[1:].any():
         return "the sequences of the batch mix"
     if moved(everything, 0)[:, width:].any():
         return f"the window is too long: token {width} must not see token 0 with {width} taps"
-    if not moved(everything, 0)[:, width - 1].any():
+    if shape[1] >= width and not moved(everything, 0)[:, width - 1].any():
         return f"the window is too short: token {width - 1} must see token 0 with {width} taps"
     return ""
 
@@ -145,6 +182,20 @@ def _along_channels(x: Tensor, taps: Tensor, bias: Tensor) -> Array:
     parts = [taps[:, i] * padded[..., i : i + x.shape[2]] for i in range(width)]
     result: Array = (torch.stack(parts).sum(0) + bias).double().numpy()
     return result
+
+
+_CONV = Check(
+    reference=_right_conv,
+    cases=_conv_cases,
+    mistakes=_CONV_MISTAKES,
+    parts=("the convolution",),
+    praise="each channel looks back over its own taps, and no token sees a later one.",
+    otherwise=lambda case, got, right: _first(got, right),
+    probe=_probed,
+    forbidden=[
+        (convolutions, "the numbers are right, but torch's convolution made them: slices or a loop over taps do")
+    ],
+)
 
 
 # Exercise 2
@@ -191,7 +242,7 @@ class _Step:
 
 
 _RIGHT = _Step()
-_STEP_MISTAKES = {
+_STEP_MISTAKES: dict[str, Callable[..., Any]] = {
     "the taps are in reverse order: conv holds the oldest value first, and the token itself meets the last tap": (
         replace(_RIGHT, taps=lambda taps: taps.flip(-1))
     ),
@@ -236,67 +287,64 @@ _STEP_MISTAKES = {
     "the branches are swapped: the first half of in_proj is x, the second the gate z": replace(
         _RIGHT, branches=lambda x, z: (z, x)
     ),
+    "conv is read and kept newest first: the oldest value comes first": lambda *given: _newest_first(*given),
+    "both states are taken for zero: go on from those that are given": (
+        lambda block, token, conv, ssm: _RIGHT(block, token, 0 * conv, 0 * ssm)
+    ),
 }
 
 
 def check_step(answer: Callable[..., Any]) -> None:
     """`answer(block, token (b, d), conv (b, e, w - 1), ssm (b, e, n))` must give one token's output and new states."""
-    block, tokens = _block_off_its_start(), _random(1, (2, 6, 20))[0]
     with torch.no_grad():
-        got = _run(answer, block, tokens)
-        expected = _run(_RIGHT, block, tokens)
-        mistakes = {hint: _run(wrong, block, tokens) for hint, wrong in _STEP_MISTAKES.items()}
-    where = next((t for t in range(6) if not close(got[0][:, t], expected[0][:, t], 1e-4)), None)
-    if where is None:
-        newest_first = close(got[1], expected[1][..., ::-1], 1e-4)
-        require(not newest_first, "the outputs are right, but conv holds its newest value first: put the oldest first")
-        # all outputs agree: what is left to be wrong is the state after the last token
-        require(close(got[1], expected[1], 1e-4), "conv after the last token is wrong, though no output shows it yet")
-        require(close(got[2], expected[2], 1e-4), "ssm after the last token is wrong, though no output shows it yet")
-    else:
-        for parts in (3, 1):  # two mistakes may share their outputs and differ in the states
-            for hint, wrong in mistakes.items():
-                same = all(close(mine, other, 1e-4) for mine, other in zip(got[:parts], wrong, strict=False))
-                require(not same, hint)
-        first = "the first token's output is wrong, when both states are still zero: look at what needs no memory"
-        later = f"token {where} is the first with a wrong output: look at what is carried over in conv and ssm"
-        require(False, first if where == 0 else later)
-    passed("six steps give what the block gives in one pass.")
+        _STEP(answer)
 
 
-def _block_off_its_start() -> MambaBlock:
+def _newest_first(block: MambaBlock, token: Tensor, conv: Tensor, ssm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    out, conv, ssm = _RIGHT(block, token, conv.flip(-1), ssm)
+    return out, conv.flip(-1), ssm
+
+
+def _step_cases() -> list[Case]:
+    """Steps from zero states, as of a first token, and from any others."""
+    cases = []
+    sizes = [(2, 20, 4, 2, 4), (3, 7, 5, 1, 3), (1, 17, 3, 2, 2), (5, 3, 2, 3, 6)]
+    for seed, (b, d, n, expand, width) in enumerate(sizes):
+        block = _block_off_its_start(seed, d, state_size=n, expand=expand, conv_width=width)
+        (token,), zero = _random(seed, (b, d)), block.init_state(b)
+        conv, ssm = _random(20 + seed, tuple(zero.conv.shape), tuple(zero.ssm.shape))
+        cases.append((block, token, conv, ssm))
+    block, token, conv, ssm = cases[1]
+    return [*cases, (block, -2 * token, torch.zeros_like(conv), torch.zeros_like(ssm))]
+
+
+def _block_off_its_start(seed: int, d: int, **sizes: int) -> MambaBlock:
     """A block in whose weights no mistake can hide: nothing is zero, one, or the same in every channel."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        block = MambaBlock(20, state_size=4).to(torch.get_default_dtype())
+        torch.manual_seed(seed)
+        block = MambaBlock(d, **sizes).to(torch.get_default_dtype())
         nn.init.normal_(block.D)
-        nn.init.uniform_(block.dt_proj.bias, -2, 1)  # larger steps than at the start: memory shows in few tokens
+        nn.init.uniform_(block.dt_proj.bias, -2, 1)  # larger steps than at the start: memory shows in one token
         nn.init.uniform_(block.A_log, -1, 1)
         nn.init.normal_(block.in_proj.weight, std=0.4)
         nn.init.normal_(block.x_proj.weight, std=0.4)
     return block.requires_grad_(False)
 
 
-def _run(step: Callable[..., Any], block: MambaBlock, tokens: Tensor) -> tuple[Array, Array, Array]:
-    """Outputs `(b, l, d)` and the last states of a step applied from zero states, each with its shape checked."""
-    conv, ssm = block.init_state(len(tokens))
-    shapes = {"out": tokens[:, 0].shape, "conv": conv.shape, "ssm": ssm.shape}
-    outputs = []
-    for token in tokens.unbind(1):
-        before = (conv.clone(), ssm.clone())
-        result = call(step, block, token, conv, ssm)
-        require(
-            isinstance(result, tuple | list) and len(result) == 3,
-            "return three things: out, the new conv and the new ssm",
+_STEP = Check(
+    reference=lambda block, token, conv, ssm: _RIGHT(block, token, conv, ssm),
+    cases=_step_cases,
+    mistakes=_STEP_MISTAKES,
+    parts=("out", "conv", "ssm"),
+    praise="one token's output and both states, as the block's own step gives them.",
+    otherwise="the step differs from the block's own",
+    forbidden=[
+        (
+            lambda: Calls(MambaBlock.step, MambaBlock.extend, selective_step),
+            "the numbers are right, but the package's step made them: use the block's layers",
         )
-        arrays = {
-            name: as_array(part, tuple(shape), name) for (name, shape), part in zip(shapes.items(), result, strict=True)
-        }
-        kept = torch.equal(conv, before[0]) and torch.equal(ssm, before[1])
-        require(kept, "the old state was changed in place: make a new one and leave the old as it was")
-        outputs.append(arrays["out"])
-        conv, ssm = (torch.as_tensor(part) for part in result[1:])
-    return np.stack(outputs, 1), arrays["conv"], arrays["ssm"]
+    ],
+)
 
 
 # Exercise 3
@@ -304,44 +352,69 @@ def _run(step: Callable[..., Any], block: MambaBlock, tokens: Tensor) -> tuple[A
 
 def check_bias(answer: Callable[..., Any]) -> None:
     """`answer(share (e,))` must be the inverse softplus of step sizes log-uniform in `STEP_RANGE`, `(e,)`."""
-    share = np.array([0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0])
-    shares = torch.tensor(share, dtype=torch.get_default_dtype())
-    low, high = STEP_RANGE
-    bias = as_array(call(answer, shares), share.shape, "the bias")
-    _judge_bias(bias, share, low, high)
-    other = as_array(call(answer, shares, 0.01, 0.5), share.shape, "the bias for low=0.01 and high=0.5")
-    ignored = f"low and high are ignored: with 0.01 and 0.5 the step sizes still run from {low} to {high}"
-    require(not close(other, bias, 1e-3), ignored)
-    _judge_bias(other, share, 0.01, 0.5)
-    passed(
-        f"softplus of the bias runs from {low} to {high}, and half of the channels lie below {low**0.5 * high**0.5:g}."
-    )
+    _BIAS(answer)
 
 
-def _judge_bias(bias: Array, share: Array, low: float, high: float) -> None:
-    step = low * (high / low) ** share
-    linear = low + share * (high - low)
-    reverse = step[::-1]
-    mistakes = {
+def _shares() -> list[Case]:
+    cases: list[tuple[list[float], tuple[float, ...]]] = [
+        ([0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0], ()),
+        ([0.83, 0.02, 0.4], (0.01, 0.5)),  # in no order
+        ([0.3], (0.2, 2.0)),
+        ([1.0, 0.0, 0.0, 0.6, 0.35], (0.004, 0.03)),
+    ]
+    return [(torch.tensor(share, dtype=torch.get_default_dtype()), *bounds) for share, bounds in cases]
+
+
+def _bias(share: Tensor, low: float = STEP_RANGE[0], high: float = STEP_RANGE[1]) -> Array:
+    return np.asarray(np.log(np.expm1(_step_size(share, low, high))))
+
+
+def _step_size(share: Tensor, low: float, high: float) -> Array:
+    return np.asarray(low * (high / low) ** share.double().numpy())
+
+
+def _bias_mistakes(share: Tensor, low: float = STEP_RANGE[0], high: float = STEP_RANGE[1]) -> dict[str, Array]:
+    part, step = share.double().numpy(), _step_size(share, low, high)
+    linear = low + part * (high - low)
+    bases = np.exp(np.log10(low) + part * np.log10(high / low))
+    with np.errstate(invalid="ignore"):
+        of_log = np.log(np.expm1(np.log(step)))
+    return {
         "that is the step size itself: the bias is what softplus turns into it": step,
         "that is the logarithm of the step size: it inverts exp, not softplus": np.log(step),
         "that is softplus of the step size, not its inverse log(exp(step) - 1)": np.log1p(np.exp(step)),
         "the step sizes are uniform, not log-uniform: most would be near the upper end": np.log(np.expm1(linear)),
         "uniform instead of log-uniform, and the inverse of softplus is missing": linear,
-        "low and high are swapped: share 0 stands for low": np.log(np.expm1(reverse)),
-        "the logarithms have different bases: 10 ** with log10, or exp with log": np.log(
-            np.expm1(np.exp(np.log10(low) + share * np.log10(high / low)))
+        "the biases are uniform, not the logarithms of the step sizes: interpolate before the inverse of softplus": (
+            (1 - part) * np.log(np.expm1(low)) + part * np.log(np.expm1(high))
         ),
+        "low and high are swapped: share 0 stands for low": _bias(1 - share, low, high),
+        "the logarithms have different bases: 10 ** with log10, or exp with log": np.log(np.expm1(bases)),
         "the bias is the inverse with the wrong sign: a small step needs a very negative bias": -np.log(np.expm1(step)),
+        "low and high are ignored: with others the step sizes have to run between those": _bias(share),
+        "high is ignored: with another one the step sizes have to run up to it": _bias(share, low),
+        "the inverse of softplus is taken of the logarithm: the step size goes through it as it is": of_log,
     }
-    expected = np.log(np.expm1(step))
-    match(bias, expected, mistakes, _worst_step(bias, step), 1e-3)
 
 
 def _worst_step(bias: Array, step: Array) -> str:
     made = np.logaddexp(0, bias)
     worst = int(np.argmax(np.abs(np.log(made / step))))
     return f"softplus of the bias is {made[worst]:.4g} where a step of {step[worst]:.4g} was wanted"
+
+
+_BIAS = Check(
+    reference=_bias,
+    cases=_shares,
+    mistakes=_bias_mistakes,
+    parts=("the bias",),
+    praise=(
+        f"softplus of the bias runs from {STEP_RANGE[0]} to {STEP_RANGE[1]}, and half of the channels lie below "
+        f"{STEP_RANGE[0] ** 0.5 * STEP_RANGE[1] ** 0.5:g}."
+    ),
+    otherwise=lambda case, got, right: _worst_step(got, np.logaddexp(0, right)),
+    tolerance=1e-3,
+)
 
 
 def _random(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:

@@ -1,131 +1,308 @@
-"""Checks for the exercises of chapter 8: the loss, the learning rate, the interval of a score."""
+"""Checks for chapter 8: the loss of real steps, the learning rate, how sure a score is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from dmm.checks import as_array, call, close, passed, require
-from dmm.data.windows import Windows
-from dmm.policy import action_loss
+from dmm.checks import as_array, call, mistaken, passed, require
+from dmm.checks.check import Case, Check, described
+from dmm.checks.randomness import require_own_generator
 
-LossFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Any]
-
-
-def check_loss(answer: LossFunction) -> None:
-    """Exercise 8.1: `answer(predicted (b, k, a), actions (b, k, a), mask (b, k))` is the mean over real steps."""
-    generator = torch.Generator().manual_seed(8)
-    predicted, actions = (torch.randn(4, 5, 2, generator=generator) for _ in range(2))
-    mask = torch.arange(5) >= torch.tensor([0, 1, 3, 4])[:, None]  # left padding
-    got = float(as_array(call(answer, predicted, actions, mask), (), "masked_loss(...)"))
-    squared = (predicted - actions).square()
-    real = squared[mask]
-    require(
-        not close(got, squared.mean()),
-        "the mean runs over padded steps too: keep only the entries where mask is True",
-    )
-    require(
-        not close(got, (squared * mask[..., None]).mean()),
-        "the sum is right, but it is divided by all steps: count only the entries where mask is True",
-    )
-    require(
-        not close(got, real.sum() / mask.sum()), "divide by the number of action entries, not by the number of steps"
-    )
-    require(not close(got, squared[~mask].mean()), "the mask is upside down: True marks a real step")
-    per_window = torch.stack([one[real].mean() for one, real in zip(squared, mask, strict=True)])
-    require(
-        not close(got, per_window.mean()),
-        "windows count alike, however many real steps they have: take one mean over all real steps",
-    )
-    require(
-        not close(got, (predicted - actions)[mask].abs().mean()), "square the difference; this is the absolute error"
-    )
-    windows = Windows(actions[..., :1], actions, actions, torch.zeros(4, 5, dtype=torch.int64), mask)
-    require(close(got, action_loss(predicted, windows)), f"expected {float(real.mean()):.4f}, got {got:.4f}")
-    passed("the loss sees real steps only")
+Array = NDArray[np.float64]
+Part = tuple[Tensor, Tensor, Tensor]
+Interval = Callable[[Array, np.random.Generator], Any]
 
 
-def check_warmup(answer: Callable[[int, int, float], float]) -> None:
-    """Exercise 8.2: `answer(step, warmup, peak)` for the update after `step` finished ones."""
-    warmup, peak = 10, 1e-3
-    steps = np.arange(30)
-    got = np.array([float(as_array(call(answer, step, warmup, peak), (), "warmup_rate(...)")) for step in range(30)])
-    share = np.minimum(1.0, (steps + 1) / warmup)
-    require(not close(got, share, 1e-9), "the factor peak is missing: this is the share of the peak")
-    require(bool(got[: warmup - 1].any()), "it is 0 until the warm-up is over: let it rise a little with each update")
-    require(got[0] > 0, "the first update has learning rate 0 and is wasted: count from step + 1")
-    mistakes = {
-        "it goes on rising after the warm-up: cap it at the peak": (steps + 1) / warmup,
-        "it is constant: let it rise over the first `warmup` updates": np.ones(30),
-        "off by one: the peak is reached an update too early; the first update gets peak / warmup": np.minimum(
-            1.0, (steps + 2) / warmup
-        ),
-        "one update late after the first: use step + 1 throughout": np.minimum(1.0, np.maximum(steps, 1) / warmup),
-        "it falls from the peak: that is a decay, the warm-up rises": np.maximum(0.0, 1 - steps / warmup),
-    }
-    for hint, wrong in mistakes.items():
-        require(not close(got, peak * wrong, 1e-9), hint)
-    require(
-        bool(np.all(got[warmup:] == got[warmup])), "it changes after the warm-up: from there on the rate is the peak"
-    )
-    expected = peak * share
-    require(
-        close(got, expected, 1e-9), f"at steps 0, 4, 9, 20 expected {expected[[0, 4, 9, 20]]}, got {got[[0, 4, 9, 20]]}"
-    )
-    passed("linear up to the peak, constant from there")
+def check_loss(answer: Callable[..., Any]) -> None:
+    """Exercise 8.1: `answer(parts)`, each `(predicted (b, k, a), actions (b, k, a), mask (b, k))`: one mean over all."""
+    _LOSS(answer)
 
 
-def check_interval(answer: Callable[[np.ndarray, np.random.Generator], tuple[float, float]]) -> None:
-    """Exercise 8.3: `answer(values, rng)` is the 95 % percentile bootstrap interval of the mean."""
-    values = np.random.default_rng(3).normal(50.0, 20.0, size=100)
-    rng, unused = np.random.default_rng(0), np.random.default_rng(0)
-    low, high = as_array(call(answer, values, rng), (2,), "interval(...)")
-    again = as_array(call(answer, values, np.random.default_rng(1)), (2,), "interval(...)")
-    half, mean = 1.96 * values.std() / np.sqrt(len(values)), values.mean()
-    require(
-        not (abs(low - mean) < 0.1 * half and 0 < high < 1.3 * half),
-        "return (low, high), not the mean and a half-width",
-    )
-    require(
-        abs(high - low) > 1e-6, "no spread at all: draw with replacement, and take the mean of each resample by itself"
-    )
-    require(low < high, "the lower end must come first")
-    require(
-        not (-2.4 < (low - mean) / half < -1.45 and -1.35 < (high - mean) / half < -1.05),
-        "np.percentile wants per cent, 2.5 and 97.5; np.quantile wants 0.025 and 0.975",
-    )
-    width = (high - low) / (2 * half)
-    if 0.1 < width < 0.25:
-        require(_widths_vary(answer), "a resample has as many values as the data; 4,000 is how many resamples")
-    require(not 0.1 < width < 0.25, "wrong axis: average the values of a resample, not the resamples of a value")
-    require(
-        width < 0.9 * values.std() * 1.96 / half or width > 1.1 * values.std() * 1.96 / half,
-        "this is the spread of single episodes: resample, take the mean of each resample, then quantiles",
-    )
-    require(width < 1.6, "far too wide: each resample has as many values as there are, not fewer")
-    require(abs(width - 1.645 / 1.96) > 0.04, "this is the 90 % interval: cut off 2.5 % on each side")
-    require(abs(width - 1 / 1.96) > 0.04, "this is one standard error on each side, 68 %: cut off 2.5 % on each side")
-    right = abs(low - (mean - half)) < 0.15 * half and abs(high - (mean + half)) < 0.15 * half
-    require(right, f"expected about {mean - half:.1f} to {mean + half:.1f}, got {low:.1f} to {high:.1f}")
-    rare = np.repeat([0.0, 1.0], [9, 1])  # few ones: the percentile interval begins at 0, a symmetric one below
-    below = as_array(call(answer, rare, np.random.default_rng(2)), (2,), "interval(...)")[0]
-    require(
-        below > -0.04,
-        "with nine zeros and a one it begins below 0: take quantiles of the resamples' means, not mean ± 1.96 sd",
-    )
-    require(
-        rng.bit_generator.state != unused.bit_generator.state and not np.array_equal(again, [low, high]),
-        "rng was not used: draw the resamples with it, and do not seed your own",
-    )
+def check_warmup(answer: Callable[..., Any]) -> None:
+    """Exercise 8.2: `answer(step, warmup, total, peak)` for the update after `step` finished ones: up, then down to 0."""
+    _WARMUP(answer)
+
+
+def check_interval(answer: Callable[..., Any]) -> None:
+    """Exercise 8.3: `answer(values, rng)` is the 95 % percentile bootstrap interval of the mean, of 4,000 resamples."""
+    data = _scores()
+    found = [_several(answer, values) for values in data]  # (calls, 2) each
+    right = [_several(_bootstrap, values, calls=24) for values in data]
+    fits = [_near(got, best) for got, best in zip(found, right, strict=True)]
+    if not all(fits):
+        for hint, wrong in _WRONG_INTERVALS.items():
+            if all(_alike(got, _several(wrong, values, 8)) for got, values in zip(found, data, strict=True)):
+                raise mistaken(hint)
+        first = fits.index(False)
+        (low, high), best = found[first].mean(0), right[first].mean(0)
+        where = described(["values"], (data[first],))
+        require(False, f"for {where} expected about {best[0]:.3g} to {best[1]:.3g}, got {low:.3g} to {high:.3g}")
+    require_own_generator(answer, lambda rng: (data[-1].copy(), rng), "ends")
+    scatter, usual = (each[-1].std(0).mean() for each in (found, right))
+    few = "the ends differ more from call to call than those of 4,000 resamples do: draw as many as that"
+    require(bool(scatter < 2.5 * usual), few)
     passed("the interval of the mean")
 
 
-def _widths_vary(answer: Callable[[np.ndarray, np.random.Generator], tuple[float, float]]) -> bool:
-    """Whether the width for five values is mostly chance: so it is with five means, not with thousands."""
-    values = np.array([1.0, 2.0, 4.0, 7.0, 9.0])
-    ends = [as_array(call(answer, values, np.random.default_rng(seed)), (2,), "interval(...)") for seed in range(6)]
-    widths = np.diff(ends, axis=1)
-    return bool(widths.std() > 0.12 * widths.mean())
+# The loss of real steps, of a batch in parts
+
+
+def _batches() -> list[Case]:
+    """Parts of unlike sizes, real steps and errors; one part without any real step; masks with gaps."""
+    cases = []
+    for seed, (a, k, sizes) in enumerate([(2, 5, (4, 1, 3)), (3, 4, (2, 5)), (7, 3, (1,)), (1, 6, (3, 2, 2, 5))]):
+        generator = torch.Generator().manual_seed(seed)
+        parts = []
+        for i, b in enumerate(sizes):
+            predicted, actions = torch.randn(2, b, k, a, generator=generator)
+            chance = 0.0 if seed == 3 and i == 1 else (0.3, 0.9, 0.6, 0.5)[i]
+            mask = torch.rand(b, k, generator=generator) < chance
+            mask[0, -1] |= chance > 0
+            if seed == 0:
+                mask = torch.arange(k) >= torch.tensor([0, 1, 3, 4])[:b, None] - i  # left padding
+            parts.append(((1 + i) * predicted, actions, mask))
+        cases.append((parts,))
+    return cases
+
+
+def _whole(parts: Sequence[Part]) -> Part:
+    predicted, actions, mask = (torch.cat([part[i] for part in parts]) for i in range(3))
+    return predicted, actions, mask
+
+
+def _loss(parts: Sequence[Part]) -> Tensor:
+    predicted, actions, mask = _whole(parts)
+    return (predicted - actions)[mask].square().mean()
+
+
+def _loss_mistakes(parts: Sequence[Part]) -> dict[str, Tensor]:
+    predicted, actions, mask = _whole(parts)
+    squared = (predicted - actions).square()
+    sums = [(p - a)[m].square().sum() for p, a, m in parts]
+    means = torch.stack([(p - a)[m].square().mean() for p, a, m in parts])
+    windows = torch.stack([one[real].mean() for one, real in zip(squared, mask, strict=True)])
+    rows = torch.tensor([len(m) for *_, m in parts]).to(squared)
+    real = squared[mask]
+    return {
+        "a mean of means: parts with few real steps count as much as the others; add sums and counts, divide once": (
+            means.mean()
+        ),
+        "a mean of means, and a part without real steps is left out: add sums and counts, divide once": means.nanmean(),
+        "the parts' means are weighted by their windows: weight by real steps, or add sums and counts": (
+            (means * rows).sum() / rows.sum()
+        ),
+        "the parts' means are added: one mean over all real steps is asked for": means.sum(),
+        "only the last part is there: go through all of them": means[-1],
+        "only the first part is there: go through all of them": means[0],
+        "the mean runs over padded steps too: keep only the entries where mask is True": squared.mean(),
+        "the sum is right, but it is divided by all steps: count only the entries where mask is True": (
+            real.sum() / squared.numel()
+        ),
+        "divide by the number of action entries, not by the number of steps": real.sum() / mask.sum(),
+        "an action has not always two entries: count them": real.sum() / (2 * mask.sum()),
+        "an action has not always three entries: count them": real.sum() / (3 * mask.sum()),
+        "the sum is divided by the number of parts: count the entries of real steps": sum(sums, torch.zeros(()))
+        / len(parts),
+        "that is the sum: divide it by the number of entries": real.sum(),
+        "the mask is upside down: True marks a real step": squared[~mask].mean(),
+        "windows count alike, however many real steps they have: take one mean over all real steps": windows.nanmean(),
+        "square the difference; this is the absolute error": real.sqrt().mean(),
+        "take no root: the mean squared error is asked for": real.mean().sqrt(),
+        "one number per action entry: take the mean over these, too": (predicted - actions)[mask].square().mean(0),
+    }
+
+
+_LOSS = Check(
+    reference=_loss,
+    cases=_batches,
+    mistakes=_loss_mistakes,
+    parts=("the loss",),
+    praise="the loss sees real steps only, and does not notice that the batch came in parts",
+    otherwise="that is not the mean squared error over the action entries of all real steps",
+    tolerance=1e-5,
+)
+
+
+# The learning rate
+
+
+def _updates() -> list[Case]:
+    """Every update of a run and some after it: with whole numbers, with a warm-up of one, and with none to fall."""
+    runs = [(10, 30, 1e-3), (7, 20, 3.0), (1, 5, 0.25), (4, 4, 2)]
+    return [(step, warmup, total, peak) for warmup, total, peak in runs for step in range(total + 3)]
+
+
+def _rate(step: int, warmup: int, total: int, peak: float) -> float:
+    return peak * max(0.0, min((step + 1) / warmup, (total - step) / (total - warmup + 1)))
+
+
+def _up(share: float) -> float:
+    return min(1.0, share)
+
+
+_WARMUP = Check(
+    reference=_rate,
+    cases=_updates,
+    mistakes={
+        "the factor peak is missing: this is the share of the peak": lambda step, w, n, peak: _rate(step, w, n, 1.0),
+        "the first update has learning rate 0 and is wasted: count from step + 1": (
+            lambda step, w, n, peak: peak * max(0.0, min(step / w, (n - step) / (n - w)))
+        ),
+        "it stays at the peak after the warm-up: it has to fall from there": (
+            lambda step, w, n, peak: peak * _up((step + 1) / w)
+        ),
+        "it stays at the peak after the warm-up, and the first update is wasted: count from step + 1, and let it fall": (
+            lambda step, w, n, peak: peak * _up(step / w)
+        ),
+        "it goes on rising after the warm-up: let it fall from the peak": lambda step, w, n, peak: (
+            peak * (step + 1) / w
+        ),
+        "it is constant: let it rise over the first `warmup` updates": lambda step, w, n, peak: peak,
+        "off by one: the peak is reached an update too early; the first update gets peak / warmup": (
+            lambda step, w, n, peak: peak * max(0.0, min((step + 2) / w, (n - step) / (n - w + 1)))
+        ),
+        "the last update has learning rate 0 and is wasted: 0 is reached at step = total": (
+            lambda step, w, n, peak: peak * max(0.0, min((step + 1) / w, (n - 1 - step) / max(1, n - w)))
+        ),
+        "the fall begins an update late: the update at the peak is the one after warmup - 1 finished ones": (
+            lambda step, w, n, peak: peak * max(0.0, min((step + 1) / w, (n - step) / (n - w) if n > w else 1.0))
+        ),
+        "it is negative after the end: there it is 0": (
+            lambda step, w, n, peak: peak * min((step + 1) / w, (n - step) / (n - w + 1))
+        ),
+        "it falls from the first update on, and the warm-up is multiplied onto it: from the peak it falls to 0": (
+            lambda step, w, n, peak: peak * _up((step + 1) / w) * max(0.0, 1 - step / n)
+        ),
+        "there is no warm-up: it falls from the first update": lambda step, w, n, peak: peak * max(0.0, 1 - step / n),
+        "the warm-up is always 10 updates long: it has warmup of them": (
+            lambda step, w, n, peak: _rate(step, 10, n, peak) if n > 9 else 1 // 0
+        ),
+        "the peak is always 0.001: it is the one that is given": lambda step, w, n, peak: _rate(step, w, n, 1e-3),
+    },
+    parts=("the learning rate",),
+    praise="linear up to the peak, and linear down to 0 where training ends",
+    otherwise="another learning rate",
+    tolerance=1e-9,
+)
+
+
+# How sure are we?
+
+
+def _scores() -> list[Array]:
+    """Many and few; skewed both ways, with the interval at the end of what can be; negative; an odd number of them."""
+    draw = np.random.default_rng(3)
+    return [
+        np.repeat([0.0, 1.0], [9, 1]),
+        np.repeat([1.0, 0.0], [9, 1]),
+        np.array([0.0, 0, 0, 0, 5]),
+        -np.exp(draw.normal(1.0, 1.2, size=23)),
+        np.array([3, -1, 4, 1, -5, 9, 2]),
+        draw.normal(50.0, 20.0, size=100),
+    ]
+
+
+def _several(answer: Interval, values: Array, calls: int = 6) -> Array:
+    """The ends that so many calls give, each with another seed, `(calls, 2)`."""
+    found = []
+    for seed in range(calls):
+        given = values.copy()
+        found.append(as_array(call(answer, given, np.random.default_rng([8, seed])), (2,), "interval(...)"))
+        require(np.array_equal(given, values), "your function changed its input values: work on a copy")
+    return np.stack(found)
+
+
+def _near(got: Array, right: Array) -> bool:
+    """Whether the ends of a few calls come from where those of the right answer do, as far as chance can tell."""
+    spread = right.std(0) * np.sqrt(1 / len(got) + 1 / len(right))
+    return bool(np.all(np.abs(got.mean(0) - right.mean(0)) <= 6 * spread + 1e-9))
+
+
+def _alike(got: Array, wrong: Array) -> bool:
+    """Whether two sets of ends come from the same place and scatter alike, as far as chance can tell."""
+    spread = np.sqrt((got.var(0) + wrong.var(0)) / 2) * np.sqrt(1 / len(got) + 1 / len(wrong))
+    one, other = sorted([got.std(0).mean() + 1e-9, wrong.std(0).mean() + 1e-9])
+    return bool(other < 4 * one and np.all(np.abs(got.mean(0) - wrong.mean(0)) <= 6 * spread + 1e-9))
+
+
+def _means(values: Array, rng: np.random.Generator, size: int | None = None) -> Array:
+    return np.asarray(rng.choice(values, size=(4000, size or len(values))).mean(axis=1))
+
+
+def _bootstrap(values: Array, rng: np.random.Generator, tail: float = 0.025, size: int | None = None) -> Array:
+    return np.quantile(_means(values, rng, size), [tail, 1 - tail])
+
+
+def _symmetric(middle: float, half: float) -> tuple[float, float]:
+    return middle - half, middle + half
+
+
+def _normal(values: Array, rng: np.random.Generator) -> tuple[float, float]:
+    return _symmetric(float(values.mean()), float(1.96 * _means(values, rng).std()))
+
+
+def _half_width(values: Array, rng: np.random.Generator) -> tuple[float, float]:
+    return float(values.mean()), float(np.ptp(_bootstrap(values, rng)) / 2)
+
+
+def _halves(values: Array, rng: np.random.Generator) -> Array:
+    chosen = rng.random((4000, len(values))).argsort(axis=1)[:, : len(values) // 2]
+    halves = values[chosen].mean(axis=1)
+    return np.quantile(halves, [0.025, 0.975])
+
+
+def _extremes(values: Array, rng: np.random.Generator) -> tuple[float, float]:
+    means = _means(values, rng)
+    return float(means.min()), float(means.max())
+
+
+def _across(values: Array, rng: np.random.Generator) -> Array:
+    return np.quantile(rng.choice(values, size=(4000, len(values))).mean(axis=0), [0.025, 0.975])
+
+
+_WRONG_INTERVALS: dict[str, Interval] = {
+    "return (low, high), not the mean and a half-width": _half_width,
+    "no spread at all: draw with replacement, and take the mean of each resample by itself": (
+        lambda values, rng: np.repeat(values.mean(), 2)
+    ),
+    "the lower end must come first": lambda values, rng: _bootstrap(values, rng)[::-1],
+    "np.percentile wants per cent, 2.5 and 97.5; np.quantile wants 0.025 and 0.975": (
+        lambda values, rng: np.percentile(_means(values, rng), [0.025, 0.975])
+    ),
+    "each mean is of thousands of values, by a wrong axis or a wrong size: a resample has as many values as the data, and "
+    "its own mean; 4,000 is how many resamples": _across,
+    "this is the spread of single episodes: resample, take the mean of each resample, then quantiles": (
+        lambda values, rng: np.quantile(values, [0.025, 0.975])
+    ),
+    "each resample has half as many values as there are: draw as many as there are": (
+        lambda values, rng: _bootstrap(values, rng, size=len(values) // 2)
+    ),
+    "each resample is a half of the values without replacement: draw as many as there are, with replacement": _halves,
+    "each resample has 25 values: draw as many as there are": lambda values, rng: _bootstrap(values, rng, size=25),
+    "this is the 90 % interval: cut off 2.5 % on each side": lambda values, rng: _bootstrap(values, rng, tail=0.05),
+    "5 % are cut off on one side only: cut off 2.5 % on each side": (
+        lambda values, rng: np.quantile(_means(values, rng), [0.0, 0.95])
+    ),
+    "this is one standard error on each side, 68 %: cut off 2.5 % on each side": (
+        lambda values, rng: _bootstrap(values, rng, tail=0.1587)
+    ),
+    "these are the smallest and the largest mean: cut off 2.5 % on each side": _extremes,
+    "this is the mean ± 1.96 standard deviations of the means: take quantiles of the means, which need not be symmetric": (
+        _normal
+    ),
+    "this is the mean ± 1.96 standard deviations, cut off at 0: quantiles of the means stay in range by themselves": (
+        lambda values, rng: np.maximum(0.0, _normal(values, rng))
+    ),
+    "this is the mean ± 1.96 standard errors of the values: resample, and take quantiles of the resamples' means": (
+        lambda values, rng: _symmetric(values.mean(), 1.96 * values.std(ddof=1) / np.sqrt(len(values)))
+    ),
+    "medians of the resamples were taken: take the mean of each": (
+        lambda values, rng: np.quantile(np.median(rng.choice(values, size=(4000, len(values))), axis=1), [0.025, 0.975])
+    ),
+}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dmm.checks import as_array, call, close, match, passed, require
+from dmm.checks.check import Case, Check
 
 Array = NDArray[np.float64]
 Runs = list[Array]
@@ -16,68 +16,23 @@ Runs = list[Array]
 
 def check_ranks(answer: Callable[..., Any]) -> None:
     """`answer(scores (m, t))` must give each model's mean rank over the tasks that it has, `(m,)`."""
-    cases = _rank_cases()
-    found = []
-    for scores in cases:
-        given = scores.copy()
-        found.append(as_array(call(answer, scores), (len(scores),), "ranks(...)"))
-        require(np.array_equal(scores, given, equal_nan=True), "your function changed its input scores: work on a copy")
-    right = [ranks(scores) for scores in cases]
-    wrong = [_rank_mistakes(scores) for scores in cases]
-    first = next((i for i, (got, best) in enumerate(zip(found, right, strict=True)) if not close(got, best)), 0)
-    hint = "the average ranks of {} models on {} tasks, {} cells of them missing, are others".format(
-        *cases[first].shape, int(np.isnan(cases[first]).sum())
-    )
-    match(np.concatenate(found), np.concatenate(right), _joined(wrong), hint)
-    passed("ties share their places, and gaps take none.")
+    _RANKS(answer)
 
 
 def check_split_score(answer: Callable[..., Any]) -> None:
     """`answer(arms (k, e), half (e,))` must give the mean of two scores, each chosen on the other half."""
-    cases = _split_cases()
-    found = []
-    for arms, half in cases:
-        given = arms.copy(), half.copy()
-        found.append(float(as_array(call(answer, arms, half), (), "split_score(...)")))
-        unchanged = np.array_equal(arms, given[0]) and np.array_equal(half, given[1])
-        require(unchanged, "your function changed its input: work on a copy")
-    right = [split_score(*case) for case in cases]
-    wrong = [_split_mistakes(*case) for case in cases]
-    first = next((i for i, (got, best) in enumerate(zip(found, right, strict=True)) if not close(got, best)), 0)
-    hint = "{} arms with {} episodes, {} of them in the first half, have another score".format(
-        *cases[first][0].shape, int(cases[first][1].sum())
-    )
-    match(np.array(found), np.array(right), _joined(wrong), hint)
-    passed("no arm is scored by the episodes that chose it.")
+    _SPLIT_SCORE(answer)
 
 
 def check_improvement(answer: Callable[..., Any]) -> None:
     """`answer(ours, theirs)` must give how likely a run of ours beats one of theirs, in the mean over tasks."""
-    cases = _improvement_cases()
-    found = []
-    for ours, theirs in cases:
-        given = [[runs.copy() for runs in side] for side in (ours, theirs)]
-        found.append(float(as_array(call(answer, ours, theirs), (), "improvement(...)")))
-        same = [len(a) == len(b) and all(map(np.array_equal, a, b)) for a, b in zip((ours, theirs), given, strict=True)]
-        require(all(same), "your function changed its input: work on a copy")
-    right = [improvement(*case) for case in cases]
-    wrong = [_improvement_mistakes(*case) for case in cases]
-    first = next((i for i, (got, best) in enumerate(zip(found, right, strict=True)) if not close(got, best)), 0)
-    counts = [[len(runs) for runs in side] for side in cases[first]]
-    hint = f"with {counts[0]} runs of ours and {counts[1]} of theirs, task by task, it is another probability"
-    match(np.array(found), np.array(right), _joined(wrong), hint)
-    passed("every run has met every run, and every task counts alike.")
-
-
-def _joined(wrong: Sequence[dict[str, Any]]) -> dict[str, Array]:
-    """The same mistake made in all cases, as one array."""
-    return {hint: np.concatenate([np.atleast_1d(each[hint]) for each in wrong]) for hint in wrong[0]}
+    _IMPROVEMENT(answer)
 
 
 # Ranks
 
 
-def _rank_cases() -> list[Array]:
+def _rank_cases() -> list[Case]:
     draw = np.random.default_rng(11)
     whole = draw.integers(-3, 3, size=(5, 7)).astype(np.float64)  # few values: many ties
     whole[[0, 3, 3], [2, 2, 5]] = np.nan
@@ -85,7 +40,8 @@ def _rank_cases() -> list[Array]:
     skewed[1, 0] = skewed[2, 0]
     skewed[3, 1] = np.nan
     skewed[0, 2] = np.nan
-    return [whole, skewed, np.array([[2.0, 9.0, 4.0, 4.0], [2.0, 8.0, 4.0, 5.0], [1.0, 8.0, 4.0, np.nan]])]
+    small = np.array([[2.0, 9.0, 4.0, 4.0], [2.0, 8.0, 4.0, 5.0], [1.0, 8.0, 4.0, np.nan]])
+    return [(scores,) for scores in (whole, skewed, small, draw.integers(0, 3, size=(6, 5)), np.array([[7.0, -1.0]]))]
 
 
 def ranks(scores: Array, ties: str = "mean") -> Array:
@@ -124,10 +80,24 @@ def _rank_mistakes(scores: Array) -> dict[str, Array]:
     }
 
 
+_RANKS = Check(
+    reference=lambda scores: ranks(scores),
+    cases=_rank_cases,
+    mistakes=_rank_mistakes,
+    parts=("ranks(...)",),
+    praise="ties share their places, and gaps take none.",
+    otherwise=lambda case, got, right: (
+        "the average ranks of {} models on {} tasks, {} cells of them missing, are others".format(
+            *case[0].shape, int(np.isnan(case[0]).sum())
+        )
+    ),
+)
+
+
 # A score chosen apart
 
 
-def _split_cases() -> list[tuple[Array, NDArray[np.bool_]]]:
+def _split_cases() -> list[Case]:
     draw = np.random.default_rng(12)
     skewed = np.exp(draw.normal(size=(5, 9))) * 10
     whole = np.array([[3.0, 1, 0, 2, 8, 1, 4], [1, 3, 2, 0, 0, 1, 1], [0, 2, 1, 1, 5, 9, 2]])
@@ -137,6 +107,7 @@ def _split_cases() -> list[tuple[Array, NDArray[np.bool_]]]:
         (whole, np.array([True, True, False, False, True, True, False])),
         (np.array([[2.0, 2, 0, 1], [1, 3, 5, 1], [0, 2, 1, 1]]), np.arange(4) < 2),  # two arms tie on the first half
         (signed, np.arange(11) >= 7),
+        (draw.integers(-4, 5, size=(6, 8)), np.arange(8) % 3 == 1),
     ]
 
 
@@ -186,10 +157,24 @@ def _split_mistakes(arms: Array, half: NDArray[np.bool_]) -> dict[str, float]:
     }
 
 
+_SPLIT_SCORE = Check(
+    reference=split_score,
+    cases=_split_cases,
+    mistakes=_split_mistakes,
+    parts=("split_score(...)",),
+    praise="no arm is scored by the episodes that chose it.",
+    otherwise=lambda case, got, right: (
+        "{} arms with {} episodes, {} of them in the first half, have another score".format(
+            *case[0].shape, int(case[1].sum())
+        )
+    ),
+)
+
+
 # How likely a win is
 
 
-def _improvement_cases() -> list[tuple[Runs, Runs]]:
+def _improvement_cases() -> list[Case]:
     draw = np.random.default_rng(13)
     whole = [draw.integers(-2, 3, size=n).astype(np.float64) for n in (5, 2, 3, 4, 1, 2)]
     skewed = [np.exp(draw.normal(size=n)) for n in (3, 5, 7)]
@@ -199,6 +184,7 @@ def _improvement_cases() -> list[tuple[Runs, Runs]]:
         (skewed, others),
         ([np.array([1.0, 2.0])], [np.array([2.0, 0.0, 3.0])]),  # 2 1/2 of 6 pairs
         ([np.array([-5.0, -1.0, -1.0]), np.array([7.0])], [np.array([-1.0]), np.array([7.0, 9.0])]),
+        ([np.array([3, 1, 2])], [np.array([2, 2, 0, 3, 1])]),
     ]
 
 
@@ -241,3 +227,18 @@ def _improvement_mistakes(ours: Runs, theirs: Runs) -> dict[str, float]:
         ),
         "wins are counted: divide by the number of pairs of a task": float(sum(_won(x, y).sum() for x, y in pairs)),
     }
+
+
+def _counts_of_runs(case: Case) -> str:
+    ours, theirs = ([len(runs) for runs in side] for side in case)
+    return f"with {ours} runs of ours and {theirs} of theirs, task by task, it is another probability"
+
+
+_IMPROVEMENT = Check(
+    reference=lambda ours, theirs: improvement(ours, theirs),
+    cases=_improvement_cases,
+    mistakes=_improvement_mistakes,
+    parts=("improvement(...)",),
+    praise="every run has met every run, and every task counts alike.",
+    otherwise=lambda case, got, right: _counts_of_runs(case),
+)

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from dmm.checks import as_array, call, close, match, passed, require
+from dmm.checks import close
+from dmm.checks.check import Case, Check
 
 Array = NDArray[np.float64]
 Scores = Mapping[int, float]
@@ -33,57 +34,31 @@ CASES = ((5.0, 8.5, 0.8), (12.0, 7.0, 0.9), (1.7, 3.1, 0.5), (-9.0, 11.0, 0.95),
 
 def check_paired_difference(answer: Callable[..., Any]) -> None:
     """`answer(changed, base)` must give mean, low and high of the difference over the seeds that both dicts have."""
-    cases: list[tuple[dict[int, float], dict[int, float]]] = [
-        ({0: 70.0, 1: 81.5, 2: 66.0}, {0: 75.0, 1: 78.0, 2: 72.5}),
-        ({3: 12.0, 1: -4.5, 7: 30.0, 0: 8.0, 2: 19.0}, {0: 11.0, 2: 3.0, 5: 90.0, 1: -6.0, 7: 21.5}),
-        ({4: 91.0, 0: 88.0, 9: 60.0}, {9: 55.0, 4: 97.0}),
-        ({8: 1.0, 6: 2.0, 5: 4.0, 3: 8.0, 2: 16.0, 1: 32.0, 0: 64.0}, {0: -3, 1: 5, 2: -7, 3: 11, 5: 13, 6: 17, 8: 19}),
-    ]
-    found = []
-    for changed, base in cases:
-        given = dict(changed), dict(base)
-        found.append(as_array(call(answer, changed, base), (3,), "paired_difference(...)"))
-        require((changed, base) == given, "your function changed its input: work on a copy")
-        require(list(changed) == list(given[0]) and list(base) == list(given[1]), "your function sorted its input")
-    expected = np.stack([_paired(*case) for case in cases])
-    mistakes = {hint: np.stack([wrong(*case) for case in cases]) for hint, wrong in _PAIRED_MISTAKES.items()}
-    hint = "the mean is right, the interval is not" if close(np.stack(found)[:, 0], expected[:, 0], 1e-6) else ""
-    match(np.stack(found), expected, mistakes, hint or "the mean over the common seeds is another", 1e-6)
-    passed("seed by seed, over those that both have.")
+    _PAIRED(answer)
 
 
 def check_tokens_seen(answer: Callable[..., Any]) -> None:
     """`answer(layers, window, context)` must give how many returns-to-go, states and actions the action depends on."""
-    found = np.stack([as_array(call(answer, *stack), (3,), "tokens_seen(...)") for stack in STACKS])
-    expected = np.array([_seen(*stack) for stack in STACKS], dtype=np.float64)
-    mistakes = {
-        hint: np.array([wrong(*stack) for stack in STACKS], dtype=np.float64) for hint, wrong in _SEEN_MISTAKES.items()
-    }
-    differ = [stack for stack, got, right in zip(STACKS, found, expected, strict=True) if not close(got, right)]
-    layers, window, context = (differ or [STACKS[0]])[0]
-    otherwise = (
-        f"{layers} layers with a window of {window} tokens and {context} steps: another number of tokens is seen"
-    )
-    match(found, expected, mistakes, otherwise)
-    passed("each layer adds window - 1 tokens, and the context is where it ends.")
+    _TOKENS_SEEN(answer)
 
 
 def check_seeds_for(answer: Callable[..., Any]) -> None:
     """`answer(difference, deviation, power)` must give the smallest number of seeds of each entry."""
-    found = np.array([float(as_array(call(answer, *case), (), "seeds_for(...)")) for case in CASES])
-    expected = np.array([math.ceil(_seeds(*case)) for case in CASES], dtype=np.float64)
-    mistakes = {hint: np.array([wrong(*case) for case in CASES]) for hint, wrong in _SEEDS_MISTAKES.items()}
-    for hint, wrong in mistakes.items():
-        require(not close(found, wrong), hint)
-    require(bool((found == np.rint(found)).all()), "a number of seeds is a whole number: round up")
-    differ = [case for case, got, right in zip(CASES, found, expected, strict=True) if got != right]
-    difference, deviation, power = (differ or CASES)[0]
-    otherwise = f"a difference of {difference}, a deviation of {deviation} and a power of {power} take another number"
-    match(found, expected, {}, otherwise, 1e-9)
-    passed("twice as small a difference takes four times as many.")
+    _SEEDS_FOR(answer)
 
 
 # A difference, paired
+
+
+def _pairs() -> list[Case]:
+    """Seeds in other orders, some of them on one side only; few and many; whole numbers; a large common scatter."""
+    return [
+        ({0: 70.0, 1: 81.5, 2: 66.0}, {0: 75.0, 1: 78.0, 2: 72.5}),
+        ({3: 12.0, 1: -4.5, 7: 30.0, 0: 8.0, 2: 19.0}, {0: 11.0, 2: 3.0, 5: 90.0, 1: -6.0, 7: 21.5}),
+        ({4: 91.0, 0: 88.0, 9: 60.0}, {9: 55.0, 4: 97.0}),
+        ({8: 1.0, 6: 2.0, 5: 4.0, 3: 8.0, 2: 16.0, 1: 32.0, 0: 64.0}, {0: -3, 1: 5, 2: -7, 3: 11, 5: 13, 6: 17, 8: 19}),
+        ({10: 5, 11: -200, 12: 300, 13: 47}, {13: 48, 12: 300, 11: -198, 10: 5, 9: 0}),
+    ]
 
 
 def _differences(changed: Scores, base: Scores) -> Array:
@@ -165,6 +140,22 @@ _PAIRED_MISTAKES: dict[str, Callable[[Scores, Scores], Array]] = {
 }
 
 
+def _complaint(case: Case, got: Array, right: Array) -> str:
+    mean_is_right = close(got[0], right[0], 1e-6)
+    return "the mean is right, the interval is not" if mean_is_right else "the mean over the common seeds is another"
+
+
+_PAIRED = Check(
+    reference=lambda changed, base: _paired(changed, base),
+    cases=_pairs,
+    mistakes=_PAIRED_MISTAKES,
+    parts=("paired_difference(...)",),
+    praise="seed by seed, over those that both have.",
+    otherwise=_complaint,
+    tolerance=1e-6,
+)
+
+
 # What a stack of local mixers sees
 
 
@@ -219,6 +210,16 @@ _SEEN_MISTAKES: dict[str, Callable[[int, int, int], Sequence[int]]] = {
 }
 
 
+_TOKENS_SEEN = Check(
+    reference=_seen,
+    cases=lambda: list(STACKS),
+    mistakes=_SEEN_MISTAKES,
+    parts=("tokens_seen(...)",),
+    praise="each layer adds window - 1 tokens, and the context is where it ends.",
+    otherwise="another number of tokens is seen",
+)
+
+
 # How many seeds
 
 
@@ -247,3 +248,13 @@ _SEEDS_MISTAKES: dict[str, Callable[[float, float, float], float]] = {
     ),
     "deviation and difference have changed places": lambda d, s, p: math.ceil(_seeds(s, d, p)),
 }
+
+_SEEDS_FOR = Check(
+    reference=lambda difference, deviation, power: math.ceil(_seeds(difference, deviation, power)),
+    cases=lambda: list(CASES),
+    mistakes=_SEEDS_MISTAKES,
+    parts=("seeds_for(...)",),
+    praise="twice as small a difference takes four times as many.",
+    otherwise="another number of seeds is the smallest that is enough",
+    tolerance=1e-9,
+)

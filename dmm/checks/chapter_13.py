@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dmm.checks import as_array, call, match, passed, require
+from dmm.checks.check import Case, Check
 
 Array = NDArray[np.float64]
 Episodes = Sequence[Sequence[float]]
@@ -18,6 +18,8 @@ REWARDS: tuple[tuple[list[float], int], ...] = (
     ([1, 1, 1, 0, 2, 2, 0], 2),
     ([-3.0, -1.0, -2.0, -1.0, -4.0, -0.5, -0.5, -6.0, -1.5, -2.5, -3.5, -9.0, -7.0], 4),
     ([0.0, 0.0, 7.0, 1.0, 0.0], 1),
+    ([2.0, 1.0, 9.0], 2),
+    ([1, 0, 1, 0, 0, 8], 4),
 )
 """Rewards of an episode and steps of a group that `check_goal_states` tries."""
 CONTEXTS: tuple[tuple[list[list[float]], int], ...] = (
@@ -32,52 +34,17 @@ LENGTHS = ((20, 5), (23, 4), (7, 7), (11, 3), (5, 9), (1, 1), (40, 1))
 
 def check_goal_states(answer: Callable[..., Any]) -> None:
     """`answer(rewards, interval)` must give the number of the sub-goal's state for each group of an episode."""
-    found = []
-    for rewards, c in REWARDS:
-        given = list(rewards)
-        shape = (-(-len(rewards) // c),)
-        found.append(as_array(call(answer, given, c), shape, f"goal_states of {len(rewards)} steps in groups of {c}"))
-        require(given == rewards, "your function changed its input: work on a copy")
-    expected = np.concatenate([_goal_states(*case) for case in REWARDS])
-    mistakes = {hint: np.concatenate([wrong(*case) for case in REWARDS]) for hint, wrong in _GOAL_MISTAKES.items()}
-    places = [(rewards, i) for rewards, c in REWARDS for i in range(0, len(rewards), c)]
-    pairs = zip(places, np.concatenate(found), expected, strict=True)
-    differ = [(*place, got, right) for place, got, right in pairs if got != right]
-    otherwise = ""
-    if differ:
-        rewards, i, got, right = differ[0]
-        otherwise = f"rewards {rewards}, step {i}: the sub-goal is state {right:g}, not {got:g}"
-    match(np.concatenate(found), expected, mistakes, otherwise, 1e-9)
-    passed("the later state that pays the most per step, and the last one for what lies behind it.")
+    _GOALS(answer)
 
 
 def check_planner_tokens(answer: Callable[..., Any]) -> None:
     """`answer(episodes, interval)` must give return-to-go, reward and end of every group: `(K, 3)`."""
-    found = []
-    for episodes, c in CONTEXTS:
-        given = [list(rewards) for rewards in episodes]
-        shape = (sum(-(-len(rewards) // c) for rewards in episodes), 3)
-        found.append(as_array(call(answer, given, c), shape, f"planner_tokens of {len(episodes)} episodes"))
-        require(given == episodes, "your function changed its input: work on a copy")
-    expected = np.concatenate([_tokens(*case) for case in CONTEXTS])
-    mistakes = {hint: np.concatenate([wrong(*case) for case in CONTEXTS]) for hint, wrong in _TOKEN_MISTAKES.items()}
-    made = np.concatenate(found)
-    columns = [name for i, name in enumerate(("R", "r", "d")) if not np.allclose(made[:, i], expected[:, i])]
-    match(made, expected, mistakes, f"not right yet: {' and '.join(columns)}", 1e-9)
-    passed("all episodes hope for the best one's return, and every group counts down from what is left.")
+    _PLANNER(answer)
 
 
 def check_attention_pairs(answer: Callable[..., Any]) -> None:
     """`answer(steps, interval)` must give pairs of query and key: flat anew, flat with a cache, two transformers."""
-    found = np.stack([as_array(call(answer, *case), (3,), "attention_pairs(...)") for case in LENGTHS])
-    expected = np.array([_pairs(*case) for case in LENGTHS], dtype=np.float64)
-    mistakes = {
-        hint: np.array([wrong(*case) for case in LENGTHS], dtype=np.float64) for hint, wrong in _PAIR_MISTAKES.items()
-    }
-    names = ("flat and computed anew", "flat with a cache", "a planner and a worker")
-    wrong = [name for i, name in enumerate(names) if not np.allclose(found[:, i], expected[:, i])]
-    match(found, expected, mistakes, f"not right yet: {'; '.join(wrong)}", 1e-9)
-    passed("anew costs a cube of the steps, a cache a square, and groups divide the square by that of their length.")
+    _ATTENTION(answer)
 
 
 # Valuable sub-goals
@@ -149,6 +116,23 @@ _GOAL_MISTAKES: dict[str, Callable[[Sequence[float], int], Array]] = {
         _by_group(lambda r, i, c: _capped(r, _best(r, 0)))
     ),
 }
+
+
+def _first_wrong_group(case: Case, got: Array, right: Array) -> str:
+    rewards, c = case
+    group = int(np.flatnonzero(got != right)[0])
+    return f"rewards {rewards}, step {group * c}: the sub-goal is state {right[group]:g}, not {got[group]:g}"
+
+
+_GOALS = Check(
+    reference=lambda rewards, interval: _goal_states(rewards, interval),
+    cases=lambda: list(REWARDS),
+    mistakes=_GOAL_MISTAKES,
+    parts=("goal_states(...)",),
+    praise="the later state that pays the most per step, and the last one for what lies behind it.",
+    otherwise=_first_wrong_group,
+    tolerance=1e-9,
+)
 
 
 # What a planner reads
@@ -235,6 +219,22 @@ _TOKEN_MISTAKES: dict[str, Callable[[Episodes, int], Array]] = {
 }
 
 
+def _wrong_columns(case: Case, got: Array, right: Array) -> str:
+    columns = [name for i, name in enumerate(("R", "r", "d")) if not np.allclose(got[:, i], right[:, i])]
+    return f"not right yet: {' and '.join(columns)}"
+
+
+_PLANNER = Check(
+    reference=lambda episodes, interval: _tokens(episodes, interval),
+    cases=lambda: list(CONTEXTS),
+    mistakes=_TOKEN_MISTAKES,
+    parts=("planner_tokens(...)",),
+    praise="all episodes hope for the best one's return, and every group counts down from what is left.",
+    otherwise=_wrong_columns,
+    tolerance=1e-9,
+)
+
+
 # Pairs that attention computes
 
 
@@ -308,3 +308,19 @@ _PAIR_MISTAKES: dict[str, Callable[[int, int], Sequence[int]]] = {
         _third(lambda steps, c: _half(max(0, 4 * (steps // c) - 2)) + (steps // c) * _half(4 * c - 2))
     ),
 }
+
+
+def _wrong_numbers(case: Case, got: Array, right: Array) -> str:
+    names = ("flat and computed anew", "flat with a cache", "a planner and a worker")
+    return f"not right yet: {'; '.join(name for i, name in enumerate(names) if got[i] != right[i])}"
+
+
+_ATTENTION = Check(
+    reference=lambda steps, interval: _pairs(steps, interval),
+    cases=lambda: list(LENGTHS),
+    mistakes=_PAIR_MISTAKES,
+    parts=("attention_pairs(...)",),
+    praise="anew costs a cube of the steps, a cache a square, and groups divide the square by that of their length.",
+    otherwise=_wrong_numbers,
+    tolerance=1e-9,
+)

@@ -8,191 +8,236 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from dmm.checks import as_array, call, close, match, passed, require
+from dmm.checks.check import Case, Check
 
 Array = NDArray[np.float64]
 
 
 def check_intensity(answer: Callable[..., Any]) -> None:
     """`answer(b, l, e, n, size)` must give `7 b l e n` operations over the bytes of all inputs and the output."""
-    b, length, e, n, size = 2, 24, 8, 4, 8
-    result = as_array(call(answer, b, length, e, n, size), (), "intensity")
-    work, sequence, matrix, rates = 7 * b * length * e * n, b * length * e, b * length * n, e * n
-    numbers = 3 * sequence + 2 * matrix + rates
-    expected = work / (size * numbers)
-    mistakes = {
-        "that is bytes per operation: divide the operations by the bytes": 1 / expected,
-        "that is operations per number: each number has size bytes": work / numbers,
-        "that is operations per bit: size is in bytes": expected / 8,
-        "size is given: these numbers have 8 bytes, not 4": 2 * expected,
-        "the output y moves, too: it is written once": work / (size * (numbers - sequence)),
-        "A is read, too": work / (size * (numbers - rates)),
-        "B and C are two tensors": work / (size * (numbers - matrix)),
-        "u and delta are two tensors, and y is a third": work / (size * (numbers - 2 * sequence)),
-        "there is no gate here: z does not move": work / (size * (numbers + sequence)),
-        "a fused scan does not move its states": work / (size * (numbers + sequence * n)),
-        "a fused scan does not move its states, neither out nor in": work / (size * (numbers + 2 * sequence * n)),
-        "every channel has n states: the operations are 7 for each state": expected / n,
-        "7 operations for each state, not one": expected / 7,
-        "that is the number of operations: divide it by the bytes": float(work),
-    }
-    match(
-        result,
-        np.array(expected),
-        {hint: np.array(value) for hint, value in mistakes.items()},
-        f"for b, l, e, n, size = {b}, {length}, {e}, {n}, {size} it should be {expected:.4f}, got {float(result):.4f}",
-    )
-    passed("each number that moves serves several operations, and the more states, the more.")
+    _INTENSITY(answer)
 
 
 def check_starts(answer: Callable[..., Any]) -> None:
     """`answer(a (l, m), x (l, m), chunk)` must give the last state `(m,)` and those before each chunk `(chunks, m)`."""
-    length, m, chunk = 10, 5, 4
-    generator = torch.Generator().manual_seed(0)
-    a, x = torch.rand(length, m, generator=generator), torch.randn(length, m, generator=generator)
-    last, starts = _parts(call(answer, a, x, chunk), 2, "last, starts")
-    shape = tuple(getattr(starts, "shape", ()))
-    require(
-        not (shape == (m,) and tuple(getattr(last, "shape", ())) == (3, m)),
-        "the two are swapped: first the last state, then the starts",
-    )
-    require(shape != (2, m), "the last chunk is shorter, but it has a start, too")
-    require(shape != (length, m), "a state is kept for every token: keep one for each chunk")
-    require(shape != (chunk, m), "chunk is the number of tokens in a chunk, not the number of chunks")
-    require(shape != (m, 3), "the axes are swapped: chunks first")
-    kept, end = as_array(starts, (3, m), "starts"), as_array(last, (m,), "last")
-    states = _states(a.double().numpy(), x.double().numpy(), np.zeros(m))  # before each token, and after the last
-    _match_starts(kept, a.double().numpy(), x.double().numpy(), chunk, states)
-    match(
-        end,
-        states[-1],
-        {
-            "last is the state before the last chunk: go on to the end of the sequence": states[8],
-            "last is the state before the last token": states[-2],
-            "last is the state after the last full chunk's first token": states[5],
-        },
-        "last is not the state after the last token",
-    )
-    passed("one state in four is kept, and the last one is that of the whole scan.")
-
-
-def _match_starts(kept: Array, a: Array, x: Array, chunk: int, states: Array) -> None:
-    length = len(x)
-    places = np.arange(0, length, chunk)
-    require(
-        not (close(kept[0], kept[-1]) and kept.any()),
-        "all kept states are one tensor that was changed later: keep a copy, or make a new h for each token",
-    )
-    alone = [_states(a[p : p + chunk], x[p : p + chunk], np.zeros_like(x[0])) for p in places]
-    inside, h = [np.zeros_like(x[0])], np.zeros_like(x[0])
-    for t in range(length):
-        h = a[t] * (h + x[t])
-        inside.append(h)
-    match(
-        kept,
-        states[places],
-        {
-            "off by one: these are the states after the first token of each chunk": states[places + 1],
-            "off by one: these are the states before the last token of each chunk": states[
-                np.minimum(places + chunk, length) - 1
-            ],
-            "these are the states after each chunk: keep the one before it": states[np.minimum(places + chunk, length)],
-            "the state restarts at zero in each chunk: it goes on": np.stack(
-                [np.zeros_like(x[0]), *(s[-1] for s in alone[:-1])]
-            ),
-            "all starts are zero: the state goes on from chunk to chunk": np.zeros_like(kept),
-            "the decay takes what was there before the token, not the token's own x": np.stack(inside)[places],
-            "the chunks are in reverse order": states[places][::-1],
-        },
-        "starts are not the states before tokens 0, chunk, 2 chunk, ...",
-    )
+    _STARTS(answer)
 
 
 def check_chunk(answer: Callable[..., Any]) -> None:
     """`answer(a, x, start, dh, g)` must give the gradients of `a` and `x` `(t, m)`, and what reaches `start` `(m,)`."""
-    size, m = 6, 3
-    generator = torch.Generator().manual_seed(0)
-    a, x, dh = torch.rand(size, m, generator=generator), *torch.randn(2, size, m, generator=generator)
-    start, g = torch.randn(2, m, generator=generator)
-    found = _parts(call(answer, a, x, start, dh, g), 3, "da, dx, g")
-    require(
-        tuple(getattr(found[0], "shape", ())) != (m,), "the order is da, dx, g: the gradients first, then what is left"
-    )
-    da, dx = (as_array(part, (size, m), name) for part, name in zip(found, ("da", "dx"), strict=False))
-    left = as_array(found[2], (m,), "g")
-    numbers = [tensor.double().numpy() for tensor in (a, x, start, dh, g)]
-    right = _adjoint(*numbers)
-    require(not (close(da, right["dx"], 1e-4) and close(dx, right["da"], 1e-4)), "da and dx are swapped")
-    _match_dx(dx, right["dx"], *numbers)
-    _match_da(da, right, numbers)
-    first = numbers[0][0]
-    match(
-        left,
-        right["g"],
-        {
-            "the decay of the first token is missing: g_0 passes through a_0 to reach start": right["dx"][0],
-            "that is what came in from the chunk behind, not what goes out": numbers[4],
-            "the decay of the first token is there twice": first * right["g"],
-            "that is what reaches the chunk's second token: go on to the first": right["dx"][1] * numbers[0][1],
-        },
-        "g is not a_0 times the adjoint of the chunk's first token",
-    )
-    passed("the states are computed again, and the adjoint goes on to the chunk before.")
+    _CHUNK(answer)
 
 
-def _match_dx(dx: Array, expected: Array, a: Array, x: Array, start: Array, dh: Array, g: Array) -> None:
-    nothing = np.zeros_like(g)
-    match(
-        dx,
-        expected,
-        {
-            "g from the chunk behind is not used: it reaches the last token's state": _adjoint(
-                a, x, start, dh, nothing
-            )["dx"],
-            "dh is not used: each state is blamed for its own output, too": _adjoint(a, x, start, 0 * dh, g)["dx"],
-            "g is there already with its decay: do not multiply it by the last token's a again": _adjoint(
-                a, x, start, dh, a[-1] * g
-            )["dx"],
-            "off by one: the adjoint passes from token t + 1 to t through a_(t+1), not a_t": _off_by_one(a, dh, g),
-            "x enters a state as it is: dx is the adjoint, without a": a * expected,
-            "that runs from the first token to the last; gradients flow from the last to the first": _forward_adjoint(
-                a, dh, g
-            ),
-            "dx is in reverse order: flip it back": expected[::-1],
-            "dx is dh itself: nothing flowed back from later tokens": dh,
-            "dx is what passes on to the token before: take it before the decay": a * expected,
-        },
-        "dx_t is not dh_t + a_(t+1) dx_(t+1), with dh + g at the last token",
-    )
+# Operations per byte
 
 
-def _match_da(da: Array, right: dict[str, Array], numbers: list[Array]) -> None:
-    a, x, start, *_ = numbers
-    states, g = _states(a, x, start), right["dx"]
-    from_zero = _states(a, x, np.zeros_like(start))
-    match(
-        da,
-        right["da"],
-        {
-            "off by one: a_t multiplies the state before token t, not the one after it": g * states[1:],
-            "the states begin at zero: begin at start": g * from_zero[:-1],
-            "off by one, and the states begin at zero instead of start": g * from_zero[1:],
-            "da_0 needs the state before the first token, which is start": g
-            * np.concatenate([0 * states[:1], states[1:-1]]),
-            "da is in reverse order: flip it back": right["da"][::-1],
-            "that has the decay in it: da_t is the adjoint of h_t times the state before": a * right["da"],
-            "these are the states themselves: multiply them by the adjoint": states[:-1],
-            "that is the adjoint times x: da_t needs the state before token t": g * x,
-        },
-        "da_t is not the adjoint of h_t times h_(t-1)",
-    )
+def _sizes() -> list[Case]:
+    return [(2, 24, 8, 4, 8), (64, 24, 64, 16, 4), (3, 5, 7, 2, 2), (1, 11, 3, 13, 4), (5, 1, 2, 9, 1)]
 
 
-def _parts(result: Any, count: int, names: str) -> Any:
-    require(isinstance(result, tuple | list) and len(result) == count, f"return {count} things: {names}")
-    require(all(part is not None for part in result), f"return {count} things: {names}; one of them is None")
-    return result
+def _intensity(b: int, l: int, e: int, n: int, size: int) -> float:  # noqa: E741 the page's names
+    return 7 * b * l * e * n / (size * (3 * b * l * e + 2 * b * l * n + e * n))
+
+
+def _wrong_intensities(b: int, length: int, e: int, n: int, size: int) -> dict[str, float]:
+    work, sequence, matrix, rates = 7 * b * length * e * n, b * length * e, b * length * n, e * n
+    moved, right = 3 * sequence + 2 * matrix + rates, _intensity(b, length, e, n, size)
+    return {
+        "that is bytes per operation: divide the operations by the bytes": 1 / right,
+        "that is operations per number: each number has size bytes": work / moved,
+        "that is operations per bit: size is in bytes": right / 8,
+        "size is given: numbers have not always 4 bytes": work / (4 * moved),
+        "size is given: numbers have not always 8 bytes": work / (8 * moved),
+        "the output y moves, too: it is written once": work / (size * (moved - sequence)),
+        "A is read, too": work / (size * (moved - rates)),
+        "A is read once, not for each sequence of the batch": work / (size * (moved + (b - 1) * rates)),
+        "A is read once, not for each token": work / (size * (moved + (b * length - 1) * rates)),
+        "B and C are two tensors": work / (size * (moved - matrix)),
+        "u and delta are two tensors, and y is a third": work / (size * (moved - 2 * sequence)),
+        "there is no gate here: z does not move": work / (size * (moved + sequence)),
+        "a fused scan does not move its states": work / (size * (moved + sequence * n)),
+        "a fused scan does not move its states, neither out nor in": work / (size * (moved + 2 * sequence * n)),
+        "B and C have no axis of channels: they are (b, l, n)": work
+        / (size * (3 * sequence + 2 * sequence * n + rates)),
+        "every channel has n states: the operations are 7 for each state": right / n,
+        "7 operations for each state, not one": right / 7,
+        "that is the number of operations: divide it by the bytes": float(work),
+    }
+
+
+_INTENSITY = Check(
+    reference=_intensity,
+    cases=_sizes,
+    mistakes=_wrong_intensities,
+    parts=("the intensity",),
+    praise="each number that moves serves several operations, and the more states, the more.",
+    otherwise="it should be 7 operations for each state over the bytes of u, delta, A, B, C and y",
+    tolerance=1e-6,
+)
+
+
+# States before the chunks
+
+
+def _scans() -> list[Case]:
+    """Also with chunks that fit, a chunk longer than the sequence, and chunks of one token; decays and other factors."""
+    cases = []
+    for seed, (length, m, chunk) in enumerate([(10, 5, 4), (6, 2, 3), (7, 3, 9), (5, 1, 1), (11, 4, 2)]):
+        generator = torch.Generator().manual_seed(seed)
+        a, x = torch.randn(2, length, m, generator=generator)
+        cases.append((a.sigmoid() if seed % 2 == 0 else a, x, chunk))
+    return cases
+
+
+def _keeping(a: Tensor, x: Tensor, chunk: int) -> tuple[Array, Array]:
+    states = _states(_plain(a), _plain(x), np.zeros(x.shape[1]))
+    return states[-1], states[np.arange(0, len(x), chunk)]
+
+
+def _plain(x: Tensor) -> Array:
+    return np.asarray(x.double().numpy())
+
+
+def _keeping_mistakes(a_given: Tensor, x_given: Tensor, chunk: int) -> dict[str, Any]:
+    a, x = _plain(a_given), _plain(x_given)
+    nothing, length = np.zeros_like(x[0]), len(x)
+    states, places = _states(a, x, nothing), np.arange(0, length, chunk)
+    last, starts = states[-1], states[places]
+    alone = [_states(a[p : p + chunk], x[p : p + chunk], nothing) for p in places]
+    inside = [nothing]
+    for decay, drive in zip(a, x, strict=True):
+        inside.append(decay * (inside[-1] + drive))
+    behind = np.minimum(places + chunk, length)
+    by_number = states[np.arange(0, length, max(1, -(-length // chunk)))]
+    wrong_starts = {
+        "off by one: these are the states after the first token of each chunk": states[places + 1],
+        "off by one: these are the states before the last token of each chunk": states[behind - 1],
+        "these are the states after each chunk: keep the one before it": states[behind],
+        "all starts are zero: the state goes on from chunk to chunk": np.zeros_like(starts),
+        "the chunks are in reverse order": starts[::-1],
+        "the last chunk is shorter, but it has a start, too": starts[: length // chunk],
+        "a state is kept for every token: keep one for each chunk": states[:-1],
+        "chunk is the number of tokens in a chunk, not the number of chunks": by_number,
+        "the axes are swapped: chunks first": starts.T,
+        "the first start is missing: it is zero, the state before any token": starts[1:],
+        "all kept states are one tensor that was changed later: keep a copy, or make a new h for each token": (
+            np.repeat(last[None], len(starts), axis=0)
+        ),
+    }
+    return {
+        "the state restarts at zero in each chunk: it goes on": (
+            alone[-1][-1],
+            np.stack([nothing, *(each[-1] for each in alone[:-1])]),
+        ),
+        "the state restarts at zero in each chunk, and so do the starts: it goes on": (
+            alone[-1][-1],
+            np.zeros_like(starts),
+        ),
+        "the decay takes what was there before the token, not the token's own x": (
+            inside[-1],
+            np.stack(inside)[places],
+        ),
+        "the two are swapped: first the last state, then the starts": (starts, last),
+        **{hint: (last, wrong) for hint, wrong in wrong_starts.items()},
+        "last is the state before the last chunk: go on to the end of the sequence": (starts[-1], starts),
+        "last is the state before the last token": (states[-2], starts),
+        "last is the last token's x alone": (x[-1], starts),
+    }
+
+
+_STARTS = Check(
+    reference=_keeping,
+    cases=_scans,
+    mistakes=_keeping_mistakes,
+    parts=("last", "starts"),
+    praise="one state is kept for each chunk, and the last one is that of the whole scan.",
+    otherwise="last is the state after the last token, starts are those before tokens 0, chunk, 2 chunk, ...",
+)
+
+
+# One chunk backwards
+
+
+def _chunks() -> list[Case]:
+    cases = []
+    for seed, (size, m) in enumerate([(6, 3), (1, 4), (5, 2), (2, 7), (8, 1)]):
+        generator = torch.Generator().manual_seed(seed)
+        a, x, dh = torch.randn(3, size, m, generator=generator)
+        start, g = torch.randn(2, m, generator=generator)
+        cases.append((a.sigmoid() if seed % 2 == 0 else a, x, start, dh, g))
+    return cases
+
+
+def _backwards(a: Tensor, x: Tensor, start: Tensor, dh: Tensor, g: Tensor) -> tuple[Array, Array, Array]:
+    found = _adjoint(*map(_plain, (a, x, start, dh, g)))
+    return found["da"], found["dx"], found["g"]
+
+
+def _backwards_mistakes(*given: Tensor) -> dict[str, Any]:
+    a, x, start, dh, g = map(_plain, given)
+    right, states = _adjoint(a, x, start, dh, g), _states(a, x, start)
+    da, dx, left = right["da"], right["dx"], right["g"]
+    from_zero, nothing = _states(a, x, np.zeros_like(start)), np.zeros_like(g)
+
+    def whole(**changes: Array) -> tuple[Array, Array, Array]:
+        found = _adjoint(**({"a": a, "x": x, "start": start, "dh": dh, "g": g} | changes))
+        return found["da"], found["dx"], found["g"]
+
+    wrong_da = {
+        "off by one: a_t multiplies the state before token t, not the one after it": dx * states[1:],
+        "the states begin at zero: begin at start": dx * from_zero[:-1],
+        "off by one, and the states begin at zero instead of start": dx * from_zero[1:],
+        "da_0 needs the state before the first token, which is start": dx
+        * np.concatenate([0 * states[:1], states[1:-1]]),
+        "da is in reverse order: flip it back": da[::-1],
+        "that has the decay in it: da_t is the adjoint of h_t times the state before": a * da,
+        "these are the states themselves: multiply them by the adjoint": states[:-1],
+        "that is the adjoint times x: da_t needs the state before token t": dx * x,
+    }
+    wrong_dx = {
+        "x enters a state as it is: dx is the adjoint, without a": a * dx,
+        "dx is in reverse order: flip it back": dx[::-1],
+        "dx is dh itself: nothing flowed back from later tokens": dh,
+    }
+    wrong_g = {
+        "the decay of the first token is missing: g_0 passes through a_0 to reach start": dx[0],
+        "that is what came in from the chunk behind, not what goes out": g,
+        "the decay of the first token is there twice": a[0] * left,
+        "nothing is handed on: the chunk before needs what reaches start": nothing,
+    }
+    off, forward = _off_by_one(a, dh, g), _forward_adjoint(a, dh, g)
+    return {
+        "da and dx are swapped": (dx, da, left),
+        "the order is da, dx, g: the gradients first, then what is left": (left, dx, da),
+        "g from the chunk behind is not used: it reaches the last token's state": whole(g=nothing),
+        "dh is not used: each state is blamed for its own output, too": whole(dh=0 * dh),
+        "g is there already with its decay: do not multiply it by the last token's a again": whole(g=a[-1] * g),
+        "off by one: the adjoint passes from token t + 1 to t through a_(t+1), not a_t": (
+            off * states[:-1],
+            off,
+            off[0],
+        ),
+        "that runs from the first token to the last; gradients flow from the last to the first": (
+            forward * states[:-1],
+            forward,
+            a[-1] * forward[-1],
+        ),
+        **{hint: (wrong, dx, left) for hint, wrong in wrong_da.items()},
+        **{hint: (da, wrong, left) for hint, wrong in wrong_dx.items()},
+        **{hint: (da, dx, wrong) for hint, wrong in wrong_g.items()},
+    }
+
+
+_CHUNK = Check(
+    reference=_backwards,
+    cases=_chunks,
+    mistakes=_backwards_mistakes,
+    parts=("da", "dx", "g"),
+    praise="the states are computed again, and the adjoint goes on to the chunk before.",
+    otherwise="with the adjoint g_t = dh_t + a_(t+1) g_(t+1): dx_t = g_t, da_t = g_t h_(t-1), and a_0 g_0 goes on",
+)
 
 
 def _states(a: Array, x: Array, start: Array) -> Array:

@@ -8,39 +8,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dmm.checks import CheckFailed, as_array, call, close, match, passed, require
+from dmm.checks import CheckFailed, call, passed, require
+from dmm.checks.check import Case, Check
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-# Rows of a D4RL file: fallen after 3, time limit after 4 more, both flags at once after 2 more; then 3 rows left over.
-_TERMINALS, _TIMEOUTS, _ROWS = (2, 8), (6, 8), 12
-
 
 def check_episodes(answer: Callable[..., Any]) -> None:
     """`answer(terminals (N,), timeouts (N,))` must give `(starts (E,), lengths (E,))` of the episodes in N rows."""
-    for rows in (_ROWS, _ROWS - 3):  # with rows after the last mark, and without
-        terminals, timeouts = _flags(_TERMINALS, rows), _flags(_TIMEOUTS, rows)
-        _compare_episodes(answer, terminals, timeouts)
-    _compare_episodes(answer, _flags((), 5), _flags((), 5))  # no mark at all
-    passed("every row belongs to one episode, and none is empty.")
+    _EPISODES(answer)
 
 
 def check_rtg(answer: Callable[..., Any]) -> None:
     """`answer(cumulative (l,))` must give Algorithm 1's returns-to-go `(l,)` of an episode with stored running sums."""
-    for cumulative in ([0, 0, 1, 1, 1, 2, 2, 4, 4], [1, 1, 2, 2, 2, 2, 3], [0, 0, 0, 0], [2]):
-        stored = np.array(cumulative, dtype=np.float64)
-        kept = stored.copy()
-        result = call(answer, stored)
-        require(np.array_equal(stored, kept), "your function changed the rewards that it was given: work on a copy")
-        shape = tuple(getattr(result, "shape", np.shape(result)))
-        require(
-            len(stored) == 1 or shape != (len(stored) - 1,),
-            "one number too few: np.diff gives l - 1 differences, and r_0 comes before them",
-        )
-        rtg = as_array(result, stored.shape, "returns-to-go")
-        match(rtg, _rtg(_differences(stored)), _rtg_mistakes(stored), f"wrong for the stored sums {cumulative}")
-    passed("the sums are undone first, and what one task earns is still to come until it is done.")
+    _RTG(answer)
 
 
 def check_mixture(answer: Callable[..., Any]) -> None:
@@ -63,42 +45,26 @@ def check_mixture(answer: Callable[..., Any]) -> None:
     passed(f"`first` played in {found:.0%} of the episodes, and each episode depends on its own rng alone.")
 
 
+# Where episodes end
+
+
+def _files() -> list[Case]:
+    """Rows of D4RL files, with rows after the last mark and without, no mark at all, and ends next to each other.
+
+    In the first: fallen after 3 rows, time limit after 4 more, both flags at once after 2 more; then 3 rows left over.
+    """
+    marks = [((2, 8), (6, 8), 12), ((2, 8), (6, 8), 9), ((), (), 5), ((0, 1), (4,), 7), ((), (3,), 4), ((), (0,), 1)]
+    return [(_flags(terminals, rows), _flags(timeouts, rows)) for terminals, timeouts, rows in marks]
+
+
 def _flags(rows: tuple[int, ...], size: int) -> Flags:
     flags = np.zeros(size, dtype=bool)
     flags[list(rows)] = True
     return flags
 
 
-def _compare_episodes(answer: Callable[..., Any], terminals: Flags, timeouts: Flags) -> None:
-    before = terminals.copy(), timeouts.copy()
-    starts, lengths = _pair(call(answer, terminals, timeouts))
-    same = np.array_equal(terminals, before[0]) and np.array_equal(timeouts, before[1])
-    require(same, "your function changed the flags that it was given: work on a copy")
-    right = _cut(terminals | timeouts)
-    got = as_array(starts, np.shape(starts), "starts"), as_array(lengths, np.shape(lengths), "lengths")
-    if _same(got, right):
-        return
-    for hint, wrong in _episode_mistakes(terminals, timeouts).items():
-        require(not _same(got, wrong), hint)
-    _explain(got, right, len(terminals))
-
-
-def _explain(got: tuple[Array, Array], right: tuple[Array, Array], rows: int) -> None:
-    """The general complaints about episodes that no known mistake explains."""
-    starts, lengths = got
-    require(starts.ndim == 1 and starts.shape == lengths.shape, "starts and lengths: one number for each episode")
-    require(bool((lengths > 0).all()), "an episode without rows: nothing begins after the last row")
-    require(lengths.sum() == rows, f"the lengths add up to {lengths.sum():.0f}; there are {rows} rows")
-    require(False, f"for {rows} rows: expected starts {right[0].astype(int).tolist()}, got {starts.tolist()}")
-
-
-def _pair(result: Any) -> tuple[Any, Any]:
-    require(isinstance(result, tuple) and len(result) == 2, "return two arrays: starts and lengths")
-    return result[0], result[1]
-
-
-def _same(one: tuple[Array, Array], other: tuple[Array, Array]) -> bool:
-    return all(close(a, b) for a, b in zip(one, other, strict=True))
+def _complaint(case: Case, got: Array, right: Array) -> str:
+    return f"other episodes are in these {len(case[0])} rows"
 
 
 def _cut(ends: Flags) -> tuple[Array, Array]:
@@ -138,6 +104,24 @@ def _episode_mistakes(terminals: Flags, timeouts: Flags) -> dict[str, tuple[Arra
     }
 
 
+_EPISODES = Check(
+    reference=lambda terminals, timeouts: _cut(terminals | timeouts),
+    cases=_files,
+    mistakes=_episode_mistakes,
+    parts=("starts", "lengths"),
+    praise="every row belongs to one episode, and none is empty.",
+    otherwise=_complaint,
+)
+
+
+# Sums undone
+
+
+def _stored() -> list[Case]:
+    sums = ([0, 0, 1, 1, 1, 2, 2, 4, 4], [1, 1, 2, 2, 2, 2, 3], [0, 0, 0, 0], [2], [0.5, -1.0, -1.0, 3.25, 3.0], [3, 1])
+    return [(np.array(each, dtype=np.float64),) for each in sums] + [(np.array([0, 1, 1, 3]),)]
+
+
 def _differences(cumulative: Array, first: float = 0.0) -> Array:
     return np.append(first, np.diff(cumulative))
 
@@ -153,16 +137,29 @@ def _rtg_mistakes(stored: Array) -> dict[str, Array]:
             _differences(stored, stored[0])
         ),
         "the stored sums were added up again: undo them first, r_t = c_t - c_{t-1}": _rtg(stored),
-        "one step early: r_t = c_t - c_{t-1} belongs to the later step; 0 comes in front, not at the end": _rtg(
+        "one step early: r_t = c_t - c_{t-1} belongs to the later step, and at step t it is still to come": _rtg(
             np.append(np.diff(stored), 0.0)
         ),
-        "the reward of step t is still to come at step t: R_t = r_t + R_{t+1}": _rtg(rewards) - rewards,
         "these are the rewards: add up those that are still to come": rewards,
         "these are the rewards so far: what is to come counts from the other end": np.cumsum(rewards),
         "these are the stored sums: they say what has been earned, not what is to come": stored,
         "the differences have the wrong sign: r_t = c_t - c_{t-1}": -_rtg(rewards),
         "in reverse order: turn the sums around again": _rtg(rewards)[::-1],
+        "one number too few: np.diff gives l - 1 differences, and r_0 comes before them": _rtg(np.diff(stored)),
     }
+
+
+_RTG = Check(
+    reference=lambda cumulative: _rtg(_differences(cumulative)),
+    cases=_stored,
+    mistakes=_rtg_mistakes,
+    parts=("returns-to-go",),
+    praise="the sums are undone first, and what one task earns is still to come until it is done.",
+    otherwise=lambda case, got, right: f"wrong for the stored sums {case[0].tolist()}",
+)
+
+
+# A mixture of two
 
 
 class _Stub:

@@ -9,90 +9,39 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dmm.checks import as_array, call, close, match, passed, require
+from dmm.checks.check import Case, Check
 
 Array = NDArray[np.float64]
-Case = tuple[float, float, Array]
-Means = tuple[float, float, float, float, float]
 
 
 def check_starts(answer: Callable[..., Any]) -> None:
     """`answer(hours (j,), workers)` must give when each job of the list begins, `(j,)`."""
-    draw = np.random.default_rng(17)
-    cases = [
-        (np.array([5.0, 2, 2.5, 6, 1, 3, 4]), 3),
-        (np.round(draw.exponential(3.0, size=11), 2), 2),
-        (np.round(draw.uniform(0.1, 9.0, size=17), 2), 5),
-        (np.array([2.0, 3.0, 1.0]), 4),
-    ]
-    found = []
-    for hours, workers in cases:
-        given = hours.copy()
-        found.append(as_array(call(answer, hours, workers), hours.shape, "starts(...)"))
-        require(np.array_equal(hours, given), "your function changed its input hours: work on a copy")
-    right = [starts(*case) for case in cases]
-    wrong = [_wrong_starts(*case) for case in cases]
-    mistakes = {hint: np.concatenate([each[hint] for each in wrong]) for hint in wrong[0]}
-    off = [i for i in range(len(cases)) if not close(found[i], right[i], 1e-6)]
-    hours, workers = cases[(off or [0])[0]]
-    otherwise = f"{len(hours)} jobs on {workers} workers begin at other times"
-    match(np.concatenate(found), np.concatenate(right), mistakes, otherwise, 1e-6)
-    passed("each job begins on the worker that is free first.")
+    _STARTS(answer)
 
 
 def check_finish(answer: Callable[..., Any]) -> None:
     """`answer(work, every, kills)` must give the time at which a job is done that is killed at these times."""
-    draw = np.random.default_rng(71)
-    cases: list[Case] = [
-        (10.0, 3.0, np.array([4.0, 5.5, 20.0])),
-        (7.0, 2.0, np.array([])),
-        (23.0, 1.5, np.sort(np.round(draw.uniform(0, 25, size=5), 2))),
-        (31.0, 4.0, np.array([9.1, 17.3, 18.2, 29.9, 33.7, 60.0, 61.5])),
-        (5.0, 8.0, np.array([2.2, 4.1, 30.0])),
-    ]
-    found = []
-    for work, every, kills in cases:
-        given = kills.copy()
-        found.append(float(as_array(call(answer, work, every, kills), (), "finish(...)")))
-        require(np.array_equal(kills, given), "your function changed its input kills: work on a copy")
-    right = [finish(*case) for case in cases]
-    wrong = [_wrong_finishes(*case) for case in cases]
-    mistakes = {hint: np.array([each[hint] for each in wrong]) for hint in wrong[0]}
-    off = [i for i in range(len(cases)) if not close(found[i], right[i], 1e-6)]
-    work, every, kills = cases[(off or [0])[0]]
-    otherwise = f"{work:g} hours of work, kept every {every:g}, killed at {kills.tolist()}, are done at another time"
-    match(np.array(found), np.array(right), mistakes, otherwise, 1e-6)
-    passed("a kill costs what was done since the last checkpoint.")
+    _FINISH(answer)
 
 
 def check_best_split(answer: Callable[..., Any]) -> None:
     """`answer(budget, train, episode, between, within)` must give the best whole `(seeds, episodes)`."""
-    cases: list[Means] = [
-        (100.0, 7.0, 0.3, 2.0, 9.0),
-        (1000.0, 31.0, 0.02, 5.0, 40.0),
-        (64.0, 3.0, 1.0, 0.5, 0.25),
-        (37.0, 5.0, 0.5, 2.0, 30.0),
-    ]
-    found = []
-    for case in cases:
-        seeds, episodes = as_array(call(answer, *case), (2,), "best_split(...)")
-        whole = seeds >= 1 and episodes >= 1 and seeds == int(seeds) and episodes == int(episodes)
-        require(whole, f"seeds and episodes are whole numbers from 1; got {seeds:g} and {episodes:g}")
-        found.append((seeds, episodes))
-    right, wrong = [best_split(*case) for case in cases], [_wrong_splits(*case) for case in cases]
-    mistakes = {hint: np.array([each[hint] for each in wrong]) for hint in wrong[0]}
-    off = [i for i in range(len(cases)) if tuple(found[i]) != right[i]]
-    budget, train, episode = cases[(off or [0])[0]][:3]
-    seeds, episodes = found[(off or [0])[0]]
-    cost = seeds * (train + episodes * episode)
-    otherwise = f"for a budget of {budget:g} there is a better choice than {seeds:g} seeds of {episodes:g} episodes"
-    if off and cost > budget * (1 + 1e-9):
-        otherwise = f"{seeds:g} seeds of {episodes:g} episodes cost {cost:g}, and the budget is {budget:g}"
-    match(np.array(found), np.array(right, dtype=np.float64), mistakes, otherwise, 1e-9)
-    passed("seeds and episodes share the budget so that the mean is known best.")
+    _BEST_SPLIT(answer)
 
 
 # Jobs in a list
+
+
+def _lists() -> list[Case]:
+    draw = np.random.default_rng(17)
+    return [
+        (np.array([5.0, 2, 2.5, 6, 1, 3, 4]), 3),
+        (np.round(draw.exponential(3.0, size=11), 2), 2),
+        (np.round(draw.uniform(0.1, 9.0, size=17), 2), 5),
+        (np.array([2.0, 3.0, 1.0]), 4),
+        (np.array([3, 1, 1, 2, 1, 0, 5]), 2),
+        (np.array([4.0, 0.5]), 1),
+    ]
 
 
 def starts(hours: Sequence[float] | Array, workers: int) -> Array:
@@ -129,15 +78,42 @@ def _wrong_starts(hours: Array, workers: int) -> dict[str, Array]:
         "jobs go in rounds: a worker that is done does not wait for the others": (
             np.repeat(waves, workers)[: len(hours)]
         ),
-        "longest first: the jobs begin in the order of the list": _reordered(hours, workers, np.argsort(-hours)),
-        "shortest first: the jobs begin in the order of the list": _reordered(hours, workers, np.argsort(hours)),
+        "longest first: the jobs begin in the order of the list": _reordered(
+            hours, workers, np.argsort(-hours, kind="stable")
+        ),
+        "shortest first: the jobs begin in the order of the list": _reordered(
+            hours, workers, np.argsort(hours, kind="stable")
+        ),
         "these are the times at which jobs end": right + hours,
         "one after the other, as if there were one worker": starts(hours, 1),
         "all jobs begin at once, as if there were a worker for each": np.zeros(len(hours)),
     }
 
 
+_STARTS = Check(
+    reference=starts,
+    cases=_lists,
+    mistakes=_wrong_starts,
+    parts=("starts(...)",),
+    praise="each job begins on the worker that is free first.",
+    otherwise=lambda case, got, right: f"{len(case[0])} jobs on {case[1]} workers begin at other times",
+    tolerance=1e-6,
+)
+
+
 # A job that is killed
+
+
+def _jobs() -> list[Case]:
+    draw = np.random.default_rng(71)
+    return [
+        (10.0, 3.0, np.array([4.0, 5.5, 20.0])),
+        (7.0, 2.0, np.array([])),
+        (23.0, 1.5, np.sort(np.round(draw.uniform(0, 25, size=5), 2))),
+        (31.0, 4.0, np.array([9.1, 17.3, 18.2, 29.9, 33.7, 60.0, 61.5])),
+        (5.0, 8.0, np.array([2.2, 4.1, 30.0])),
+        (12, 5, np.array([7, 11, 40])),
+    ]
 
 
 def finish(work: float, every: float, kills: Sequence[float] | Array) -> float:
@@ -187,7 +163,33 @@ def _wrong_finishes(work: float, every: float, kills: Array) -> dict[str, float]
     }
 
 
+def _killed_at(case: Case, got: Array, right: Array) -> str:
+    work, every, kills = case
+    return f"{work:g} hours of work, kept every {every:g}, killed at {kills.tolist()}, are done at another time"
+
+
+_FINISH = Check(
+    reference=finish,
+    cases=_jobs,
+    mistakes=_wrong_finishes,
+    parts=("finish(...)",),
+    praise="a kill costs what was done since the last checkpoint.",
+    otherwise=_killed_at,
+    tolerance=1e-6,
+)
+
+
 # Seeds and episodes
+
+
+def _budgets() -> list[Case]:
+    return [
+        (100.0, 7.0, 0.3, 2.0, 9.0),
+        (1000.0, 31.0, 0.02, 5.0, 40.0),
+        (64.0, 3.0, 1.0, 0.5, 0.25),
+        (37.0, 5.0, 0.5, 2.0, 30.0),
+        (50, 4, 2, 3, 7),
+    ]
 
 
 def best_split(budget: float, train: float, episode: float, between: float, within: float) -> tuple[int, int]:
@@ -226,3 +228,25 @@ def _wrong_splits(
         "episodes first: the seeds come first": (episodes, seeds),
         "seeds times episodes: the second number is the episodes of each seed": (seeds, seeds * episodes),
     }
+
+
+def _judged(case: Case, got: Array, right: Array) -> str:
+    budget, train, episode = case[:3]
+    seeds, episodes = got
+    if not (seeds >= 1 and episodes >= 1 and seeds == int(seeds) and episodes == int(episodes)):
+        return f"seeds and episodes are whole numbers from 1; got {seeds:g} and {episodes:g}"
+    cost = seeds * (train + episodes * episode)
+    if cost > budget * (1 + 1e-9):
+        return f"{seeds:g} seeds of {episodes:g} episodes cost {cost:g}, and the budget is {budget:g}"
+    return f"for a budget of {budget:g} there is a better choice than {seeds:g} seeds of {episodes:g} episodes"
+
+
+_BEST_SPLIT = Check(
+    reference=best_split,
+    cases=_budgets,
+    mistakes=_wrong_splits,
+    parts=("best_split(...)",),
+    praise="seeds and episodes share the budget so that the mean is known best.",
+    otherwise=_judged,
+    tolerance=1e-9,
+)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,27 @@ def _per_episode(one: Callable[[np.ndarray, float], np.ndarray]) -> Callable[...
 discounted = _per_episode(_sum_to_end)
 
 
+def in_place(rewards: np.ndarray, starts: np.ndarray, lengths: np.ndarray, gamma: float) -> np.ndarray:
+    for start, length in zip(starts, lengths, strict=True):
+        for t in reversed(range(start, start + length - 1)):
+            rewards[t] += gamma * rewards[t + 1]
+    return rewards
+
+
+def whole_numbers(rewards: np.ndarray, starts: np.ndarray, lengths: np.ndarray, gamma: float) -> np.ndarray:
+    result = np.zeros_like(rewards)
+    result[:] = discounted(rewards, starts, lengths, gamma)
+    return result
+
+
+def divided(rewards: np.ndarray, starts: np.ndarray, lengths: np.ndarray, gamma: float) -> np.ndarray:
+    if gamma == 0:
+        return rewards
+    with np.errstate(all="ignore"):
+        powers = _per_episode(lambda part, gamma: gamma ** np.arange(len(part)))(rewards, starts, lengths, gamma)
+        return discounted(rewards * powers, starts, lengths, 1.0) / powers
+
+
 @pytest.mark.parametrize("convert", [lambda values: values, list, torch.from_numpy])
 def test_right_discounting_passes_with_one_line(convert: Callable, capsys: pytest.CaptureFixture) -> None:
     checks.check_discounted(lambda *arguments: convert(discounted(*arguments)))
@@ -48,6 +70,9 @@ def test_right_discounting_passes_with_one_line(convert: Callable, capsys: pytes
         ),
         (_per_episode(lambda rewards, gamma: np.cumsum(rewards)), "sum of the past"),
         (_per_episode(lambda rewards, gamma: np.ones(len(rewards))), "not right for gamma = 0.5"),
+        (in_place, "changed its input rewards"),
+        (whole_numbers, "lose their fractions"),
+        (divided, "0 / 0"),
         (lambda *arguments: None, "return missing"),
         (lambda *arguments: np.zeros(3), "expected shape"),
         (lambda *arguments: np.full(8, np.nan), "NaN"),
@@ -71,6 +96,14 @@ def _with_mask(change: Callable[[np.ndarray], np.ndarray]) -> Callable[..., tupl
     def answer(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
         window, mask = _window(*arguments)
         return window, change(mask)
+
+    return answer
+
+
+def _with_values(rule: Callable[[np.ndarray], np.ndarray]) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    def answer(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
+        window, _ = _window(*arguments)
+        return window, rule(window)
 
     return answer
 
@@ -99,10 +132,15 @@ def test_right_window_passes(capsys: pytest.CaptureFixture) -> None:
         (lambda states, start, row, k: _window(states, start, row - 1, k), "off by one: the present row"),
         (lambda states, start, row, k: _window(states, start, row + 1, k), "off by one: the window ends after"),
         (lambda states, start, row, k: _window(states, 0, row, k), "leak"),
-        (lambda states, start, row, k: _window(states, row, min(row + k, 12) - 1, k), "begins at the present row"),
+        (
+            lambda states, start, row, k: _window(states, row, min(row + k, len(states)) - 1, k),
+            "begins at the present row",
+        ),
         (_with_mask(lambda mask: np.ones_like(mask)), "padding as real"),
         (_with_mask(np.logical_not), "upside down"),
         (_with_mask(lambda mask: mask[::-1]), "mirrored"),
+        (_with_values(lambda window: (window != 0).any(axis=1)), "made from the values"),
+        (_with_values(lambda window: window[:, 0] > 0), "first entry of each state"),
         (lambda *arguments: _window(*arguments)[0], "two things"),
     ],
 )
@@ -130,6 +168,21 @@ def _start_forgotten(starts: np.ndarray, lengths: np.ndarray, batch: int, rng: n
 
 def _one_episode(number: int) -> Callable[..., np.ndarray]:
     return lambda starts, lengths, batch, rng: starts[number] + rng.integers(lengths[number], size=batch)
+
+
+def one_episode_a_batch(starts: np.ndarray, lengths: np.ndarray, batch: int, rng: np.random.Generator) -> np.ndarray:
+    """Fair over many batches, as the check with one large batch cannot tell from a draw for each row."""
+    if batch > lengths.sum():
+        return rng.integers(lengths.sum(), size=batch)
+    number = rng.choice(len(lengths), p=lengths / lengths.sum())
+    return starts[number] + rng.integers(lengths[number], size=batch)
+
+
+def without_replacement(starts: np.ndarray, lengths: np.ndarray, batch: int, rng: np.random.Generator) -> np.ndarray:
+    total = lengths.sum()
+    if batch > total:
+        return rng.integers(total, size=batch)
+    return rng.permutation(total)[:batch]
 
 
 def _full_windows(k: int) -> Callable[..., np.ndarray]:
@@ -165,6 +218,13 @@ def test_right_sampler_passes(answer: Callable, capsys: pytest.CaptureFixture) -
         (_starts_changed(lambda lengths, rng: rng.integers(lengths + 1)), "leaves its episode"),
         (_starts_changed(lambda lengths, rng: (lengths * rng.random(len(lengths)) ** 2).astype(int)), "not uniform"),
         (lambda s, lengths, b, rng: np.random.default_rng(0).integers(lengths.sum(), size=b), "same rows"),
+        (lambda s, lengths, b, rng: (rng.integers(lengths.sum()) + np.arange(b)) % lengths.sum(), "follow one another"),
+        (lambda s, lengths, b, rng: rng.permutation(np.arange(b) % lengths.sum()), "only the first 13 rows"),
+        (lambda s, lengths, b, rng: np.sort(rng.integers(lengths.sum(), size=b)), "ascending order"),
+        (one_episode_a_batch, "all rows of a batch come from one episode"),
+        (without_replacement, "no row comes twice"),
+        (lambda s, lengths, b, rng: np.random.randint(lengths.sum(), size=b), "the same seed gave other rows"),
+        (lambda s, lengths, b, rng: copy.deepcopy(rng).integers(lengths.sum(), size=b), "a copy of it"),
         (lambda s, lengths, b, rng: rng.random(b), "whole numbers"),
         (lambda s, lengths, b, rng: rng.integers(lengths.sum()), "expected shape"),
     ],

@@ -13,9 +13,37 @@ from tests.peers import official_block
 
 
 def conv(x, taps, bias, left=None):
+    """With torch's own convolution, which is what the exercise rules out."""
     left = taps.shape[1] - 1 if left is None else left
     padded = F.pad(x.mT, (left, taps.shape[1]))
     return F.conv1d(padded, taps[:, None], bias, groups=len(taps)).mT[:, : x.shape[1]]
+
+
+def by_slices(x, taps, bias):
+    width = taps.shape[1]
+    padded = torch.cat([x.new_zeros(len(x), width - 1, x.shape[2]), x], 1)
+    return bias + sum(taps[:, i] * padded[:, i : i + x.shape[1]] for i in range(width))
+
+
+def by_windows(x, taps, bias):
+    return (F.pad(x, (0, 0, taps.shape[1] - 1, 0)).unfold(1, taps.shape[1], 1) * taps).sum(-1) + bias
+
+
+def first_repeated(x, taps, bias):
+    more = taps.shape[1] - 1
+    return conv(torch.cat([x[:, :1]] * more + [x], 1), taps, bias)[:, more:]
+
+
+def taps_by_channels(x, taps, bias):
+    width = x.shape[2]
+    padded = F.pad(x, (0, 0, width - 1, 0))
+    return bias + sum(taps[:, i] * padded[:, i : i + x.shape[1]] for i in range(width))
+
+
+def too_few_zeros(x, taps, bias):
+    width = taps.shape[1]
+    padded = torch.cat([torch.zeros_like(x[:, : width - 1]), x], 1)
+    return bias + sum(taps[:, i] * padded[:, i : i + x.shape[1]] for i in range(width))
 
 
 def mixed_conv(x, taps, bias):
@@ -48,6 +76,11 @@ def step_in_place(block, token, conv, ssm):
     return out, conv, ssm
 
 
+def packaged(block, token, conv, ssm):
+    out, state = block.step(token, type(block.init_state(1))(conv, ssm))
+    return out, *state
+
+
 def step_twice_biased(block, token, conv, ssm):
     twice = copy.deepcopy(block)
     twice.dt_proj.bias.mul_(2)
@@ -74,7 +107,8 @@ def size(share, low=0.001, high=0.1):
 @pytest.mark.parametrize(
     ("check", "answer"),
     [
-        (chapter_04.check_conv, conv),
+        (chapter_04.check_conv, by_slices),
+        (chapter_04.check_conv, by_windows),
         (chapter_04.check_step, step),
         (chapter_04.check_bias, bias),
         (chapter_04.check_bias, lambda *range_: torch.log(torch.exp(size(*range_)) - 1)),
@@ -92,7 +126,7 @@ def test_checks_work_in_double_precision_too():
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        chapter_04.check_conv(lambda x, taps, bias: conv(x, taps, bias))
+        chapter_04.check_conv(by_slices)
         chapter_04.check_step(step)
         chapter_04.check_bias(bias)
     finally:
@@ -103,16 +137,22 @@ def test_checks_work_in_double_precision_too():
     ("answer", "hint"),
     [
         (lambda x, taps, bias: conv(x, taps, bias, left=0), "not after the last"),
-        (lambda x, taps, bias: conv(x, taps, bias, left=1), "on both sides"),
-        (lambda x, taps, bias: conv(x, taps, bias, left=2), "on both sides"),
-        (lambda x, taps, bias: conv(x, taps, bias, left=4), "meets the token before it"),
+        (conv, "torch's convolution made them"),
+        (taps_by_channels, "not that of the channels"),
+        (too_few_zeros, "too few for a sequence"),
+        (lambda x, taps, bias: conv(x, taps, bias, left=(taps.shape[1] - 1) // 2), "half of the zeros"),
+        (lambda x, taps, bias: conv(x, taps, bias, left=taps.shape[1] // 2), "on both sides"),
+        (lambda x, taps, bias: conv(x, taps, bias, left=taps.shape[1]), "meets the token before it"),
         (lambda x, taps, bias: conv(x, taps.flip(1), bias), "reverse order"),
         (lambda x, taps, bias: conv(x, taps.T.contiguous(), bias), "channel for tap"),
-        (lambda x, taps, bias: F.pad(x, (3, 0)).unfold(2, 4, 1).mul(taps).sum(-1) + bias, "channel for token"),
+        (
+            lambda x, taps, bias: F.pad(x, (taps.shape[1] - 1, 0)).unfold(2, taps.shape[1], 1).mul(taps).sum(-1) + bias,
+            "channel for token",
+        ),
         (lambda x, taps, bias: conv(x, taps, 0 * bias), "bias is missing"),
-        (lambda x, taps, bias: conv(torch.cat([x[:, :1]] * 3 + [x], 1), taps, bias)[:, 3:], "repeats the first"),
-        (lambda x, taps, bias: conv(x, taps, bias)[:, 3:], "3 tokens are missing"),
-        (lambda x, taps, bias: F.pad(conv(x, taps, bias), (0, 0, 0, 3)), "3 tokens too many"),
+        (first_repeated, "repeats the first"),
+        (lambda x, taps, bias: conv(x, taps, bias)[:, taps.shape[1] - 1 :], "first w - 1 tokens are missing"),
+        (lambda x, taps, bias: conv(F.pad(x, (0, 0, 0, taps.shape[1] - 1)), taps, bias), "w - 1 tokens too many"),
         (lambda x, taps, bias: conv(x, taps, bias).mT, "axes are swapped"),
         (mixed_conv, "channels mix"),
         (mixed_batch, "sequences of the batch mix"),
@@ -142,12 +182,13 @@ def test_each_known_wrong_step_is_told_why(answer, hint):
 @pytest.mark.parametrize(
     ("answer", "hint"),
     [
-        (step_in_place, "changed in place"),
+        (step_in_place, "changed its input ssm"),
+        (packaged, "the package's step made them"),
         (step_twice_biased, "added twice"),
-        (step_newest_first, "conv holds its newest value first"),
+        (step_newest_first, "kept newest first"),
         (lambda block, token, conv, ssm: (*step(block, token, conv, ssm)[:2], ssm), "comes back unchanged"),
-        (step_from_zero, "token 1 is the first with a wrong output"),
-        (lambda block, token, conv, ssm: (0.5 * token, conv, ssm), "first token's output is wrong"),
+        (step_from_zero, "both states are taken for zero"),
+        (lambda block, token, conv, ssm: (0.5 * token, conv, ssm), "differs from the block's own"),
         (lambda block, token, conv, ssm: step(block, token, conv, ssm)[:2], "return three things"),
         (lambda block, token, conv, ssm: step(block, token, conv, ssm)[0], "return three things"),
         (lambda block, token, conv, ssm: (*step(block, token, conv, ssm)[:2], ssm.mT), "ssm: expected shape"),
@@ -160,37 +201,40 @@ def test_other_wrong_steps_are_told_why(answer, hint):
         chapter_04.check_step(answer)
 
 
-def test_a_right_output_with_a_wrong_last_state_is_found():
-    seen = []
+def of_steps(change):
+    """What `change` makes of the step sizes."""
+    return lambda *given: change(size(*given))
 
-    def answer(block, token, conv, ssm):
-        seen.append(token)
-        out, conv, ssm = step(block, token, conv, ssm)
-        return out, conv, ssm + (len(seen) == 6)
 
-    with pytest.raises(CheckFailed, match="ssm after the last token"):
-        chapter_04.check_step(answer)
+def linear(share, low=0.001, high=0.1):
+    return low + share * (high - low)
 
 
 @pytest.mark.parametrize(
     ("answer", "hint"),
     [
         (lambda share, low=0.001, high=0.1: bias(share), "low and high are ignored"),
-        (lambda share, low=0.001, high=0.1: bias(share, low), "softplus of the bias is 0.1 where a step of 0.5"),
+        (lambda share, low=0.001, high=0.1: bias(share, low), "high is ignored"),
         (lambda share: bias(share), "raised TypeError"),
         (size, "step size itself"),
-        (lambda share: torch.log(size(share)), "inverts exp, not softplus"),
-        (lambda share: F.softplus(size(share)), "not its inverse"),
-        (lambda share: torch.log(torch.exp(size(share)) + 1), "not its inverse"),
-        (lambda share: torch.log(torch.expm1(0.001 + share * 0.099)), "uniform, not log-uniform"),
-        (lambda share: 0.001 + share * 0.099, "the inverse of softplus is missing"),
-        (lambda share: bias(1 - share), "low and high are swapped"),
-        (lambda share: torch.log(torch.expm1(torch.exp(-3 + 2 * share))), "different bases"),
-        (lambda share: -bias(share), "wrong sign"),
-        (lambda share: bias(share) + 0.5, "softplus of the bias is"),
-        (lambda share: torch.log(share), "NaN or infinity"),
-        (lambda share: bias(share)[1:], "expected shape"),
-        (lambda share: None, "returned nothing"),
+        (of_steps(torch.log), "inverts exp, not softplus"),
+        (of_steps(F.softplus), "not its inverse"),
+        (of_steps(lambda step: torch.log(torch.exp(step) + 1)), "not its inverse"),
+        (lambda *given: torch.log(torch.expm1(linear(*given))), "uniform, not log-uniform"),
+        (linear, "the inverse of softplus is missing"),
+        (lambda share, *range_: bias(1 - share, *range_), "low and high are swapped"),
+        (of_steps(lambda step: torch.log(torch.expm1(torch.exp(torch.log10(step))))), "different bases"),
+        (lambda *given: -bias(*given), "wrong sign"),
+        (
+            lambda share, low=0.001, high=0.1: torch.lerp(
+                bias(0 * share, low, high), bias(0 * share + 1, low, high), share
+            ),
+            "before the inverse",
+        ),
+        (lambda *given: bias(*given) + 0.5, "softplus of the bias is"),
+        (lambda share, *range_: torch.log(share), "NaN or infinity"),
+        (lambda *given: bias(*given)[1:], "expected shape"),
+        (lambda *given: None, "returned nothing"),
     ],
 )
 def test_wrong_biases_are_told_why(answer, hint):

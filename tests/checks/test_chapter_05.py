@@ -6,8 +6,29 @@ from dmm.checks import CheckFailed, chapter_05
 from dmm.inspection import gradient_norms
 
 
-def gate_share(y, z, gate=F.silu):
-    return ((y * gate(z)).abs().sum(-1) / y.abs().sum(-1)).mean(0)
+def share_of(y, z, gate=F.silu, sizes=lambda x: x.abs().sum(-1)):
+    """Each window's share of each token, (b, l)."""
+    return sizes(y * gate(z)) / sizes(y)
+
+
+def over_real(share, mask):
+    return torch.where(mask, share, 0.0).sum(0) / mask.sum(0)
+
+
+def gate_share(y, z, mask, **changes):
+    return over_real(share_of(y, z, **changes), mask)
+
+
+def share_by_vmap(y, z, mask):
+    def token(y, z, mask):
+        share = torch.func.vmap(lambda y, z: (y * F.silu(z)).abs().sum() / y.abs().sum())(y, z)
+        return torch.where(mask, share, 0.0).sum() / mask.sum()
+
+    return torch.func.vmap(token, in_dims=1)(y, z, mask)
+
+
+def share_window_by_window(y, z, mask):
+    return [share_of(y[mask[:, t], t], z[mask[:, t], t]).mean() for t in range(y.shape[1])]
 
 
 def modality_norms(x):
@@ -27,6 +48,12 @@ def lengths(gradients):
     return gradients.square().sum((0, -1)).sqrt()
 
 
+def by_jacrev(policy, windows):
+    tokens = policy.embed(windows).detach()
+    J = torch.func.jacrev(lambda x: policy.decode(x, windows)[:, -1].sum(0))(tokens)  # (a, b, l, d)
+    return J.square().sum((0, 3)).sqrt().mean(0)
+
+
 def of_normed(policy, windows):
     x = policy.embed_norm(policy.embed(windows)).detach().requires_grad_()
     actions = torch.tanh(policy.head(policy.norm(policy.mix(x, windows))[:, 1::3]))[:, -1]
@@ -38,13 +65,15 @@ def of_normed(policy, windows):
     ("check", "answer"),
     [
         (chapter_05.check_gate_share, gate_share),
+        (chapter_05.check_gate_share, share_by_vmap),
+        (chapter_05.check_gate_share, share_window_by_window),
         (chapter_05.check_modality_norms, modality_norms),
         (chapter_05.check_modality_norms, lambda x: [x[:, i::3].abs().sum(-1).mean() for i in range(3)]),
         (
             chapter_05.check_modality_norms,
             lambda x: dict(zip(("rtg", "state", "action"), modality_norms(x).tolist(), strict=True)),
         ),
-        (chapter_05.check_gradient_norms, gradient_norms),
+        (chapter_05.check_gradient_norms, by_jacrev),
         (chapter_05.check_gradient_norms, lambda policy, windows: lengths(rows(policy, windows)).mean(0)),
     ],
 )
@@ -57,21 +86,23 @@ def test_right_answers_pass_with_one_line(check, answer, capsys):
 @pytest.mark.parametrize(
     ("answer", "hint"),
     [
-        (lambda y, z: gate_share(y, z, gate=lambda z: z), "silu is missing"),
-        (lambda y, z: gate_share(y, z, gate=torch.sigmoid), "sigmoid gate"),
-        (lambda y, z: gate_share(y, z, gate=F.relu), "ReLU gate"),
-        (lambda y, z: gate_share(z, y), "changed places"),
-        (lambda y, z: (y * F.silu(z)).abs().sum((0, 1)) / y.abs().sum((0, 1)), "per channel"),
-        (lambda y, z: (y * F.silu(z)).abs().sum(-1) / y.abs().sum(-1), "per window"),
-        (lambda y, z: ((y * F.silu(z)).abs() / y.abs()).mean((0, 2)), "must count more"),
-        (lambda y, z: ((y * F.silu(z)).sum(-1) / y.sum(-1)).mean(0), "absolute values are missing"),
-        (lambda y, z: 1 - gate_share(y, z), "what is lost"),
-        (lambda y, z: (y.abs().sum(-1) / (y * F.silu(z)).abs().sum(-1)).mean(0), "upside down"),
-        (lambda y, z: (y * F.silu(z)).abs().sum((0, 2)) / y.abs().sum((0, 2)), "summed before dividing"),
-        (lambda y, z: ((y * F.silu(z)).norm(dim=-1) / y.norm(dim=-1)).mean(0), "L1 norm"),
-        (lambda y, z: torch.ones(4), "share is not"),
-        (lambda y, z: y * F.silu(z), "sum sizes over the channels"),
-        (lambda y, z: None, "returned nothing"),
+        (lambda y, z, m: share_of(y, z).mean(0), "padded tokens are in the mean"),
+        (lambda y, z, m: torch.where(m, share_of(y, z), 0.0).mean(0), "divide by the number of windows in which"),
+        (lambda y, z, m: (share_of(y, z) * m).sum(0) / m.sum(0), "NaN times 0"),
+        (lambda y, z, m: gate_share(y, z, ~m), "upside down: True"),
+        (lambda y, z, m: gate_share(y, z, m, gate=lambda z: z), "silu is missing"),
+        (lambda y, z, m: gate_share(y, z, m, gate=torch.sigmoid), "sigmoid gate"),
+        (lambda y, z, m: gate_share(y, z, m, gate=F.relu), "ReLU gate"),
+        (lambda y, z, m: gate_share(z, y, m), "changed places"),
+        (lambda y, z, m: torch.where(m, share_of(y, z), 0.0), "one row per window"),
+        (lambda y, z, m: over_real(F.silu(z).abs().mean(-1), m), "must count more"),
+        (lambda y, z, m: gate_share(y, z, m, sizes=lambda x: x.sum(-1)), "absolute values are missing"),
+        (lambda y, z, m: 1 - gate_share(y, z, m), "what is lost"),
+        (lambda y, z, m: over_real(1 / share_of(y, z), m), "upside down: what"),
+        (lambda y, z, m: gate_share(y, z, m, sizes=lambda x: x.norm(dim=-1)), "L1 norm"),
+        (lambda y, z, m: torch.ones(y.shape[1]), "share is not"),
+        (lambda y, z, m: y * F.silu(z), "expected shape"),
+        (lambda y, z, m: None, "returned nothing"),
     ],
 )
 def test_wrong_shares_are_told_why(answer, hint):
@@ -86,7 +117,7 @@ def test_wrong_shares_are_told_why(answer, hint):
         (lambda x: modality_norms(x)[[1, 2, 0]], "token 0 is a return-to-go"),
         (lambda x: modality_norms(x)[[0, 2, 1]], "wrong order"),
         (lambda x: x.abs().sum(-1).mean(0).view(3, -1).mean(1), "interleaved"),
-        (lambda x: torch.stack([x[..., i::3].abs().sum(-1).mean() for i in range(3)]), "channel for a token"),
+        (lambda x: torch.stack([x[..., i::3].abs().sum(-1).mean() for i in range(3)]), "contains NaN|norms are not"),
         (lambda x: x.norm(dim=-1).mean(0).view(-1, 3).mean(0), "Euclidean"),
         (lambda x: x.sum(-1).mean(0).view(-1, 3).mean(0), "absolute values are missing"),
         (lambda x: modality_norms(x) / x.shape[-1], "averages over the channels"),
@@ -112,6 +143,7 @@ def test_wrong_norms_are_told_why(answer, hint):
         (lambda p, w: lengths(rows(p, w)).sum(0), "windows are summed"),
         (lambda p, w: lengths(rows(p, w)).mean(0) / len(w.states), "twice"),
         (lambda p, w: lengths(rows(p, w).mean(1)), "averaged over the windows"),
+        (gradient_norms, "dmm.inspection made them"),
         (of_normed, "behind the embedding's LayerNorm"),
         (lambda p, w: gradient_norms(p, w).flip(0), "reversed"),
         (lambda p, w: lengths(rows(p, w)).square().mean(0), "those are squares"),

@@ -5,16 +5,46 @@ import torch
 from dmm.checks import CheckFailed, chapter_08
 
 
-def masked(predicted, actions, mask):
-    return (predicted - actions)[mask].square().mean()
+def whole(parts):
+    return tuple(torch.cat([part[i] for part in parts]) for i in range(3))
+
+
+def loss(parts):
+    """Sums and counts, part by part."""
+    total, count = 0.0, 0
+    for predicted, actions, mask in parts:
+        error = (predicted - actions)[mask]
+        total, count = total + error.square().sum(), count + error.numel()
+    return total / count
+
+
+def of_whole(change):
+    """Wrong in what it does with the whole batch."""
+    return lambda parts: change(*whole(parts))
+
+
+def means(parts):
+    return torch.stack([(p - a)[m].square().mean() for p, a, m in parts])
+
+
+def weighted_by_windows(parts):
+    rows = torch.tensor([float(len(mask)) for *_, mask in parts])
+    return (means(parts) * rows).sum() / rows.sum()
 
 
 def window_means(predicted, actions, mask):
-    return torch.stack([masked(*one) for one in zip(predicted, actions, mask, strict=True)]).mean()
+    each = [(p - a)[m].square().mean() for p, a, m in zip(predicted, actions, mask, strict=True)]
+    return torch.stack(each).nanmean()
 
 
-def rate(step, warmup, peak):
-    return peak * min(1.0, (step + 1) / warmup)
+def rate(step, warmup, total, peak):
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * max(0, total - step) / (total - warmup + 1)
+
+
+def up(share):
+    return min(1.0, share)
 
 
 def bootstrap(values, rng, tail=2.5, size=None, axis=1):
@@ -27,8 +57,7 @@ def resampled(values, rng):
 
 
 def legacy_bootstrap(values):
-    state = np.random.RandomState(5)
-    return np.percentile(resampled(values, state), [2.5, 97.5])
+    return np.percentile(resampled(values, np.random.RandomState(5)), [2.5, 97.5])
 
 
 def symmetric(mean, error):
@@ -37,7 +66,13 @@ def symmetric(mean, error):
 
 @pytest.mark.parametrize(
     ("check", "answer"),
-    [(chapter_08.check_loss, masked), (chapter_08.check_warmup, rate), (chapter_08.check_interval, bootstrap)],
+    [
+        (chapter_08.check_loss, loss),
+        (chapter_08.check_loss, of_whole(lambda p, a, m: torch.nn.functional.mse_loss(p[m], a[m]))),
+        (chapter_08.check_warmup, rate),
+        (chapter_08.check_interval, bootstrap),
+        (chapter_08.check_interval, lambda values, rng: list(bootstrap(values, rng))),
+    ],
 )
 def test_right_answers_pass(check, answer, capsys):
     check(answer)
@@ -47,17 +82,20 @@ def test_right_answers_pass(check, answer, capsys):
 @pytest.mark.parametrize(
     ("answer", "hint"),
     [
-        (lambda p, a, m: (p - a).square().mean(), "padded steps"),
-        (
-            lambda p, a, m: ((p - a).square() * m[..., None]).mean(),
-            r"divided by all steps: count only the entries where mask is True$",
-        ),
-        (lambda p, a, m: (p - a)[m].square().sum() / m.sum(), "number of action entries"),
-        (lambda p, a, m: (p - a)[~m].square().mean(), "upside down"),
-        (lambda p, a, m: (p - a)[m].abs().mean(), "absolute error"),
-        (window_means, "windows count alike"),
-        (lambda p, a, m: (p - a)[m].square(), "expected shape"),
-        (lambda p, a, m: None, "returned nothing"),
+        (lambda parts: means(parts).mean(), "^a mean of means: parts with few"),
+        (lambda parts: means(parts).nanmean(), "a part without real steps is left out"),
+        (weighted_by_windows, "weighted by their windows"),
+        (lambda parts: loss(parts[-1:]), "only the last part"),
+        (lambda parts: loss(parts[:1]), "only the first part"),
+        (of_whole(lambda p, a, m: (p - a).square().mean()), "padded steps"),
+        (of_whole(lambda p, a, m: ((p - a).square() * m[..., None]).mean()), "divided by all steps"),
+        (of_whole(lambda p, a, m: (p - a)[m].square().sum() / m.sum()), "number of action entries"),
+        (of_whole(lambda p, a, m: (p - a)[m].square().sum() / (2 * m.sum())), "not always two entries"),
+        (of_whole(lambda p, a, m: (p - a)[~m].square().mean()), "upside down"),
+        (of_whole(lambda p, a, m: (p - a)[m].abs().mean()), "absolute error"),
+        (of_whole(window_means), "windows count alike"),
+        (of_whole(lambda p, a, m: (p - a)[m].square()), "expected shape"),
+        (lambda parts: None, "returned nothing"),
     ],
 )
 def test_wrong_losses_are_told_why(answer, hint):
@@ -68,21 +106,45 @@ def test_wrong_losses_are_told_why(answer, hint):
 @pytest.mark.parametrize(
     ("answer", "hint"),
     [
-        (lambda step, warmup, peak: peak * min(1.0, step / warmup), "first update"),
-        (lambda step, warmup, peak: peak * (step + 1) / warmup, "goes on rising"),
-        (lambda step, warmup, peak: peak, "constant"),
-        (lambda step, warmup, peak: peak * min(1.0, (step + 2) / warmup), "update too early"),
-        (lambda step, warmup, peak: peak * min(1.0, max(step, 1) / warmup), "one update late after the first"),
-        (lambda step, warmup, peak: min(1.0, (step + 1) / warmup), "factor peak is missing"),
-        (lambda step, warmup, peak: peak * min(1, (step + 1) // warmup), "0 until the warm-up is over"),
-        (lambda step, warmup, peak: peak * max(0.0, 1 - step / warmup), "that is a decay"),
-        (lambda step, warmup, peak: rate(step, warmup, peak) * min(1, warmup / (step + 1)), "changes after"),
-        (lambda step, warmup, peak: peak * min(1.0, (step + 1) / warmup) ** 2, "expected"),
+        (
+            lambda step, w, n, peak: peak * max(0, min(step / w, (n - step) / (n - w))) if n > w else 1 / 0,
+            "first update",
+        ),
+        (lambda step, w, n, peak: peak * up((step + 1) / w), "stays at the peak after the warm-up: it has"),
+        (lambda step, w, n, peak: peak * (step + 1) / w, "goes on rising"),
+        (lambda step, w, n, peak: peak, "constant"),
+        (lambda step, w, n, peak: peak * max(0, min((step + 2) / w, (n - step) / (n - w + 1))), "update too early"),
+        (lambda step, w, n, peak: peak * max(0, min((step + 1) / w, (n - 1 - step) / max(1, n - w))), "last update"),
+        (lambda step, w, n, peak: rate(step, w, n, 1), "factor peak is missing"),
+        (lambda step, w, n, peak: rate(step, w, n, 1e-3), "always 0.001"),
+        (lambda step, w, n, peak: rate(step, 10, n, peak), "always 10 updates long|another learning rate"),
+        (lambda step, w, n, peak: peak * max(0, 1 - step / n), "no warm-up"),
+        (lambda step, w, n, peak: peak * min((step + 1) / w, (n - step) / (n - w + 1)), "negative after the end"),
+        (lambda step, w, n, peak: rate(step, w, n, peak) ** 2, "another learning rate"),
+        (lambda step, w, n, peak: None, "returned nothing"),
     ],
 )
 def test_wrong_rates_are_told_why(answer, hint):
     with pytest.raises(CheckFailed, match=hint):
         chapter_08.check_warmup(answer)
+
+
+def halves(values, rng):
+    means = [rng.choice(values, len(values) // 2, replace=False).mean() for _ in range(4000)]
+    return np.quantile(means, [0.025, 0.975])
+
+
+def clipped(values, rng):
+    low, high = symmetric(values.mean(), resampled(values, rng).std())
+    return max(0.0, low), max(0.0, high)
+
+
+def extremes(values, rng):
+    return resampled(values, rng).min(), resampled(values, rng).max()
+
+
+def few(values, rng):
+    return np.quantile(rng.choice(values, size=(len(values), len(values))).mean(axis=1), [0.025, 0.975])
 
 
 @pytest.mark.parametrize(
@@ -91,19 +153,22 @@ def test_wrong_rates_are_told_why(answer, hint):
         (lambda values, rng: tuple(np.percentile(values, [2.5, 97.5])), "single episodes"),
         (lambda values, rng: bootstrap(values, rng, tail=5), "90 %"),
         (lambda values, rng: bootstrap(values, rng)[::-1], "lower end"),
-        (lambda values, rng: (values.mean(), values.mean() + 1e-9), "no spread"),
-        (lambda values, rng: np.full(2, rng.choice(values, size=4000).mean()), "no spread"),
-        (lambda values, rng: bootstrap(values, rng, axis=0), "wrong axis"),
-        (lambda values, rng: bootstrap(values, rng, size=25), "as many values as there are"),
+        (lambda values, rng: (values.mean(), values.mean()), "no spread"),
+        (lambda values, rng: bootstrap(values, rng, axis=0), "by a wrong axis"),
+        (lambda values, rng: bootstrap(values, rng, size=25), "has 25 values"),
+        (lambda values, rng: bootstrap(values, rng, size=len(values) // 2), "half as many values"),
+        (halves, "without replacement"),
         (lambda values, rng: bootstrap(values, rng, tail=15.87), "one standard error"),
         (lambda values, rng: bootstrap(values, np.random.default_rng(0)), "do not seed your own"),
         (lambda values, rng: legacy_bootstrap(values), "rng was not used"),
+        (lambda values, rng: np.percentile(resampled(values, np.random), [2.5, 97.5]), "the same seed gave other ends"),
         (lambda values, rng: np.percentile(resampled(values, rng), [0.025, 0.975]), "np.percentile wants per cent"),
-        (lambda values, rng: bootstrap(values, rng, size=4000), "4,000 is how many resamples"),
-        (lambda values, rng: (values.mean(), 1.96 * resampled(values, rng).std()), "not the mean and a half-width"),
         (lambda values, rng: (values.mean(), np.ptp(bootstrap(values, rng)) / 2), "not the mean and a half-width"),
-        (lambda values, rng: symmetric(values.mean(), resampled(values, rng).std()), "begins below 0"),
-        (lambda values, rng: symmetric(values.mean(), values.std(ddof=1) / len(values) ** 0.5), "begins below 0"),
+        (lambda values, rng: symmetric(values.mean(), resampled(values, rng).std()), "deviations of the means"),
+        (clipped, "cut off at 0"),
+        (lambda values, rng: symmetric(values.mean(), values.std(ddof=1) / len(values) ** 0.5), "errors of the values"),
+        (extremes, "the smallest and the largest mean|expected about"),
+        (few, "expected about|draw as many as that"),
         (lambda values, rng: bootstrap(values - 10, rng), "expected about"),
     ],
 )

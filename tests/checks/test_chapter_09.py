@@ -1,8 +1,8 @@
-import numpy as np
+import itertools
+
 import pytest
 
 from dmm.checks import CheckFailed, chapter_09
-from dmm.models.dmm import DecisionMetaMamba, DMMConfig
 
 
 def report(returns):
@@ -14,17 +14,29 @@ def fresh(returns):
     return returns[returns[:, ::2].mean(1).argmax(), 1::2].mean()
 
 
-def count(s, a, d, layers, *, rank=None, outside=0, inside=0):
-    """The right count, and `outside` more in all and `inside` more per layer."""
-    rank = -(-d // 16) if rank is None else rank
-    embeddings = 2 * d + (s + 1) * d + (a + 1) * d + 2 * d
-    mamba = 3 * d * d + d * (rank + 32) + rank * d + d + 17 * d
-    return embeddings + 6 * d + 6 * d * d + layers * (mamba + inside) + d * a + a + outside
+def weights(s, a, d, layers, share_dsm, share_norms, expand):
+    """Counted by hand, with no model."""
+    e, rank = expand * d, -(-d // 16)
+    mamba = 2 * e * d + e * (rank + 32) + (rank + 1) * e + 17 * e + e * d
+    frame = 2 * d + (s + 1) * d + (a + 1) * d + (d + 1) * a + 2 * 2 * d
+    return frame + (1 if share_norms else layers) * 4 * d + (1 if share_dsm else layers) * 6 * d * d + layers * mamba
+
+
+EVERY = list(itertools.product((False, True), (False, True), (1, 2)))
+
+
+def readings(total, *sizes):
+    return [reading for reading in EVERY if weights(*sizes, *reading) == total]
+
+
+def nearest(total, *sizes):
+    off = {reading: abs(weights(*sizes, *reading) - total) for reading in EVERY}
+    return [reading for reading in EVERY if off[reading] == min(off.values())]
 
 
 @pytest.mark.parametrize(
     ("check", "answer"),
-    [(chapter_09.check_report, report), (chapter_09.check_fresh, fresh), (chapter_09.check_count, count)],
+    [(chapter_09.check_report, report), (chapter_09.check_fresh, fresh), (chapter_09.check_readings, readings)],
 )
 def test_right_answers_pass_with_one_line(check, answer, capsys):
     check(answer)
@@ -32,10 +44,14 @@ def test_right_answers_pass_with_one_line(check, answer, capsys):
     assert printed.startswith("Correct") and printed.count("\n") == 1
 
 
-def test_the_count_is_that_of_table_4():
-    assert count(11, 3, 64, 3) == 74_435 and count(17, 6, 32, 3) == 21_862
-    config = DMMConfig.released(11, 3, share_dsm=True)
-    assert DecisionMetaMamba(config).parameter_count() == 74_435
+@pytest.mark.parametrize("convert", [lambda found: found[::-1], set, lambda found: [list(each) for each in found]])
+def test_readings_may_come_in_any_order_and_kind(convert, capsys):
+    chapter_09.check_readings(lambda *given: convert(readings(*given)))
+    assert capsys.readouterr().out.startswith("Correct")
+
+
+def test_the_only_reading_of_table_4():
+    assert readings(74_435, 11, 3, 64, 3) == [(True, True, 1)] and readings(21_862, 17, 6, 32, 3) == [(True, True, 1)]
 
 
 @pytest.mark.parametrize(
@@ -54,9 +70,13 @@ def test_the_count_is_that_of_table_4():
         (lambda r: (report(r)[0], r.mean(-1)[-1].max()), "last checkpoint only"),
         (lambda r: (report(r)[0], r.mean((1, 2)).max()), "mean over targets"),
         (lambda r: (report(r)[0], r.mean()), "mean of all scores"),
-        (lambda r: (0.0, report(r)[1]), "last: expected"),
-        (lambda r: (report(r)[0], 0.0), "best: expected"),
-        (lambda r: report(r)[0], "expected shape"),
+        (
+            lambda r: (report(r)[0], r.mean(-1)[:-1].max() if len(r) > 1 else r.mean(-1).max()),
+            "leaves the last checkpoint out",
+        ),
+        (lambda r: (0.0, report(r)[1]), "not the score that was asked for"),
+        (lambda r: (report(r)[0], 0.0), "not the score"),
+        (lambda r: report(r)[0], "return two things: last and best"),
         (lambda r: None, "returned nothing"),
     ],
 )
@@ -77,8 +97,11 @@ def test_wrong_reports_are_told_why(answer, hint):
         (lambda r: r[r[:, ::2].mean(1).argmax()].mean(), "leave out those that chose"),
         (lambda r: r[:, ::2].mean(1).argmax(), "number of the checkpoint"),
         (lambda r: r[-1, 1::2].mean(), "last checkpoint"),
-        (lambda r: r[r[:, :20].mean(1).argmax(), 20:].mean(), "first and second"),
+        (lambda r: r[r[:, : r.shape[1] // 2].mean(1).argmax(), r.shape[1] // 2 :].mean(), "first and second"),
         (lambda r: fresh(r.T), "axes are exchanged"),
+        (lambda r: r[r[:, ::2].max(1).argmax(), 1::2].mean(), "chosen by the best episode"),
+        (lambda r: r[r[:, ::2].min(1).argmax(), 1::2].mean(), "chosen by the worst episode"),
+        (lambda r: r[1::2][r[::2].mean(1).argmax()].mean() if len(r) > 1 else 1 // 0, "checkpoints are split"),
         (lambda r: 0.0, "expected"),
         (lambda r: r.mean(1), "expected shape"),
         (lambda r: None, "returned nothing"),
@@ -90,51 +113,24 @@ def test_wrong_choices_are_told_why(answer, hint):
     assert "\n" not in str(caught.value)
 
 
-def test_mistakes_of_the_honest_choice_can_be_told_apart():
-    seen = []
-    chapter_09.check_fresh(lambda r: seen.append(r) or fresh(r))
-    even, odd, whole = seen[0][:, ::2].mean(1), seen[0][:, 1::2].mean(1), seen[0].mean(1)
-    assert len({int(means.argmax()) for means in (even, odd, whole)}) == 3
-    assert not np.isclose(odd[even.argmax()], seen[0][seen[0][:, :20].mean(1).argmax(), 20:].mean())
-
-
 @pytest.mark.parametrize(
     ("answer", "hint"),
     [
-        (lambda s, a, d, n: count(s, a, d, n, outside=(n - 1) * 6 * d * d), "one for all layers"),
-        (lambda s, a, d, n: count(s, a, d, n, outside=(n - 1) * 4 * d), "pair of LayerNorms"),
-        (lambda s, a, d, n: count(s, a, d, n, outside=d), "DSM has no bias"),
-        (lambda s, a, d, n: count(s, a, d, n, outside=-4 * d * d), "tokens, not steps"),
-        (lambda s, a, d, n: count(s, a, d, n, inside=-d), "Mamba's D, or the bias of dt_proj"),
-        (lambda s, a, d, n: count(s, a, d, n, inside=5 * d), "convolution is still counted, 5 d"),
-        (lambda s, a, d, n: count(s, a, d, n, inside=4 * d), "convolution is still counted, 4 d"),
-        (lambda s, a, d, n: count(s, a, d, n, rank=4), "not always 4"),
-        (lambda s, a, d, n: count(s, a, d, n, inside=-16 * d), "those of A"),
-        (lambda s, a, d, n: count(s, a, d, n, inside=-17 * d), "A and D are missing"),
-        (lambda s, a, d, n: count(s, a, d, n, inside=3 * d * d + 2 * d * -(-d // 16) + 50 * d), "expand 2"),
-        (lambda s, a, d, n: count(s, a, d, n, inside=-d * d), "two branches"),
-        (lambda s, a, d, n: count(s, a, d, n, rank=d // 16), "rounded up"),
-        (lambda s, a, d, n: count(s, a, d, n, outside=-3 * d), "bias each"),
-        (lambda s, a, d, n: count(s, a, d, n, outside=-2 * d), "2 d numbers"),
-        (lambda s, a, d, n: count(s, a, d, n, outside=-a), "head has a bias"),
-        (lambda s, a, d, n: count(s, a, d, n, outside=-(d * a + a)), "head is missing"),
-        (lambda s, a, d, n: count(s, a, d, 1), "one layer's Mamba"),
-        (lambda s, a, d, n: count(s, a, d, n, outside=7), "7 too many"),
-        (lambda s, a, d, n: count(s, a, d, n, outside=-7), "7 too few"),
-        (lambda s, a, d, n: count(s, a, d, n) + (s == 17), r"count\(17, 6, 32, 3\)"),
-        (lambda s, a, d, n: None, "returned nothing"),
+        (lambda *given: readings(*given)[:1], "only the first reading"),
+        (lambda *given: readings(*given)[-1:], "only the last reading"),
+        (lambda *given: [each for each in readings(*given) if each[2] == 1], "expand is taken for 1"),
+        (lambda *given: [each for each in readings(*given) if each[0]], "a DSM for each layer is never considered"),
+        (lambda *given: [each for each in readings(*given) if each[1]], "norms of each layer's own"),
+        (lambda *given: [(norms, dsm, e) for dsm, norms, e in readings(*given)], "are swapped"),
+        (lambda *given: [(not dsm, not norms, e) for dsm, norms, e in readings(*given)], "True and False are swapped"),
+        (nearest, "the nearest counts"),
+        (lambda total, *sizes: [each for each in EVERY if weights(*sizes, *each) <= total], "at most so many"),
+        (lambda *given: [], "expected shape"),
+        (lambda *given: len(readings(*given)), "return a list of"),
+        (lambda *given: None, "returned nothing"),
     ],
 )
-def test_wrong_counts_are_told_why(answer, hint):
+def test_wrong_readings_are_told_why(answer, hint):
     with pytest.raises(CheckFailed, match=hint) as caught:
-        chapter_09.check_count(answer)
+        chapter_09.check_readings(answer)
     assert "\n" not in str(caught.value)
-
-
-def test_the_expand_of_two_is_the_models_own():
-    def doubled(s, a, d, layers):
-        config = DMMConfig.released(s, a, share_dsm=True, width=d, layers=layers, expand=2)
-        return DecisionMetaMamba(config).parameter_count()
-
-    with pytest.raises(CheckFailed, match="expand 2"):
-        chapter_09.check_count(doubled)

@@ -5,12 +5,12 @@ import torch
 from dmm.checks import CheckFailed, chapter_10
 
 
-def depends(predict, actions):
+def depends(predict, actions, push=lambda a: torch.linspace(0.1, 0.2, a), size=lambda change: change.abs().amax(-1)):
     before, found = predict(actions), []
     for u in range(len(actions)):
         pushed = actions.clone()
-        pushed[u] += 0.1
-        found.append((predict(pushed) - before).abs().amax(-1) > 1e-6)
+        pushed[u] += push(actions.shape[1])
+        found.append(size(predict(pushed) - before).abs() > 1e-6)
     return torch.stack(found, dim=1)
 
 
@@ -19,24 +19,17 @@ def of_result(change):
 
 
 def by_sum(predict, actions):
-    actions = actions.clone().requires_grad_()
-    rows = [torch.autograd.grad(row.sum(), actions, retain_graph=True)[0] for row in predict(actions)]
-    return torch.stack(rows).abs().sum(-1) > 1e-6
+    return depends(predict, actions, size=lambda change: change.sum(-1))
 
 
 def of_first_entry(predict, actions):
-    before, found = predict(actions), []
-    for u in range(len(actions)):
-        pushed = actions.clone()
-        pushed[u, 0] += 0.1
-        found.append((predict(pushed) - before).abs().amax(-1) > 1e-6)
-    return torch.stack(found, dim=1)
+    return depends(predict, actions, push=lambda a: 0.1 * (torch.arange(a) == 0))
 
 
 def piling_up(predict, actions):
     pushed, before, found = actions.clone(), predict(actions), []
     for u in range(len(actions)):
-        pushed[u] += 0.1
+        pushed[u] += torch.linspace(0.1, 0.2, actions.shape[1])
         found.append((predict(pushed) - before).abs().amax(-1) > 1e-6)
     return torch.stack(found, dim=1)
 
@@ -131,13 +124,18 @@ def test_other_right_answers_pass():
     ("answer", "hint"),
     [
         (of_result(lambda found: found.T), "^rows and columns are swapped"),
-        (of_first_entry, "second entry of an action is missed"),
+        (of_first_entry, "only the first entry of an action"),
+        (lambda *given: depends(*given, push=lambda a: 0.1 * torch.ones(a)), "pushed alike"),
+        (lambda *given: depends(*given, size=lambda change: change[..., 0]), "first entry of a prediction"),
         (by_sum, "cancel in a sum"),
         (of_result(torch.tril), "the future is left out"),
-        (of_result(lambda found: found * (1 - torch.eye(6))), "the own action is left out"),
-        (of_result(lambda found: found * torch.eye(6)), "only the own action"),
+        (of_result(lambda found: found * (1 - torch.eye(len(found)))), "the own action is left out"),
+        (of_result(lambda found: found * torch.eye(len(found))), "only the own action"),
         (of_result(torch.triu), "only the future"),
-        (of_result(lambda found: found * (torch.arange(6) == 5)[:, None]), "only the last prediction"),
+        (
+            of_result(lambda found: found * (torch.arange(len(found)) == len(found) - 1)[:, None]),
+            "only the last prediction",
+        ),
         (of_result(lambda found: 1 - found), "True and False are swapped"),
         (piling_up, "pushes pile up"),
         (overwriting, "changed its input actions"),
@@ -166,7 +164,10 @@ def test_wrong_dependences_are_told_why(answer, hint):
         (lambda b, low, high, n: decode(b, low, high, n) - low, "add low"),
         (lambda b, low, high, n: (b - n / 2) / (n / 2), "normalised bin"),
         (lambda b, low, high, n: decode(n - 1 - b, low, high, n), "in reverse order"),
-        (lambda b, low, high, n: decode(b, low, high, n) + 0.2 * (b == 3), "bin 3 of 5 between 0.0 and 1.0"),
+        (
+            lambda b, low, high, n: decode(b, low, high, n) + 0.2 * (b == 3),
+            "another middle, for b = 3, low = 0.0, high = 1.0, n = 5",
+        ),
         (lambda b, low, high, n: [b, n], "expected shape"),
         (lambda b, low, high, n: b / 0, "raised ZeroDivisionError"),
         (lambda b, low, high, n: None, "returned nothing"),
@@ -207,7 +208,7 @@ def test_wrong_decodings_are_told_why(answer, hint):
             "take the larger",
         ),
         (in_place, "changed its input"),
-        (lambda *given: window_returns(*given) + (given[2:] == (0, 4)), "a window from step 0 to 4 of an episode of 5"),
+        (lambda *given: window_returns(*given) + (given[2:] == (0, 4)), "a window of an episode of"),
         (lambda r, v, first, last: window_returns(r, v, first, last)[-1], "expected shape"),
         (lambda r, v, first, last: r[99], "raised IndexError"),
         (lambda r, v, first, last: None, "returned nothing"),

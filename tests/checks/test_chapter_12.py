@@ -209,14 +209,14 @@ def test_wrong_reaches_are_told_what_is_wrong(answer, hint):
         (of_seeds(rounded=int), "^rounded down"),
         (of_seeds(rounded=round), "^rounded to the nearest"),
         (of_seeds(rounded=float), "^a number of seeds is a whole number"),
-        (of_seeds(rounded=lambda n: round(n, 1)), "^a number of seeds is a whole number"),
+        (of_seeds(rounded=lambda n: round(n, 1)), "^another number of seeds"),
         (lambda d, s, p: seeds_for(d, s, 1 - p), "^the quantile of 1 - power"),
         (lambda d, s, p: seeds_for(s, d, p), "^deviation and difference have changed places"),
         (
             lambda d, s, p: math.ceil(2 * (stats.norm.ppf(0.975) + stats.norm.ppf(p)) * s / abs(d)),
             "^the number goes with the square",
         ),
-        (lambda d, s, p: math.ceil(2 * (p * s / d) ** 2), "^a difference of 5.0"),
+        (lambda d, s, p: math.ceil(2 * (p * s / d) ** 2), "^another number of seeds"),
         (lambda d, s, p: [seeds_for(d, s, p)] * 2, "expected shape"),
     ],
 )

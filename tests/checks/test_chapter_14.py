@@ -30,7 +30,8 @@ def starts(a, x, chunk, after=0, restart=False, skip_last=False, alias=False, in
 
 
 def after_each_chunk(a, x, chunk):
-    states = [starts(a[:end], x[:end], chunk)[0] for end in (4, 8, 10)]
+    ends = [min(first + chunk, len(x)) for first in range(0, len(x), chunk)]
+    states = [starts(a[:end], x[:end], chunk)[0] for end in ends]
     return states[-1], torch.stack(states)
 
 
@@ -49,11 +50,18 @@ def chunk(a, x, start, dh, g, begin=True, dh_used=True, shift=0, last_decay=True
     return da, dx, g
 
 
+def before(a, x, start):
+    states = [start]
+    for a_t, x_t in zip(a[:-1], x[:-1], strict=True):
+        states.append(a_t * states[-1] + x_t)
+    return torch.stack(states)
+
+
 def decay_of_the_token_itself(a, x, start, dh, g):
     dx = torch.zeros_like(x)
     for t in reversed(range(len(a))):
         dx[t] = g = dh[t] + (g if t == len(a) - 1 else a[t] * g)
-    return dx, dx, g
+    return dx * before(a, x, start), dx, g
 
 
 def forwards(a, x, start, dh, g):
@@ -61,7 +69,7 @@ def forwards(a, x, start, dh, g):
     for t in range(len(a)):
         dx[t] = dh[t] + g
         g = a[t] * dx[t]
-    return dx, dx, g
+    return dx * before(a, x, start), dx, g
 
 
 def without_start_in_da(a, x, start, dh, g):
@@ -89,7 +97,9 @@ def test_right_answers_pass_with_one_line(check, answer, capsys):
     [
         (lambda *sizes: 1 / intensity(*sizes), "bytes per operation"),
         (lambda b, t, e, n, size: intensity(b, t, e, n, 1), "operations per number"),
-        (lambda b, t, e, n, size: intensity(b, t, e, n, 4), "not 4"),
+        (lambda b, t, e, n, size: intensity(b, t, e, n, 4), "not always 4"),
+        (lambda b, t, e, n, size: intensity(b, t, e, n, 8), "not always 8"),
+        (lambda b, t, e, n, size: intensity(b, t, size, n, e), "it should be"),
         (lambda b, t, e, n, size: intensity(b, t, e, n, 8 * size), "per bit"),
         (lambda b, t, e, n, size: 7 * b * t * e * n / size / (2 * b * t * e + 2 * b * t * n + e * n), "y moves, too"),
         (lambda b, t, e, n, size: 7 * b * t * e * n / size / (3 * b * t * e + 2 * b * t * n), "A is read"),
@@ -119,19 +129,19 @@ def test_wrong_intensities_are_told_why(answer, hint):
         (after_each_chunk, "after each chunk"),
         (lambda a, x, chunk: starts(a, x, chunk, restart=True), "restarts at zero"),
         (lambda a, x, chunk: starts(a, x, chunk, alias=True), "one tensor"),
-        (lambda a, x, chunk: starts(a, x, chunk, skip_last=True), "has a start, too"),
+        (lambda a, x, chunk: (starts(a, x, chunk)[0], starts(a, x, chunk)[1][: len(x) // chunk]), "has a start, too"),
         (lambda a, x, chunk: starts(a, x, chunk, inside=True), "before the token"),
         (lambda a, x, chunk: starts(a, x, 1), "for every token"),
-        (lambda a, x, chunk: starts(a, x, 3), "not the number of chunks"),
+        (lambda a, x, chunk: starts(a, x, -(-len(x) // chunk)), "not the number of chunks"),
         (lambda a, x, chunk: starts(a, x, chunk)[::-1], "swapped: first the last state"),
         (lambda a, x, chunk: (starts(a, x, chunk)[0], starts(a, x, chunk)[1].T), "axes are swapped"),
         (lambda a, x, chunk: (starts(a, x, chunk)[0], starts(a, x, chunk)[1].flip(0)), "reverse order"),
-        (lambda a, x, chunk: (starts(a, x, chunk)[0], torch.zeros(3, 5)), "all starts are zero"),
+        (lambda a, x, chunk: (starts(a, x, chunk)[0], torch.zeros_like(starts(a, x, chunk)[1])), "all starts are zero"),
         (lambda a, x, chunk: (starts(a, x, chunk)[1][-1], starts(a, x, chunk)[1]), "before the last chunk"),
         (lambda a, x, chunk: (starts(a[:-1], x[:-1], chunk)[0], starts(a, x, chunk)[1]), "before the last token"),
-        (lambda a, x, chunk: (torch.ones(5), starts(a, x, chunk)[1]), "last is not the state"),
-        (lambda a, x, chunk: (torch.ones(5), torch.arange(15.0).view(3, 5)), "starts are not the states"),
-        (lambda a, x, chunk: starts(a, x, chunk)[1], "return 2 things"),
+        (lambda a, x, chunk: (x[-1], starts(a, x, chunk)[1]), "last token's x alone"),
+        (lambda a, x, chunk: (starts(a, x, chunk)[0] + 1, starts(a, x, chunk)[1]), "starts are those before"),
+        (lambda a, x, chunk: starts(a, x, chunk)[1], "return two things"),
         (lambda a, x, chunk: None, "returned nothing"),
     ],
 )
@@ -161,9 +171,9 @@ def test_wrong_starts_are_told_why(answer, hint):
         (lambda a, *rest: (chunk(a, *rest)[0], a * chunk(a, *rest)[1], chunk(a, *rest)[2]), "without a"),
         (lambda a, *rest: (a * chunk(a, *rest)[0], *chunk(a, *rest)[1:]), "has the decay in it"),
         (lambda a, x, start, dh, g: (*chunk(a, x, start, dh, g)[:2], g), "not what goes out"),
-        (lambda a, x, start, dh, g: (dh, dh, g), "dh itself"),
-        (lambda *given: (torch.ones(6, 3), *chunk(*given)[1:]), "da_t is not"),
-        (lambda *given: chunk(*given)[:2], "return 3 things"),
+        (lambda a, x, start, dh, g: (chunk(a, x, start, dh, g)[0], dh, chunk(a, x, start, dh, g)[2]), "dh itself"),
+        (lambda *given: (chunk(*given)[0] + 1, *chunk(*given)[1:]), "da_t = g_t"),
+        (lambda *given: chunk(*given)[:2], "return three things"),
         (lambda *given: None, "returned nothing"),
     ],
 )
