@@ -4,7 +4,7 @@
 
 Trained on learning histories of other goals (`dmm/darkroom/histories-v0`), each policy plays the 16 goals that no data
 were about, with its weights as they are. The result holds the return of every episode of every goal. `dt`, which does
-not learn in context, is the control. Budgets are a few minutes on one core each, not equal ones: the question is
+not learn in context, is the control; `dmh-learning` is `dmh` with the contexts of `ad` (`AS_LEARNED`). Budgets are a few minutes on one core each, not equal ones: the question is
 whether a policy gets better from episode to episode, not which model is best; that is `dmm reproduce dmh-figure2`.
 
 A run that is stopped goes on from its checkpoint when the command is given again.
@@ -26,6 +26,11 @@ TASKS, EPISODES, TARGET = 16, 20, 20.0
 SHARED: dict[str, Any] = {"learning_rate": 3e-3, "batch_size": 16, "clip": 1.0, "layers": 2, "dropout": 0.0}
 
 
+AS_LEARNED = {"order": "learning", "learned": "all", "noise": "off", "plan_size": 16, "window": "group"}
+"""Changes that let a hierarchy learn from histories as Algorithm Distillation does: episodes in the order in which they
+were learned, from the very first on, all of whose actions count, and plans that no noise drowns."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """How a model is trained."""
@@ -42,6 +47,7 @@ ENTRIES = {
     "ad": Entry("ad", 1_000, {"embed_dropout": 0.0}),
     "hdt": Entry("hdt", 1_000),
     "at": Entry("at", 1_000),
+    "dmh-learning": Entry("dmh", 2_000, AS_LEARNED),
     "dt": Entry("dt", 1_000),
 }
 

@@ -85,7 +85,7 @@ class QLearningDT(DecisionTransformer):
 
     def __init__(self, config: QLDTConfig):
         super().__init__(config)
-        self.register_buffer("relabelled_share", torch.zeros(()), persistent=False)
+        self.register_buffer("relabelled_share", torch.zeros(()))
 
     def look_at(self, data: Trajectories) -> None:
         if isinstance(data, Relabelled):

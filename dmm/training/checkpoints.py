@@ -46,8 +46,12 @@ class Checkpoint:
 
 
 def policy_tensors(policy: Policy) -> dict[str, Tensor]:
-    """Parameters and buffers by name, one that several layers share only once."""
-    return dict(policy.named_parameters()) | dict(policy.named_buffers())
+    """Parameters and persistent buffers by name, one that several layers share only once.
+
+    The other buffers are constants that follow from the config.
+    """
+    tensors, kept = dict(policy.named_parameters()) | dict(policy.named_buffers()), policy.state_dict().keys()
+    return {name: tensor for name, tensor in tensors.items() if name in kept}
 
 
 def write_checkpoint(
@@ -89,11 +93,11 @@ def require_weights(path: Path, build: Callable[[], Policy]) -> None:
     """
     try:
         with torch.device("meta"):
-            own = policy_tensors(build())
+            policy = build()
     except (RuntimeError, TypeError, OverflowError) as error:  # more numbers than can be counted
         raise InputError(f"checkpoint: {path} cannot be of a policy as large as the run's config says") from error
     with _opened(path) as file:
-        _require_same(path, _declared(file), own)
+        _require_same(path, _declared(file), policy)
 
 
 def read_checkpoint(
@@ -120,7 +124,7 @@ def read_checkpoint(
     """
     with _opened(path) as file:
         declared = _declared(file)
-        _require_same(path, declared, policy_tensors(policy))
+        _require_same(path, declared, policy)
         if moments is not None:
             _require_moments(path, declared, moments, learned or {})
         checkpoint = _metadata(path, file, declared, last)
@@ -181,8 +185,12 @@ def _fits(form: tuple[str, tuple[int, ...]] | None, tensor: Tensor) -> bool:
     return form is not None and form[0] in FLOATS and form[1] == tuple(tensor.shape)
 
 
-def _require_same(path: Path, declared: Mapping[str, Any], own: Mapping[str, Tensor]) -> None:
+def _require_same(path: Path, declared: Mapping[str, Any], policy: Policy) -> None:
+    """Constants, which older files hold too, are passed over."""
+    own = policy_tensors(policy)
+    constants = dict(policy.named_buffers()).keys() - own.keys()
     there = {name.removeprefix("policy."): form for name, form in declared.items() if name.startswith("policy.")}
+    there = {name: form for name, form in there.items() if name not in constants}
     wrong = sorted(n for n in own.keys() | there.keys() if n not in own or not _fits(there.get(n), own[n]))
     if wrong:
         raise InputError(f"checkpoint: {path} is of another policy, {len(wrong)} weights do not fit, first {wrong[0]}")

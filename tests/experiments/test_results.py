@@ -201,7 +201,7 @@ def test_kept_model_is_what_its_job_makes(name: str) -> None:
 class TestInContext:
     """Whether policies get better from episode to episode of goals that no data were about."""
 
-    SHOWN = ("ad-mamba",)
+    SHOWN = ("ad-mamba", "dmh-learning")
     """Of those that do, with certainty, at this budget."""
 
     def test_file(self) -> None:

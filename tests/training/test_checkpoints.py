@@ -15,6 +15,7 @@ import dmm
 from dmm.data.trajectories import Trajectories
 from dmm.data.windows import WindowSampler
 from dmm.errors import InputError
+from dmm.models.dmh import DecisionMambaHybrid, DMHConfig
 from dmm.models.dmm import DecisionMetaMamba, DMMConfig
 from dmm.policy import action_loss
 from dmm.training.checkpoints import (
@@ -78,6 +79,11 @@ def assert_same_tensors(ours: dict[str, torch.Tensor], other: dict[str, torch.Te
     assert [name for name in other if not torch.equal(ours[name], other[name])] == []
 
 
+def _names(path: Path) -> list[str]:
+    """Of a policy's tensors in a file."""
+    return [name.removeprefix("policy.") for name in load_file(path) if name.startswith("policy.")]
+
+
 class TestRoundTrip:
     def test_weights_and_moments_of_states_come_back(self, saved: tuple[Path, Pair]) -> None:
         path, (policy, _) = saved
@@ -85,6 +91,26 @@ class TestRoundTrip:
         read_checkpoint(path, other)
         assert_same_tensors(other.state_dict(), policy.state_dict())
         assert other.state_mean.tolist() == [0, 1, 2, 3]
+
+    @pytest.mark.parametrize("older", [False, True])
+    def test_constants_are_not_kept_and_passed_over_in_older_files(self, tmp_path: Path, older: bool) -> None:
+        """Those of a worker of groups: whole numbers, and minus infinity where nothing may be looked at."""
+        path, sizes = tmp_path / "checkpoint.safetensors", {"groups": 3, "interval": 2, "width": 8}
+        config = DMHConfig(state_size=4, action_size=2, window="group", **sizes)
+        torch.manual_seed(0)
+        policy, other = DecisionMambaHybrid(config), DecisionMambaHybrid(config)
+        write_checkpoint(path, policy, {}, GENERATORS, step=2, seconds=1.0)
+        constants = dict(policy.named_buffers()).keys() - policy.state_dict().keys()
+        assert {"worker.where", "worker.bias", "worker.offsets"} == constants
+        if older:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata()
+            held = {f"policy.{name}": buffer for name, buffer in policy.named_buffers() if name in constants}
+            save_file(load_file(path) | held, path, metadata=metadata)
+        assert any(name in constants for name in _names(path)) is older
+        require_weights(path, lambda: DecisionMambaHybrid(config))
+        read_checkpoint(path, other)
+        assert_same_tensors(other.state_dict(), policy.state_dict())
 
     def test_step_seconds_and_generators_come_back(self, saved: tuple[Path, Pair]) -> None:
         checkpoint = read_checkpoint(saved[0], make(1)[0])
