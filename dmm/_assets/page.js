@@ -216,6 +216,7 @@ function addStart(figure) {
       button.disabled = false;
     }
   });
+  figure.classList.add("dmm-scripted"); // the button says what the caption does
   el.append(element("div", "dmm-sleeping", {}, [button, answer]));
 }
 
