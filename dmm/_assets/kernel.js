@@ -32,7 +32,7 @@ function renderInNotebook({ model, el }) {
     button.disabled = true;
     answer.textContent = "Loading …";
     try {
-      end = await renderPolicy({ model, el, load: filesFromKernel(model), titled: true });
+      end = await renderPolicy({ model, el, load: filesFromKernel(model) });
       sleeping.remove();
       if (closed) end();
     } catch (error) {

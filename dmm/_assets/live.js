@@ -263,7 +263,7 @@ const outcome = (kind, ended, earned) => {
 let figureCount = 0;
 
 /** Draws a figure into `el` and starts it. `load(names)` brings files, as {name: content}; resolves to what ends it. */
-async function renderPolicy({ model, el, load, titled = false }) {
+async function renderPolicy({ model, el, load }) {
   const spec = model.get("spec");
   const id = `${spec.name}-${(figureCount += 1)}`;
   const start = () => Object.fromEntries(spec.controls.map((control) => [control.name, control.start]));
@@ -305,7 +305,7 @@ async function renderPolicy({ model, el, load, titled = false }) {
   const playAll = spec.count ? button(`Play ${spec.count} episodes of each`, () => startTally(), "dmm-tally") : null;
   const hint = element("p", "dmm-hint");
   root.append(
-    ...(titled ? [element("p", "dmm-title", { textContent: spec.title })] : []),
+    element("p", "dmm-title", { textContent: spec.title }),
     element("div", "dmm-controls", {}, controls.map(([, control]) => control.node)),
     buttons, drive,
     element("div", "dmm-panels", {}, [element("div", "dmm-panel dmm-wide", {}, [canvas])]),

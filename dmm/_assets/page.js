@@ -201,14 +201,14 @@ function addStart(figure) {
   const button = element("button", "dmm-button dmm-start", { type: "button", textContent: `Start: ${spec.title}` });
   const answer = element("p", "dmm-answer");
   answer.setAttribute("role", "status");
+  const sleeping = element("div", "dmm-sleeping", {}, [button, answer]);
   button.addEventListener("click", async () => {
     button.disabled = true;
     answer.textContent = "Loading …";
     try {
       await loadScript("dmm-live.js");
       await globalThis.dmmLive({ model, el, load: loadFiles });
-      answer.remove();
-      button.remove();
+      sleeping.remove();
       addCopyButton(el, spec);
       el.querySelector(".dmm-play").focus({ preventScroll: true });
     } catch (error) {
@@ -216,7 +216,8 @@ function addStart(figure) {
       button.disabled = false;
     }
   });
-  el.append(element("div", "dmm-sleeping", {}, [button, answer]));
+  figure.classList.add("dmm-scripted"); // the button says what the caption does
+  el.append(sleeping);
 }
 
 function upgrade() {
