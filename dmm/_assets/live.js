@@ -227,10 +227,11 @@ function drawAbove(g, lanes, pictures, w, h, theme) {
   lanes.forEach((lane, i) => {
     const { geometry } = pictures[i];
     const place = geometry.ball ?? [geometry.x, geometry.y];
+    const beside = geometry.ball ? 0 : (i - (lanes.length - 1) / 2) * 0.26 * unit; // who stands in one cell stands side by side
     g.globalAlpha = 0.6;
-    stroke(g, lane.trail.map(([px, py]) => [x(px), y(py)]), { color: theme[lane.color], width: 2 });
+    stroke(g, lane.trail.map(([px, py]) => [x(px) + beside, y(py) + beside]), { color: theme[lane.color], width: 2 });
     g.globalAlpha = 1;
-    dot(g, x(place[0]), y(place[1]), Math.max(6, (geometry.radius ?? 0.2) * unit), theme[lane.color], theme.ground);
+    dot(g, x(place[0]) + beside, y(place[1]) + beside, Math.max(6, (geometry.radius ?? 0.2) * unit), theme[lane.color], theme.ground);
   });
   return (px, py) => [(px - left) / unit + plan.left, plan.top - (py - upper) / unit];
 }

@@ -201,7 +201,7 @@
         this.owed -= this.seconds;
         this.step();
       }
-      this.owed = Math.min(this.owed, BEHIND / 1000);
+      this.owed = Math.min(this.owed, Math.max(BEHIND / 1000, this.seconds));
     }
 
     count(until) {

@@ -184,6 +184,45 @@ def take_something_away(runs: Runs, name: str = "take-something-away") -> LivePo
     )
 
 
+def remember_a_cue(runs: Runs, name: str = "remember-a-cue") -> LivePolicy:
+    """Policies of several contexts in one T-maze, as windows, and that of the longest as a recurrence, too.
+
+    Args:
+        runs: of one T-maze, by their names.
+        name: of the figure in its page.
+    """
+    by_context = sorted(runs.items(), key=lambda item: -item[1].policy.context)
+    best = max(_returns(run)[0] for run in runs.values())
+    chosen = [(f"K = {run.policy.context}", policy, run, "window") for policy, run in by_context]
+    chosen.insert(1, (f"{chosen[0][0]}, never reset", *chosen[0][1:3], "recurrent"))
+    colors = [color for color, _ in zip(("green", "purple", "state", "action", "grey"), chosen, strict=False)]
+    lanes = [
+        Lane(label, policy, color, way=way, asked=best, label=label)
+        for (label, policy, _, way), color in zip(chosen, colors, strict=True)
+    ]
+    still = [
+        play_course(run, label, asked=best, color=color, way=way)
+        for (label, _, run, way), color in zip(chosen, colors, strict=True)
+    ]
+    return LivePolicy(
+        name,
+        "A cue at the first step, and a turn at the last",
+        alt=_told(still) + ".",
+        still=draw_courses([still]),
+        policies=runs,
+        scenes={"T-maze": Scene(lanes=lanes, arms=lanes, returns=(0.0, best), physics=False)},
+        controls=_pace(),
+        layout=Layout(
+            panels=[
+                LivePanel("seen", f"What the policy with {chosen[0][0]} sees", height=230),
+                LivePanel("episodes", "Returns of whole episodes, with the mean and its 95 % interval", height=220),
+            ],
+            speeds=SPEEDS,
+            count=Count(),
+        ),
+    )
+
+
 def beside_recordings(runs: Runs, name: str = "beside-recordings", episodes: int = 8) -> LivePolicy:
     """Recorded episodes of each run's data set, played again, each beside the policy from the same start.
 

@@ -14,7 +14,13 @@ import pytest
 from dmm.errors import RunError
 from dmm.experiments import kept_run
 from dmm.export import describe_policy
-from dmm.widgets.acting import ask_for_a_return, beside_recordings, take_something_away, ways_of_acting
+from dmm.widgets.acting import (
+    ask_for_a_return,
+    beside_recordings,
+    remember_a_cue,
+    take_something_away,
+    ways_of_acting,
+)
 from dmm.widgets.live import LivePolicy
 from dmm.widgets.mujoco import file_script, mujoco_script
 from dmm.widgets.parts import ASSETS, asset, site_script
@@ -22,6 +28,7 @@ from dmm.widgets.parts import ASSETS, asset, site_script
 ROOT = Path(__file__).resolve().parents[2]
 MAZE, HOPPER = "gating/pointmaze-dmm-seed0", "gating/hopper-dmm-seed0"
 MAZE_MAMBA = "gating/pointmaze-mamba-seed0"
+CUE = ("worlds/tmaze-k21", "worlds/tmaze-k8")
 
 
 @functools.cache
@@ -32,6 +39,7 @@ def figures() -> dict[str, LivePolicy]:
         "return": ask_for_a_return(both, "return"),
         "ways": ways_of_acting({MAZE: both[MAZE]}, "ways"),
         "cuts": take_something_away({MAZE: both[MAZE], MAZE_MAMBA: kept_run(MAZE_MAMBA)}, "cuts"),
+        "cue": remember_a_cue({name: kept_run(name) for name in CUE}, "cue"),
         "recordings": beside_recordings(both, "recordings", 4),
     }
 

@@ -298,6 +298,15 @@ def test_three_ways_begin_together_and_part(opened: Opener) -> None:
     assert recurrent < staggered < window
 
 
+def test_who_sees_the_cue_turns_right(opened: Opener) -> None:
+    page, figure = opened("cue")
+    _start(page, figure)
+    figure.locator(".dmm-tally").click()
+    expect(figure.locator(".dmm-said")).to_contain_text("of 20", timeout=120_000)
+    arms = figure.evaluate("e => e.dmm.known.episodes.arms")
+    assert arms[0]["mean"] == 1 and arms[-1]["ends"][1] < 1
+
+
 def test_what_is_taken_away_changes_the_course(opened: Opener) -> None:
     page, figure = opened("cuts", reduced_motion="reduce")
     _start(page, figure)

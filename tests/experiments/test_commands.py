@@ -15,10 +15,23 @@ import torch
 
 from dmm.data import collect as collecting
 from dmm.evaluation import evaluate
-from dmm.experiments import all_models, gating, grid, hopper, in_context, kept_run, pointmaze, switches, windows
+from dmm.experiments import (
+    all_models,
+    gating,
+    grid,
+    hopper,
+    in_context,
+    kept_run,
+    page,
+    pointmaze,
+    switches,
+    windows,
+    worlds,
+)
 from dmm.experiments.grid import Job
 from dmm.experiments.reproduce import context_returns
 from dmm.models.registry import MODELS
+from dmm.widgets import mujoco
 from tests.experiments.conftest import do_here
 
 RunCommand = Callable[..., dict[str, Any]]
@@ -104,6 +117,45 @@ class TestWindows:
         assert [job.changes["window"] for job in jobs] == [*range(1, 13)] * 2
         assert [job.seed for job in jobs] == [0] * 12 + [1] * 12
         assert len({(job.dataset, job.model, job.steps, job.changes["learning_rate"]) for job in jobs}) == 1
+
+
+class TestWorlds:
+    def test_writes_its_file_and_keeps_its_policies(
+        self, run_command: RunCommand, models: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tiny = {"width": 8, "layers": 1, "batch_size": 4, "learning_rate": 1e-3}
+        entries = {
+            "maze": (worlds.TMAZE, 2, (1.0,), {"context": 21}),
+            "room": ("dmm/darkroom/histories-v0", 2, (1.0,), {"context": 3}),
+        }
+        for name, value in {"CHANGES": tiny, "ENTRIES": entries, "EPISODES": 2}.items():
+            monkeypatch.setattr(worlds, name, value)
+        monkeypatch.setattr(worlds, "run_jobs", lambda work, jobs, workers: [do_here(work, job) for job in jobs])
+        result = run_command(worlds)
+        assert [(row["name"], row["context"]) for row in result["runs"]] == [("maze", 21), ("room", 3)]
+        assert result["settings"] == worlds.describe_settings(1)
+        kept = kept_run("worlds/maze")
+        assert kept.policy.discrete_actions and kept.info["dataset"]["best_share"] == 0.5
+
+
+class TestPage:
+    def test_writes_its_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where there is no MuJoCo for a page, in a world without it."""
+        monkeypatch.setattr(page, "CASES", (page.Case("worlds/tmaze-k8", (1.0, 0.0), ("window", "recurrent")),))
+        monkeypatch.setattr(mujoco, "mujoco_file", lambda: {"version": "0", "glue": "", "wasm": ""})
+        monkeypatch.setattr(page, "TIMED_STEPS", 24)
+        monkeypatch.setattr(sys, "argv", ["page", "--out", str(tmp_path / "page.json"), "--episodes", "3"])
+        page.main()
+        made = json.loads((tmp_path / "page.json").read_text())
+        assert [(row["acting"], row["target"]) for row in made["scores"]] == [
+            ("window", 1.0),
+            ("window", 0.0),
+            ("recurrent", 1.0),
+            ("recurrent", 0.0),
+        ]
+        assert all(0 <= row[where]["mean"] <= 1 for row in made["scores"] for where in ("python", "page"))
+        assert set(made["milliseconds"]) == {"window", "recurrent", "staggered"}
+        assert all(time > 0 for time in made["milliseconds"].values())
 
 
 class TestSwitches:

@@ -26,17 +26,21 @@ from dmm.experiments import (
     in_context,
     kept_run,
     load_result,
+    page,
     pointmaze,
     switches,
     windows,
+    worlds,
 )
 from dmm.experiments.grid import Job, summarize, summarize_pooled
 from dmm.experiments.reproduce import context_returns
 from dmm.models.registry import MODELS as NAMES
 from dmm.models.registry import split_changes
 from dmm.training import TrainConfig
+from dmm.widgets.mujoco import VERSION
 
 SIZES = {"dmm/pointmaze/umaze-v0": (6, 2), "dmm/hopper/medium-v0": (11, 3), "dmm/darkroom/histories-v0": (2, 5)}
+SIZES["dmm/tmaze/noisy-v0"] = (3, 4)
 LARGEST_MODEL, ALL_MODELS = 1_000_000, 8_000_000  # bytes
 
 
@@ -129,6 +133,44 @@ def test_windows() -> None:
     assert_close_entries(stored["summary"], summarize_pooled(stored["runs"]))
 
 
+class TestWorlds:
+    def test_file(self) -> None:
+        stored = load_result("worlds")
+        assert stored["settings"] == as_json(worlds.describe_settings(stored["settings"]["seeds"]))
+        assert_rows_are_of_jobs(stored["runs"], worlds.make_jobs(Path(), stored["settings"]["seeds"]))
+
+    def test_a_window_that_holds_the_cue_knows_the_turn(self) -> None:
+        scores = {row["name"]: row["scores"][0] for row in load_result("worlds")["runs"] if row["seed"] == 0}
+        assert scores["tmaze-k21"]["normalized_score"] > 95
+        assert scores["tmaze-k8"]["ci95"][0] < 55 < scores["tmaze-k21"]["ci95"][0]
+
+
+class TestPage:
+    """The page's code, run by node, beside Python: the same policies, from starts of their own."""
+
+    def test_file(self) -> None:
+        stored = load_result("page")
+        cases = [(case.run, way, target) for case in page.CASES for way in case.ways for target in case.targets]
+        assert [(row["run"], row["acting"], row["target"]) for row in stored["scores"]] == cases
+        assert stored["settings"]["episodes"] == page.EPISODES and stored["settings"]["mujoco"] == VERSION
+
+    def test_intervals_overlap(self) -> None:
+        for row in load_result("page")["scores"]:
+            (low, high), (other_low, other_high) = row["python"]["ci95"], row["page"]["ci95"]
+            assert max(low, other_low) <= min(high, other_high), row
+
+    def test_more_is_earned_where_more_is_asked(self) -> None:
+        rows = load_result("page")["scores"]
+        for more, less in zip(rows[::2], rows[1::2], strict=True):
+            assert more["target"] > less["target"]
+            for where in ("python", "page"):
+                assert more[where]["ci95"][0] > less[where]["ci95"][1], more["run"]
+
+    def test_the_recurrence_takes_a_fraction_of_the_window(self) -> None:
+        spent = load_result("page")["milliseconds"]
+        assert set(spent) == set(page.TIMED) and 2 * spent["recurrent"] < spent["window"]
+
+
 def test_switches() -> None:
     stored = load_result("switches")
     seeds = stored["settings"]["seeds"]
@@ -171,6 +213,7 @@ def kept_jobs() -> dict[str, Job]:
     jobs = {f"gating/{job.folder.name}": job for job in gating.make_jobs(Path(), seeds=1)}
     jobs |= {f"windows/{job.name}": job for job in windows.make_jobs(Path(), seeds=1)}
     across = {f"in_context/{job.folder.name}": job for job in in_context.make_jobs(Path(), seeds=1)}
+    jobs |= {f"worlds/{job.name}": job for job in worlds.make_jobs(Path(), seeds=1)}
     return jobs | {"in_context/ad-mamba-seed0": across["in_context/ad-mamba-seed0"]}
 
 
@@ -183,7 +226,7 @@ def test_kept_models_are_these_and_small() -> None:
 @pytest.mark.parametrize("name", kept_jobs())
 def test_kept_model_is_what_its_job_makes(name: str) -> None:
     job, run = kept_jobs()[name], kept_run(name)
-    assert run.info["model"] == job.model and run.info["dataset"]["id"] == job.dataset
+    assert run.info["model"] == job.model and run.info["dataset"]["id"].partition("+")[0] == job.dataset  # +best-0.5
     assert run.step == run.info["training"]["steps"] == job.steps
     assert (run.info["training"]["seed"], run.info["training"]["learning_rate"]) == (0, job.changes["learning_rate"])
     # what the data decide, and how actions are drawn, which no training knows
