@@ -81,7 +81,7 @@ _INTENSITY = Check(
 
 
 def _scans() -> list[Case]:
-    """Also with chunks that fit, a chunk longer than the sequence, and chunks of one token; also other factors than decays."""
+    """Also with chunks that fit, a chunk longer than the sequence, and chunks of one token; also factors below 0."""
     cases = []
     for seed, (length, m, chunk) in enumerate([(10, 5, 4), (6, 2, 3), (7, 3, 9), (5, 1, 1), (11, 4, 2)]):
         generator = torch.Generator().manual_seed(seed)
