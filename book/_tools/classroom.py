@@ -178,7 +178,7 @@ def grade(
 def grade_all(
     submissions: Sequence[Path], autograder: Path, to: Path, seconds: float = 300, memory: int = MEMORY
 ) -> Path:
-    """Grades each submission; writes `scores.csv` and a text of feedback for each into `to`, a row as soon as it is known.
+    """Grades each submission; writes `scores.csv` and a text for each into `to`, with a row as soon as there is one.
 
     All submissions and the autograder are read before the first one runs, and all results are kept in memory and
     written anew after each: what one of them does to these files makes no difference to the others.
@@ -262,7 +262,7 @@ def _points(autograder: Path) -> dict[str, float]:
 
 
 def _last_line(output: str) -> str:
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    lines = [line.strip() for line in output.splitlines() if line.strip() and "[IPKernelApp]" not in line]
     return lines[-1][:500] if lines else "no result"
 
 

@@ -98,7 +98,10 @@ def _discounting_mistakes(rewards: Array, starts: Array, lengths: Array, gamma: 
             [np.cumsum(part) for part in np.split(rewards, starts[1:])]
         ),
         "the past is discounted, too: what was earned before step t does not count any more": np.concatenate(
-            [_discounted(part[::-1], [0], [len(part)], gamma)[::-1] for part in np.split(rewards, starts[1:])]
+            [
+                _discounted(part[::-1], np.array([0]), np.array([len(part)]), gamma)[::-1]
+                for part in np.split(rewards, starts[1:])
+            ]
         ),
         "whole-number rewards lose their fractions: the result needs an array of floats": right.astype(rewards.dtype),
         "gamma ** t is 0 late in a long episode, and the division by it 0 / 0: go backwards step by step": divided,

@@ -56,7 +56,7 @@ def _tensor(values: Any) -> Tensor:
 
 def _backward_euler(A: Tensor, B: Tensor, delta: float) -> tuple[Array, Array]:
     step, force = delta * A.double().numpy(), delta * B.double().numpy()
-    inverse = np.linalg.inv(np.eye(len(step)) - step)
+    inverse: Array = np.linalg.inv(np.eye(len(step)) - step).astype(np.float64)
     return inverse, inverse @ force
 
 

@@ -24,7 +24,7 @@ def check_kept(answer: Callable[..., Any]) -> None:
 
 
 def check_chunks(answer: Callable[..., Any]) -> None:
-    """`answer(u, delta, A, B, C, chunk)` must equal the scan over the whole sequence, `(b, l, e)`, scanned in chunks."""
+    """`answer(u, delta, A, B, C, chunk)` must equal the scan of the whole sequence, `(b, l, e)`, made in chunks."""
     _CHUNKS(answer)
 
 
@@ -92,7 +92,7 @@ def _kept_mistakes(delta: Tensor, A: Tensor) -> dict[str, Array]:
         ),
         "the exponential is missing": masked(between * rates),
         "the sign is wrong: A is negative, shares lie between 0 and 1": growing,
-        "the quotient of two decays is 0 / 0 in a long sequence: subtract sums first, then take the exponential": quotient,
+        "the quotient of two decays may be 0 / 0: subtract sums first, then take the exponential": quotient,
         "infinity times 0 is NaN: keep the sums of later tokens at 0 before the exponential": product,
         "A has no effect: each state fades at its own rate": masked(
             np.exp(-np.maximum(0, between) * np.ones_like(rates))

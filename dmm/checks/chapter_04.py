@@ -322,7 +322,8 @@ def _block_off_its_start(seed: int, d: int, **sizes: int) -> MambaBlock:
     """A block in whose weights no mistake can hide: nothing is zero, one, or the same in every channel."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        block = MambaBlock(d, **sizes).to(torch.get_default_dtype())
+        block = MambaBlock(d, **sizes)  # type: ignore[arg-type]
+        block.to(torch.get_default_dtype())
         nn.init.normal_(block.D)
         nn.init.uniform_(block.dt_proj.bias, -2, 1)  # larger steps than at the start: memory shows in one token
         nn.init.uniform_(block.A_log, -1, 1)

@@ -73,7 +73,7 @@ def _with_windows(cut: Callable[[Tensor, int], Tensor], first: int = 0) -> Calla
 
 def _rearranged(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
     """The right mixers on right windows, whose `(b, l, w, d)` are changed before they are flattened."""
-    return _with_windows(lambda x, w: change(_windows(x, w - 1, 0, w).unflatten(-1, (w, -1))).flatten(-2))
+    return _with_windows(lambda x, w: change(_windows(x, w - 1, 0, w).reshape(*x.shape[:2], w, -1)).flatten(-2))
 
 
 def _of_each(x: Tensor, W: Tensor) -> list[Tensor]:
@@ -106,7 +106,7 @@ _MODALITY_MIXER = Check(
     reference=_modality_mixer,
     cases=_sequences,
     mistakes={
-        "channel for token: y[:, :, m::3] takes every third channel, y[:, m::3] every third token": _every_third_channel,
+        "channel for token: y[:, :, m::3] is every third channel, y[:, m::3] every third token": _every_third_channel,
         "each mixer sees tokens of its own modality only: cut the windows first, choose the mixer afterwards": (
             _own_modality_only
         ),

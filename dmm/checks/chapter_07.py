@@ -25,13 +25,13 @@ Layers = Sequence[tuple[Map, Map]]
 
 
 def check_stack(answer: Callable[..., Any]) -> None:
-    """`answer(X (b, l, d), norm_1, norm_2, layers)`: equation 3 once for each `(dsm, mamba)` of `layers`, `(b, l, d)`."""
+    """`answer(X (b, l, d), norm_1, norm_2, layers)`: equation 3 for each `(dsm, mamba)` of `layers`, `(b, l, d)`."""
     with torch.no_grad():
         _STACK(answer)
 
 
 def check_frame(answer: Callable[..., Any]) -> None:
-    """`answer(R (b, k, d), s (b, k, d), a (b, k - 1, d), mix)`: interleave, mix, outputs of the state tokens `(b, k, d)`."""
+    """`answer(R (b, k, d), s (b, k, d), a (b, k - 1, d), mix)`: outputs of the state tokens, `(b, k, d)`."""
     _FRAME(answer)
 
 

@@ -20,12 +20,12 @@ Interval = Callable[[Array, np.random.Generator], Any]
 
 
 def check_loss(answer: Callable[..., Any]) -> None:
-    """Exercise 8.1: `answer(parts)`, each `(predicted (b, k, a), actions (b, k, a), mask (b, k))`: one mean over all."""
+    """Exercise 8.1: `answer(parts)`, each `(predicted (b, k, a), actions (b, k, a), mask (b, k))`: one mean."""
     _LOSS(answer)
 
 
 def check_warmup(answer: Callable[..., Any]) -> None:
-    """Exercise 8.2: `answer(step, warmup, total, peak)` for the update after `step` finished ones: up, then down to 0."""
+    """Exercise 8.2: `answer(step, warmup, total, peak)` after `step` finished updates: up, then down to 0."""
     _WARMUP(answer)
 
 
@@ -107,7 +107,7 @@ def _loss_mistakes(parts: Sequence[Part]) -> dict[str, Tensor]:
         "divide by the number of action entries, not by the number of steps": real.sum() / mask.sum(),
         "an action has not always two entries: count them": real.sum() / (2 * mask.sum()),
         "an action has not always three entries: count them": real.sum() / (3 * mask.sum()),
-        "the sum is divided by the number of parts: count the entries of real steps": sum(sums, torch.zeros(()))
+        "the sum is divided by the number of parts: count entries of real steps": sum(sums, torch.zeros(()))
         / len(parts),
         "that is the sum: divide it by the number of entries": real.sum(),
         "the mask is upside down: True marks a real step": squared[~mask].mean(),
@@ -157,7 +157,7 @@ _WARMUP = Check(
         "it stays at the peak after the warm-up: it has to fall from there": (
             lambda step, w, n, peak: peak * _up((step + 1) / w)
         ),
-        "it stays at the peak after the warm-up, and the first update is wasted: count from step + 1, and let it fall": (
+        "it stays at the peak after the warm-up, and the first update is wasted: count from step + 1, let it fall": (
             lambda step, w, n, peak: peak * _up(step / w)
         ),
         "it goes on rising after the warm-up: let it fall from the peak": lambda step, w, n, peak: (
@@ -236,7 +236,7 @@ def _means(values: Array, rng: np.random.Generator, size: int | None = None) -> 
 
 
 def _bootstrap(values: Array, rng: np.random.Generator, tail: float = 0.025, size: int | None = None) -> Array:
-    return np.quantile(_means(values, rng, size), [tail, 1 - tail])
+    return np.asarray(np.quantile(_means(values, rng, size), [tail, 1 - tail]))
 
 
 def _symmetric(middle: float, half: float) -> tuple[float, float]:
@@ -254,7 +254,7 @@ def _half_width(values: Array, rng: np.random.Generator) -> tuple[float, float]:
 def _halves(values: Array, rng: np.random.Generator) -> Array:
     chosen = rng.random((4000, len(values))).argsort(axis=1)[:, : len(values) // 2]
     halves = values[chosen].mean(axis=1)
-    return np.quantile(halves, [0.025, 0.975])
+    return np.asarray(np.quantile(halves, [0.025, 0.975]))
 
 
 def _extremes(values: Array, rng: np.random.Generator) -> tuple[float, float]:
@@ -263,7 +263,7 @@ def _extremes(values: Array, rng: np.random.Generator) -> tuple[float, float]:
 
 
 def _across(values: Array, rng: np.random.Generator) -> Array:
-    return np.quantile(rng.choice(values, size=(4000, len(values))).mean(axis=0), [0.025, 0.975])
+    return np.asarray(np.quantile(rng.choice(values, size=(4000, len(values))).mean(axis=0), [0.025, 0.975]))
 
 
 _WRONG_INTERVALS: dict[str, Interval] = {
@@ -275,7 +275,7 @@ _WRONG_INTERVALS: dict[str, Interval] = {
     "np.percentile wants per cent, 2.5 and 97.5; np.quantile wants 0.025 and 0.975": (
         lambda values, rng: np.percentile(_means(values, rng), [0.025, 0.975])
     ),
-    "each mean is of thousands of values, by a wrong axis or a wrong size: a resample has as many values as the data, and "
+    "each mean is of thousands of values, by a wrong axis or a wrong size: a resample has as many as the data, and "
     "its own mean; 4,000 is how many resamples": _across,
     "this is the spread of single episodes: resample, take the mean of each resample, then quantiles": (
         lambda values, rng: np.quantile(values, [0.025, 0.975])
@@ -293,13 +293,13 @@ _WRONG_INTERVALS: dict[str, Interval] = {
         lambda values, rng: _bootstrap(values, rng, tail=0.1587)
     ),
     "these are the smallest and the largest mean: cut off 2.5 % on each side": _extremes,
-    "this is the mean ± 1.96 standard deviations of the means: take quantiles of the means, which need not be symmetric": (
+    "this is the mean ± 1.96 standard deviations of the means: take their quantiles, which need not be symmetric": (
         _normal
     ),
     "this is the mean ± 1.96 standard deviations, cut off at 0: quantiles of the means stay in range by themselves": (
         lambda values, rng: np.maximum(0.0, _normal(values, rng))
     ),
-    "this is the mean ± 1.96 standard errors of the values: resample, and take quantiles of the resamples' means": (
+    "this is the mean ± 1.96 standard errors of the values: resample, and take quantiles of the means": (
         lambda values, rng: _symmetric(values.mean(), 1.96 * values.std(ddof=1) / np.sqrt(len(values)))
     ),
     "medians of the resamples were taken: take the mean of each": (

@@ -123,7 +123,7 @@ _DEPENDS = Check(
         "only the first entry of an action is pushed: push every entry": _pushed(
             lambda a: 0.1 * np.eye(a)[0], _largest
         ),
-        "all entries are pushed alike, which a model that reads their difference does not notice: push unlike amounts": (
+        "all entries are pushed alike, which a model that reads their difference does not notice": (
             _pushed(lambda a: 0.1 * np.ones(a), _largest)
         ),
         "opposite changes cancel in a sum over the prediction's entries: look at each entry, or at its size": (

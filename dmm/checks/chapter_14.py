@@ -59,8 +59,7 @@ def _wrong_intensities(b: int, length: int, e: int, n: int, size: int) -> dict[s
         "there is no gate here: z does not move": work / (size * (moved + sequence)),
         "a fused scan does not move its states": work / (size * (moved + sequence * n)),
         "a fused scan does not move its states, neither out nor in": work / (size * (moved + 2 * sequence * n)),
-        "B and C have no axis of channels: they are (b, l, n)": work
-        / (size * (3 * sequence + 2 * sequence * n + rates)),
+        "B and C have no axis of channels": work / (size * (3 * sequence + 2 * sequence * n + rates)),
         "every channel has n states: the operations are 7 for each state": right / n,
         "7 operations for each state, not one": right / 7,
         "that is the number of operations: divide it by the bytes": float(work),
@@ -82,7 +81,7 @@ _INTENSITY = Check(
 
 
 def _scans() -> list[Case]:
-    """Also with chunks that fit, a chunk longer than the sequence, and chunks of one token; decays and other factors."""
+    """Also with chunks that fit, a chunk longer than the sequence, and chunks of one token; also factors below 0."""
     cases = []
     for seed, (length, m, chunk) in enumerate([(10, 5, 4), (6, 2, 3), (7, 3, 9), (5, 1, 1), (11, 4, 2)]):
         generator = torch.Generator().manual_seed(seed)

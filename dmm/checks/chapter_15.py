@@ -190,7 +190,7 @@ def _passed_through(x: Tensor, tokens: Tensor, h: Tensor, W: Tensor, a: Tensor) 
 
 
 def _chunks() -> list[Case]:
-    """Chunks longer and shorter than the window, from states that are not zero; also windows of two tokens and of one."""
+    """Chunks longer and shorter than the window, from states that are not zero; also windows of one and two tokens."""
     cases = []
     for seed, (t, d, w) in enumerate([(5, 3, 4), (3, 3, 4), (1, 2, 4), (2, 4, 6), (4, 5, 2), (7, 2, 3), (3, 2, 1)]):
         generator = torch.Generator().manual_seed(seed)
@@ -231,7 +231,7 @@ def _chunk_mistakes(x: Tensor, state: tuple[Tensor, Tensor], W: Tensor, a: Tenso
         "the state keeps outputs: the mixer looks back at its inputs": torch.cat([tokens, y])[t:],
         "the state's tokens are in reverse order: oldest first": kept.flip(0),
         "the state keeps w tokens: w - 1 are enough": torch.cat([tokens[:1], seen])[-w:] if w > 1 else seen[-1:],
-        "a chunk shorter than w - 1 tokens: older tokens have to stay in the state; take the last w - 1 of old and new": (
+        "a chunk shorter than w - 1 tokens: older tokens stay in the state; take the last w - 1 of old and new": (
             x[max(0, t - w + 1) :]
         ),
         "the state grows with every chunk: of old and new tokens keep the last w - 1": seen,

@@ -154,8 +154,8 @@ class Check:
                 if self._explains(made, found, right, chosen):
                     return mistaken(hint)
         first = next(i for i in range(len(cases)) if not self._same(found[i], right[i]))
-        shapes = [part.shape for part in right[first]]
-        if self.probe and not isinstance(found[first], CheckFailed) and [part.shape for part in found[first]] == shapes:
+        got, shapes = found[first], [part.shape for part in right[first]]
+        if self.probe and not isinstance(got, CheckFailed) and [part.shape for part in got] == shapes:
             noticed = self.probe(answer, cases[first])
             if noticed:
                 return CheckFailed(noticed)

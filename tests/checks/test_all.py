@@ -177,7 +177,7 @@ def test_every_check_says_what_it_asks_for() -> None:
 @pytest.mark.parametrize("answer", [None, ..., 3, lambda *given: None, lambda *given: ...])
 @pytest.mark.parametrize("check", ALL[:3])
 def test_no_answer_yet_is_told_so(check: Check, answer: Any) -> None:
-    with pytest.raises(CheckFailed, match="no function to check|returned nothing"):
+    with pytest.raises(CheckFailed, match=r"no function to check|returned nothing"):
         check(answer)
 
 
@@ -185,7 +185,7 @@ def test_an_answer_that_fails_later_is_told_where() -> None:
     check = Check(
         reference=lambda a, b: a / (b + 1), cases=lambda: [(4, 1), (3, -0.5)], mistakes={}, praise="", parts=("it",)
     )
-    with pytest.raises(CheckFailed, match="raised ZeroDivisionError: .*, for a = 3, b = -0.5"):
+    with pytest.raises(CheckFailed, match=r"raised ZeroDivisionError: .*, for a = 3, b = -0.5"):
         check(lambda a, b: a / (b + 1) if b == 1 else a / 0)
 
 
@@ -193,7 +193,7 @@ def test_a_mistake_is_not_named_where_it_explains_only_some_cases() -> None:
     check = Check(
         reference=lambda a: a + 1, cases=lambda: [(2,), (5,)], mistakes={"doubled": lambda a: 2 * a}, praise=""
     )
-    with pytest.raises(CheckFailed, match="^doubled$"):
+    with pytest.raises(CheckFailed, match=r"^doubled$"):
         check(lambda a: 2 * a)
     with pytest.raises(CheckFailed, match="the result: not right yet, for a = 2: expected 3, got 4") as caught:
         check(lambda a: 4)
@@ -208,7 +208,7 @@ def test_a_part_may_be_explained_alone() -> None:
         praise="",
         parts=("one", "two"),
     )
-    with pytest.raises(CheckFailed, match="^first doubled$"):
+    with pytest.raises(CheckFailed, match=r"^first doubled$"):
         check(lambda a: (2 * a, 77))
     with pytest.raises(CheckFailed, match="two: not right yet"):
         check(lambda a: [a, 77])

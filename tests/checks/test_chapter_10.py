@@ -125,7 +125,7 @@ def test_other_right_answers_pass():
     [
         (of_result(lambda found: found.T), "^rows and columns are swapped"),
         (of_first_entry, "only the first entry of an action"),
-        (lambda *given: depends(*given, push=lambda a: 0.1 * torch.ones(a)), "pushed alike"),
+        (lambda *given: depends(*given, push=lambda a: 0.1 * torch.ones(a)), "are pushed alike"),
         (lambda *given: depends(*given, size=lambda change: change[..., 0]), "first entry of a prediction"),
         (by_sum, "cancel in a sum"),
         (of_result(torch.tril), "the future is left out"),

@@ -14,7 +14,9 @@ import nbformat
 import pytest
 import sandbox
 
-SECONDS, MEMORY = 30, 2**30
+SECONDS, MEMORY = 120, 2**30
+ENDLESS = ("loops", "sleeps_in_the_answer")  # these get less time, as they take all of it
+GRADER = "import otter\n\ngrader = otter.Notebook()"  # as at the top of every notebook that is handed out
 TEST = """\
 from otter.test_files import test_case
 
@@ -45,7 +47,7 @@ for place in (pathlib.Path({to!r}), pathlib.Path({submissions!r})):
 HOSTILE = {
     "exits": "raise SystemExit(0)",
     "exits_at_once": "import os\nos._exit(0)",
-    "exits_in_the_answer": "import os\nHONEST = False\ndef answer():\n    os._exit(0)",
+    "exits_in_the_answer": "import os\ndef answer():\n    os._exit(0)",
     "raises_system_exit_in_the_answer": "def answer():\n    raise SystemExit",
     "kills_itself": "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
     "kills_its_parent": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)",
@@ -83,7 +85,8 @@ NO_NOTEBOOK = {"is_text": "no notebook", "is_empty": "", "is_deep": "[" * 100_00
 
 
 def _notebook(*cells: str) -> str:
-    return nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells]))
+    code = [nbformat.v4.new_code_cell(cell) for cell in (GRADER, *cells)]
+    return nbformat.writes(nbformat.v4.new_notebook(cells=code))
 
 
 @pytest.fixture(scope="module")
@@ -105,17 +108,24 @@ def graded(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str
         paths.append(submissions / f"{name}.ipynb")
         paths[-1].write_text(text, "utf8")
     before = {path: path.read_bytes() for path in paths}
+    rows = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DMM_TEST_SECRET", "s3cret")
-        table = classroom.grade_all(paths, autograder, to, SECONDS, MEMORY)
-    with table.open(encoding="utf8") as file:
-        rows = {row[0]: row[1:] for row in csv.reader(file)}
+        for place, seconds, chosen in (
+            (folder / "endless", 15, [path for path in paths if path.stem in ENDLESS]),
+            (to, SECONDS, [path for path in paths if path.stem not in ENDLESS]),
+        ):
+            table = classroom.grade_all(chosen, autograder, place, seconds, MEMORY)
+            with table.open(encoding="utf8") as file:
+                rows |= {row[0]: row[1:] for row in csv.reader(file)}
+    for name in ENDLESS:
+        (to / f"{name}.txt").write_bytes((folder / "endless" / f"{name}.txt").read_bytes())
     return rows, to, before
 
 
 def test_everybody_has_a_line_of_their_own(graded: tuple[dict[str, list[str]], Path, dict[Path, bytes]]) -> None:
     rows, to, before = graded
-    assert list(rows) == ["submission", *(path.stem for path in before)] and len(HOSTILE) == 30
+    assert set(rows) == {"submission", *(path.stem for path in before)} and len(HOSTILE) == 30
     assert all((to / f"{path.stem}.txt").read_text("utf8").strip() for path in before)
     assert not [path.name for path in to.iterdir() if path.suffix not in (".csv", ".txt")]
 
