@@ -4,8 +4,9 @@
 
 Trained on learning histories of other goals (`dmm/darkroom/histories-v0`), each policy plays the 16 goals that no data
 were about, with its weights as they are. The result holds the return of every episode of every goal. `dt`, which does
-not learn in context, is the control; `dmh-learning` is `dmh` with the contexts of `ad` (`AS_LEARNED`). Budgets are a few minutes on one core each, not equal ones: the question is
-whether a policy gets better from episode to episode, not which model is best; that is `dmm reproduce dmh-figure2`.
+not learn in context, is the control; `dmh-learning` is `dmh` with the contexts of `ad` (`AS_LEARNED`). Budgets are a
+few minutes on one core each, not equal ones: the question is whether a policy gets better from episode to episode, not
+which model is best; that is `dmm reproduce dmh-figure2`.
 
 A run that is stopped goes on from its checkpoint when the command is given again.
 """

@@ -81,6 +81,8 @@ HOSTILE = {
     "calls_home": "import socket\nsocket.create_connection(('1.1.1.1', 53), timeout=5)",
     "reads_secrets": "import os\nassert 'DMM_TEST_SECRET' not in os.environ",
 }
+NEED_WALLS = ("kills_everybody", "changes_the_package", "writes_into_the_results", "removes_the_others")
+"""Would reach, where a machine has no namespaces, what is not theirs: the processes of this test and its checkout."""
 NO_NOTEBOOK = {"is_text": "no notebook", "is_empty": "", "is_deep": "[" * 100_000}
 
 
@@ -100,6 +102,8 @@ def graded(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str
         file.writestr("tests/answer.py", TEST)
     texts = {"ann": _notebook(HONEST), "wrong": _notebook("def answer():\n    return 41")}
     for name, code in HOSTILE.items():
+        if name in NEED_WALLS and not sandbox.isolation():
+            continue
         code = code.replace("{to!r}", repr(str(to))).replace("{submissions!r}", repr(str(submissions)))
         texts[name] = _notebook(code, *([] if "def answer" in code else [HONEST]))
     texts |= NO_NOTEBOOK | {"zoe": _notebook(HONEST)}
