@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,6 +84,23 @@ def _own(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
+@contextmanager
+def _without_triton() -> Iterator[None]:
+    """Keeps Triton out where there is no GPU for it.
+
+    Tensors without memory let torch import its compiler, and that imports Triton where it is installed: its LLVM ends a
+    process that has rendered a picture with Mesa's.
+    """
+    if "triton" in sys.modules or torch.cuda.is_available():
+        yield
+        return
+    sys.modules["triton"] = None  # type: ignore[assignment]  # what importing fails on
+    try:
+        yield
+    finally:
+        del sys.modules["triton"]
+
+
 def require_weights(path: Path, build: Callable[[], Policy]) -> None:
     """Passes when a checkpoint declares just the weights of the policy that `build` makes.
 
@@ -92,7 +110,7 @@ def require_weights(path: Path, build: Callable[[], Policy]) -> None:
         InputError: the file is missing, damaged, or of a policy of other shapes.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _without_triton():
             policy = build()
     except (RuntimeError, TypeError, OverflowError) as error:  # more numbers than can be counted
         raise InputError(f"checkpoint: {path} cannot be of a policy as large as the run's config says") from error
