@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dmm.checks import CheckFailed, call, passed, require
+from dmm.checks import CheckFailed, call, mistaken, passed, require
 from dmm.checks.check import Case, Check
 
 Array = NDArray[np.float64]
@@ -33,14 +33,13 @@ def check_mixture(answer: Callable[..., Any]) -> None:
     for method in ("begin", "act"):
         require(callable(getattr(mixture, method, None)), f"your behaviour has no method {method}")
     played = [_play(mixture, number, first, second) for number in range(episodes)]
-    require(
-        len(set(played)) > 1, f"the same behaviour in every episode: {played[0]}; choose in begin, with rng.random()"
-    )
+    if len(set(played)) == 1:
+        raise mistaken(f"the same behaviour in every episode: {played[0]}; choose in begin, with rng.random()")
     _require_own_choice(lambda: call(answer, first, second, share), played[:50], first, second)
     found = played.count("first") / episodes
     hint = f"`first` plays in {found:.0%} of the episodes, not in {share:.0%}"
-    swapped = abs(found - (1 - share)) < 0.05
-    require(not swapped, f"{hint}: the two are swapped; rng.random() < share is true in a share of the episodes")
+    if abs(found - (1 - share)) < 0.05:
+        raise mistaken(f"{hint}: the two are swapped; rng.random() < share is true in a share of the episodes")
     require(abs(found - share) < 0.05, f"{hint}: the share that you were given decides")
     passed(f"`first` played in {found:.0%} of the episodes, and each episode depends on its own rng alone.")
 
@@ -188,7 +187,8 @@ def _play(mixture: Any, number: int, first: _Stub, second: _Stub) -> str:
         all(name in ("first", "second") for name in played),
         f"act has to return the chosen behaviour's action; got {played[0]!r}",
     )
-    require(len(set(played)) == 1, "another behaviour at every step: choose in begin, once for the whole episode")
+    if len(set(played)) > 1:
+        raise mistaken("another behaviour at every step: choose in begin, once for the whole episode")
     chosen = first if played[0] == "first" else second
     require(bool(chosen.begun), "the chosen behaviour's begin was not called: it plans there, before its first action")
     handed = chosen.begun[0]
