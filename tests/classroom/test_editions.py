@@ -12,6 +12,7 @@ import exercises
 import nbformat
 import otter
 import pytest
+from address import configured
 from nbclient import NotebookClient
 from otter.check.utils import IPythonInterpreter
 from setup_cell import SETUP_CELL
@@ -107,9 +108,12 @@ def test_on_colab_the_notebook_installs_the_grader_and_brings_its_tests(
         type(IPythonInterpreter.COLAB.value), "running", lambda self: self.display_name == "Google Colab"
     )
     names: dict[str, object] = {}
-    cells = _sources(edition("03_selective_scan").student)[:3]
+    first, *cells = _sources(edition("03_selective_scan").student)[:3]
+    with pytest.raises(SystemExit, match="no public address yet"):
+        exec(first.replace(f"/{configured()[0]}/", "/OWNER_NAME/"), {})
+    assert not installed
     with put_back_after():  # the chapter counts in double precision
-        for cell in cells:
+        for cell in (first.replace("github.com/OWNER_NAME", "github.com/someone"), *cells):
             exec(cell, names)
     assert [command[-1].split("/")[-1] for command in installed] == ["decision-metamamba", classroom.GRADER]
     grader = names["grader"]
