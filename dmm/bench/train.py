@@ -59,7 +59,13 @@ PROJECTED_FROM = (1_000, 5_000)
 TOLERANCE = 1e-3
 """Of the largest entry, by which the gradients of a model with another scan may differ before it is left out."""
 THREADS = (1, 2, 4)
+LONGEST_STEP = 1.0
+"""Seconds; a step that takes longer is timed once."""
 DEFAULTS = TrainConfig()
+
+ANOTHERS = "its updates are another package's"
+IN_CONTEXT = "its batches hold series of episodes, not windows: see python -m dmm.experiments.memory_costs"
+"""Why models are left out."""
 
 Step = Callable[[], object]
 
@@ -92,7 +98,8 @@ def bench_train(
         if place.type == "cpu":
             candidates["products"] = bench.products()
         calls = 20 if place.type == "cuda" else 3
-        times = interleaved(candidates, repeats=repeats, calls=calls, warm=1, finish=finisher(place))
+        settings: dict[str, Any] = {"patience": LONGEST_STEP, "finish": finisher(place)}
+        times = interleaved(candidates, repeats=repeats, calls=calls, warm=1, **settings)
         published = interleaved(bench.published(), repeats=min(repeats, ROUNDS), finish=finisher(place))
         bar.update()
         scaling = bench.thread_scaling(repeats) if place.type == "cpu" else []
@@ -353,7 +360,9 @@ class _Bench:
         left_out: dict[str, str] = {}
         for name, entry in MODELS.items():
             if entry.learner is not None:
-                left_out[name] = "its updates are another package's"
+                left_out[name] = ANOTHERS
+            elif entry.in_context:
+                left_out[name] = IN_CONTEXT
             elif name != "dmm" and not entry.hidden:
                 made, reason = find(functools.partial(self._model_step, name))
                 if made is None:

@@ -4,9 +4,9 @@
 
 Trained on learning histories of other goals (`dmm/darkroom/histories-v0`), each policy plays the 16 goals that no data
 were about, with its weights as they are. The result holds the return of every episode of every goal. `dt`, which does
-not learn in context, is the control; `dmh-learning` is `dmh` with the contexts of `ad` (`AS_LEARNED`). Budgets are a
-few minutes on one core each, not equal ones: the question is whether a policy gets better from episode to episode, not
-which model is best; that is `dmm reproduce dmh-figure2`.
+not learn in context, is the control; `dmh-learning` is `dmh` with the contexts of `ad` (`AS_LEARNED`), and each of
+`APART` that with one setting put back. Budgets are a few minutes on one core each, not equal ones: the question is
+whether a policy gets better from episode to episode, not which model is best; that is `dmm reproduce dmh-figure2`.
 
 A run that is stopped goes on from its checkpoint when the command is given again.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dmm.experiments import write_result
-from dmm.experiments.grid import Job, argument_parser, train_job
+from dmm.experiments.grid import Job, argument_parser, slug, train_job
 from dmm.experiments.queue import run_jobs
 from dmm.experiments.reproduce import context_returns, play_job
 
@@ -39,6 +39,7 @@ class Entry:
     model: str
     steps: int
     changes: dict[str, Any] = field(default_factory=dict)
+    most_seeds: int | None = None  # of it are trained, however many are asked for
 
 
 ENTRIES = {
@@ -51,6 +52,13 @@ ENTRIES = {
     "dmh-learning": Entry("dmh", 2_000, AS_LEARNED),
     "dt": Entry("dt", 1_000),
 }
+APART = {
+    f"dmh-learning, {back} as dmh": Entry(
+        "dmh", 2_000, {name: value for name, value in AS_LEARNED.items() if name != back}, most_seeds=1
+    )
+    for back in AS_LEARNED
+}
+"""`dmh-learning` with one of its settings as `dmh` has it."""
 
 
 def make_jobs(runs: Path, seeds: int) -> list[Job]:
@@ -59,7 +67,7 @@ def make_jobs(runs: Path, seeds: int) -> list[Job]:
         Job(
             name,
             seed,
-            runs / f"{name}-seed{seed}",
+            runs / f"{slug(name)}-seed{seed}",
             DATASET,
             entry.model,
             entry.steps,
@@ -69,7 +77,8 @@ def make_jobs(runs: Path, seeds: int) -> list[Job]:
             episodes_in_context=EPISODES,
         )
         for seed in range(seeds)
-        for name, entry in ENTRIES.items()
+        for name, entry in (ENTRIES | APART).items()
+        if entry.most_seeds is None or seed < entry.most_seeds
     ]
 
 
@@ -89,7 +98,10 @@ def train_and_play(job: Job) -> dict[str, Any]:
 
 def describe_settings(seeds: int) -> dict[str, Any]:
     """What the numbers depend on, as plain values."""
-    entries = {name: {"model": e.model, "steps": e.steps, "changes": SHARED | e.changes} for name, e in ENTRIES.items()}
+    entries = {
+        name: {"model": e.model, "steps": e.steps, "changes": SHARED | e.changes, "most_seeds": e.most_seeds}
+        for name, e in (ENTRIES | APART).items()
+    }
     return {"tasks": TASKS, "episodes": EPISODES, "target": TARGET, "seeds": seeds, "entries": entries}
 
 
@@ -107,7 +119,7 @@ def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argument_parser("in_context", "Remake the result on learning in context.", seeds=1)
+    parser = argument_parser("in_context", "Remake the result on learning in context.", seeds=3)
     args = parser.parse_args()
 
     from dmm.data.collect import collect

@@ -47,6 +47,12 @@ def small_policy(seed: int = 0) -> Policy:
         return DecisionMetaMamba(DMMConfig(**SMALL, ssm_state=4))
 
 
+def absent() -> dict[str, str]:
+    """The models that are not trained on windows by this package, and why they are left out."""
+    learned = {name: module.ANOTHERS for name, entry in MODELS.items() if entry.learner is not None}
+    return learned | {name: module.IN_CONTEXT for name, entry in MODELS.items() if entry.in_context}
+
+
 @pytest.fixture(scope="module")
 def result() -> Any:
     before = torch.get_num_threads()
@@ -68,13 +74,11 @@ def test_every_scan_and_model_is_timed(result: dict[str, Any]) -> None:
     assert [row["scan"] for row in result["scans"]] == [
         *("dmm", "dmm, modules", *backends, *peers, "no recurrence", "no scan")
     ]
-    learned = [name for name, entry in MODELS.items() if entry.learner is not None]
-    own = [name for name, entry in MODELS.items() if not entry.hidden and name not in learned]
+    own = [name for name, entry in MODELS.items() if not entry.hidden and name not in absent()]
     models = [row["model"] for row in result["models"]]
     assert models == [*own, "dt, paper's size", "transformers' dt, paper's size"]
     assert [row["model"] for row in result["published"]] == ["dc, published", "dm, published"]
-    others = dict.fromkeys(learned, "its updates are another package's")
-    assert result["left_out"] == others | {"d3rlpy's dt, paper's size": "not installed"}
+    assert result["left_out"] == absent() | {"d3rlpy's dt, paper's size": "not installed"}
     assert [row["threads"] for row in result["threads_scaling"]] == [1]
 
 
@@ -260,7 +264,7 @@ def test_d3rlpy_gets_batches_of_its_own_kind(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(module, "d3rlpy_dt", lambda *sizes, device: algorithm)
     steps, left_out = module._Bench(CPU).models()
     assert left_out.pop("transformers' dt, paper's size") == "not installed"
-    assert set(left_out) == {name for name, entry in MODELS.items() if entry.learner is not None}
+    assert left_out == absent()
     steps["d3rlpy's dt, paper's size"]()
     (batch, again) = given
     assert batch is again and batch.observations.shape == (64, 20, 11) and batch.masks.dtype == "float32"

@@ -199,7 +199,8 @@ class TestInContext:
     def test_writes_its_file(self, datasets_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         tiny = {"width": 8, "layers": 1, "batch_size": 2}
         entries = {"ad-mamba": in_context.Entry("ad-mamba", 2), "dt": in_context.Entry("dt", 2)}
-        for name, value in {"ENTRIES": entries, "SHARED": tiny, "TASKS": 3, "EPISODES": 2}.items():
+        apart = {"dt, once": in_context.Entry("dt", 2, {"dropout": 0.1}, most_seeds=1)}
+        for name, value in {"ENTRIES": entries, "APART": apart, "SHARED": tiny, "TASKS": 3, "EPISODES": 2}.items():
             monkeypatch.setattr(in_context, name, value)
         collect = collecting.collect
         monkeypatch.setattr(collecting, "collect", lambda name: collect(name, transitions=2_000, progress=False))
@@ -211,6 +212,7 @@ class TestInContext:
         assert [(row["name"], row["seed"]) for row in result["runs"]] == [
             ("ad-mamba", 0),
             ("dt", 0),
+            ("dt, once", 0),
             ("ad-mamba", 1),
             ("dt", 1),
         ]
@@ -226,6 +228,14 @@ class TestInContext:
         assert {name for name, _ in entries} == plain | {"dmh-learning"}
         jobs = in_context.make_jobs(Path("runs"), seeds=2)
         assert folders_are_distinct(jobs) and {job.episodes_in_context for job in jobs} == {20}
+
+    def test_settings_are_put_back_one_at_a_time(self) -> None:
+        whole = in_context.ENTRIES["dmh-learning"]
+        for name, entry in in_context.APART.items():
+            (back,) = whole.changes.keys() - entry.changes.keys()
+            assert back in name and entry == dataclasses.replace(whole, changes=entry.changes, most_seeds=1)
+            assert entry.changes.items() <= whole.changes.items()
+        assert len(in_context.APART) == len(in_context.AS_LEARNED)
 
 
 class TestGating:
