@@ -21,7 +21,11 @@ HEAVY = {"triton", "transformers", "playwright", "pandas", "mypy", "ruff", "otte
 
 
 def own_pins(name: str) -> dict[str, Requirement]:
-    lines = [line.strip() for line in (ROOT / LISTS[name]).read_text("utf8").splitlines()]
+    return read_pins(LISTS[name])
+
+
+def read_pins(path: str) -> dict[str, Requirement]:
+    lines = [line.strip() for line in (ROOT / path).read_text("utf8").splitlines()]
     found = [Requirement(line) for line in lines if line and line[0] not in "#-"]
     assert len({canonicalize_name(one.name) for one in found}) == len(found), "a package twice"
     return {canonicalize_name(one.name): one for one in found}
@@ -56,6 +60,15 @@ def test_all_that_is_asked_for_is_pinned_where_it_is_needed(name: str) -> None:
         if one.name not in ("setuptools", "wheel"):
             version = str(here[canonicalize_name(one.name)].specifier).removeprefix("==")
             assert one.specifier.contains(version), one
+
+
+def test_python_3_10_has_a_pin_for_all_that_is_asked_for() -> None:
+    here = read_pins(".ci/pins-python3.10.txt")
+    for one in (each for name in LISTS for each in wanted(name)):
+        version = str(here[canonicalize_name(one.name)].specifier).removeprefix("==")
+        assert one.specifier.contains(version), one
+    assert here["torch"].specifier == own_pins("book")["torch"].specifier
+    assert not [name for name in here if name.startswith(("nvidia", "cuda"))]
 
 
 def test_the_book_takes_none_of_the_heavy_packages_of_the_others() -> None:

@@ -16,6 +16,7 @@ PYTHON = """#!/bin/bash
 case "$*" in
     "-c import sys; sys.exit(sys.version_info < (3, 10))") exit ${TOO_OLD:-0} ;;
     "-c import venv, ensurepip") exit ${NO_VENV:-0} ;;
+    "-c import sys; sys.exit(sys.version_info < (3, 11))") exit ${PYTHON_3_10:-0} ;;
     -c*) exec "$REAL" "$@" ;;
     --version) echo "Python 3.8.18" ;;
     "-m venv --clear .venv") rm -rf .venv && mkdir -p .venv/bin && cp "$0" .venv/bin/python && echo venv >>diary ;;
@@ -73,6 +74,17 @@ def test_torch_comes_first_then_the_pins_then_this_package(folder: Path, want: s
     assert packages.endswith(pins) and own.endswith("--no-deps -e .")
     assert run(folder, want).returncode == 0
     assert "venv" not in diary(folder), "what is there is kept"
+
+
+@pytest.mark.parametrize(
+    ("want", "extras"), [("book", "[book]"), ("test", "[book,test,classroom,behaviours,bench,value-based,cluster]")]
+)
+def test_python_3_10_is_held_to_its_own_pins(folder: Path, want: str, extras: str) -> None:
+    done = run(folder, want, PYTHON_3_10="1")
+    assert (done.returncode, done.stderr) == (0, "")
+    _, torch, packages = diary(folder)
+    assert torch.startswith(".ci/install_torch.py torch==")
+    assert packages.endswith(f"-c .ci/pins-python3.10.txt -e .{extras}")
 
 
 def test_another_aim_is_refused(folder: Path) -> None:
