@@ -57,8 +57,8 @@ APART = {
         "dmh", 2_000, {name: value for name, value in AS_LEARNED.items() if name != back}, most_seeds=1
     )
     for back in AS_LEARNED
-}
-"""`dmh-learning` with one of its settings as `dmh` has it."""
+} | {"dmh-learning, all as dmh": Entry("dmh", 2_000, most_seeds=1)}
+"""`dmh-learning` with one of its settings as `dmh` has it, and with all of them, which is `dmh` trained as long."""
 
 
 def make_jobs(runs: Path, seeds: int) -> list[Job]:
