@@ -1,5 +1,6 @@
 // A long chapter says at its top what to read of it in twenty minutes. A button there folds the other sections to their
-// headings; each opens again by itself, from its heading, by a link into it, or all together by the same button.
+// headings; each opens again by itself, from its heading, by a link into it, by a search on the page that finds something in
+// it (where the browser can), or all together by the same button. On paper everything is open.
 (() => {
   "use strict";
   const lane = document.querySelector(".fast-lane");
@@ -12,6 +13,11 @@
 
   const fold = (section, yes) => {
     section.classList.toggle("folded", yes);
+    for (const part of section.children) {
+      if (part.matches("h2, span")) continue;
+      if (yes) part.setAttribute("hidden", "until-found");
+      else part.removeAttribute("hidden");
+    }
     const button = section.querySelector(":scope > h2 > .unfold");
     button.hidden = !yes;
   };
@@ -28,6 +34,7 @@
       section.focus({ preventScroll: true });
     });
     section.querySelector(":scope > h2").append(button);
+    section.addEventListener("beforematch", () => fold(section, false));
   });
 
   const all = document.createElement("button");
@@ -50,7 +57,8 @@
   try {
     kept = sessionStorage.getItem(key) ?? "";
   } catch { /* as above */ }
-  setAll(kept === "folded");
+  const searched = new URLSearchParams(location.search).has("highlight");
+  setAll(kept === "folded" && !searched);
 
   const goTo = () => {
     const id = decodeURIComponent(location.hash.slice(1).split("?")[0]);

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.linalg import expm
 from torch import Tensor
 
 from dmm.checks.calls import Calls
+from dmm.checks.cases import plain, tensor
 from dmm.checks.check import Case, Check
 
 Array = NDArray[np.float64]
@@ -47,21 +47,17 @@ def _systems() -> list[Case]:
         (stiff, draw.normal(size=4), 0.7),
         ([[-3.0]], [2], 1.5),
     ]
-    return [(_tensor(A), _tensor(B), delta) for A, B, delta in systems]
-
-
-def _tensor(values: Any) -> Tensor:
-    return torch.as_tensor(np.asarray(values), dtype=torch.get_default_dtype())
+    return [(tensor(A), tensor(B), delta) for A, B, delta in systems]
 
 
 def _backward_euler(A: Tensor, B: Tensor, delta: float) -> tuple[Array, Array]:
-    step, force = delta * A.double().numpy(), delta * B.double().numpy()
+    step, force = delta * plain(A), delta * plain(B)
     inverse: Array = np.linalg.inv(np.eye(len(step)) - step).astype(np.float64)
     return inverse, inverse @ force
 
 
 def _backward_euler_mistakes(A: Tensor, B: Tensor, delta: float) -> dict[str, tuple[Array, Array]]:
-    step, force = delta * A.double().numpy(), delta * B.double().numpy()
+    step, force = delta * plain(A), delta * plain(B)
     eye, inverse = np.eye(len(step)), np.linalg.inv(np.eye(len(step)) - step)
     half = np.linalg.inv(eye - step / 2)
     right = inverse @ force
@@ -117,15 +113,15 @@ def _signals() -> list[Case]:
         ([2.0], [-1.5]),
         ([1.0, -0.5], [3.0, 4.0]),
     ]
-    return [(_tensor(kernel), _tensor(u)) for kernel, u in pairs]
+    return [(tensor(kernel), tensor(u)) for kernel, u in pairs]
 
 
 def _causal(kernel: Tensor, u: Tensor) -> Array:
-    return np.convolve(kernel.double().numpy(), u.double().numpy())[: len(u)]
+    return np.convolve(plain(kernel), plain(u))[: len(u)]
 
 
 def _convolution_mistakes(kernel: Tensor, u: Tensor) -> dict[str, Array]:
-    k, signal = kernel.double().numpy(), u.double().numpy()
+    k, signal = plain(kernel), plain(u)
     length, full = len(signal), np.convolve(k, signal)
     odd = np.fft.rfft(k, n=2 * length - 1) * np.fft.rfft(signal, n=2 * length - 1)
     wrong = {
@@ -159,7 +155,7 @@ _CAUSAL_FFT = Check(
     tolerance=1e-5,
     required=[
         (
-            lambda: Calls(builtins=("fft_rfft", "fft_fft")),
+            lambda: Calls(np.fft.rfft, np.fft.fft, builtins=("fft_rfft", "fft_fft", "r2c", "c2c")),
             "the numbers are right, but no FFT was used, which is what makes long kernels cheap: take torch.fft.rfft",
         )
     ],

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dmm.checks import mistaken, require
 from dmm.checks.calls import Calls
+from dmm.checks.cases import normal, plain, tensor
 from dmm.checks.check import Case, Check
 from dmm.scan import parallel_scan, selective_scan
 
@@ -33,11 +34,6 @@ def check_adjoint(answer: Callable[..., Any]) -> None:
     _ADJOINT(answer)
 
 
-def _random(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator) for shape in shapes]
-
-
 # What is kept
 
 
@@ -49,23 +45,21 @@ def _steps() -> list[Case]:
         ([0.3], [-1.0, -4.0]),
         (np.full(6, 1000.0), [-1.0]),  # little of this is left: 0 for a computer, and one over it is infinite
     ]
-    return [
-        tuple(torch.as_tensor(np.asarray(part), dtype=torch.get_default_dtype()) for part in case) for case in cases
-    ]
+    return [tuple(map(tensor, case)) for case in cases]
 
 
 def _kept(delta: Tensor, A: Tensor, own: int = 0) -> Array:
     """For each token t and each one s before it: the decay by `delta` of tokens s + 1 - own to t."""
-    summed = np.append(0.0, delta.double().numpy().cumsum())  # of all before token t
+    summed = np.append(0.0, plain(delta).cumsum())  # of all before token t
     between = np.minimum(
         0, summed[None, 1 - own : len(summed) - own] - summed[1:, None]
     )  # (t, s), 0 above the diagonal
     earlier = np.tril(np.ones((len(delta), len(delta))))
-    return np.asarray(earlier[..., None] * np.exp(-between[..., None] * A.double().numpy()))
+    return np.asarray(earlier[..., None] * np.exp(-between[..., None] * plain(A)))
 
 
 def _kept_mistakes(delta: Tensor, A: Tensor) -> dict[str, Array]:
-    right, rates, step = _kept(delta, A), A.double().numpy(), delta.double().numpy()
+    right, rates, step = _kept(delta, A), plain(A), plain(delta)
     earlier, summed = np.tril(np.ones((len(step), len(step))))[..., None], step.cumsum()
     between = (summed[:, None] - summed)[..., None]  # (t, s, 1), negative where s is the later one
 
@@ -118,7 +112,7 @@ def _sequences() -> list[Case]:
     for seed, (b, length, e, n, chunk) in enumerate(
         [(2, 11, 3, 4, 4), (3, 7, 5, 2, 3), (1, 5, 2, 3, 9), (2, 6, 1, 3, 1), (1, 10, 2, 1, 5)]
     ):
-        u, B, C, raw, rates = _random(seed, (b, length, e), (b, length, n), (b, length, n), (b, length, e), (e, n))
+        u, B, C, raw, rates = normal(seed, (b, length, e), (b, length, n), (b, length, n), (b, length, e), (e, n))
         cases.append((u, raw.abs(), -rates.exp(), B, C, chunk))
     return cases
 
@@ -209,17 +203,13 @@ _CHUNKS = Check(
 def _adjoint_cases() -> list[Case]:
     cases = []
     for seed, shape in enumerate([(2, 6, 3), (3, 4, 5), (1, 1, 2), (1, 7, 1), (4, 2, 3)]):
-        raw, dh = _random(10 + seed, shape, shape)
+        raw, dh = normal(10 + seed, shape, shape)
         cases.append((torch.sigmoid(raw) if seed % 2 == 0 else raw, dh))  # decays, and negative factors
     return cases
 
 
 def _adjoint(a: Tensor, dh: Tensor) -> Array:
-    return _reversed(_plain(a), _plain(dh), shift=1)
-
-
-def _plain(x: Tensor) -> Array:
-    return np.asarray(x.double().numpy())
+    return _reversed(plain(a), plain(dh), shift=1)
 
 
 def _forward(a: Array, x: Array) -> Array:
@@ -237,7 +227,7 @@ def _reversed(a: Array, x: Array, shift: int) -> Array:
 
 
 def _adjoint_mistakes(a_given: Tensor, dh_given: Tensor) -> dict[str, Array]:
-    a, dh = _plain(a_given), _plain(dh_given)
+    a, dh = plain(a_given), plain(dh_given)
     right = _reversed(a, dh, shift=1)
     wrong = {
         "off by one: g_t is multiplied by a of the next token, a_(t+1), not a_t": _reversed(a, dh, shift=0),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dmm.checks import as_array, call
 from dmm.checks.calls import Calls, convolutions
+from dmm.checks.cases import normal, plain, tensor
 from dmm.checks.check import Case, Check
 from dmm.layers.mamba import STEP_RANGE, MambaBlock
 from dmm.scan import selective_step
@@ -64,7 +65,7 @@ def _conv_cases() -> list[Case]:
     for seed, (b, length, e, width) in enumerate(
         [(2, 7, 4, 4), (3, 8, 5, 3), (1, 3, 2, 5), (2, 1, 3, 4), (1, 9, 7, 2), (4, 5, 1, 1)]
     ):
-        cases.append(tuple(_random(seed, (b, length, e), (e, width), (e,))))
+        cases.append(tuple(normal(seed, (b, length, e), (e, width), (e,))))
     return cases
 
 
@@ -172,16 +173,14 @@ def _convolved(x: Tensor, taps: Tensor, bias: Tensor, left: int) -> Array:
     (b, length, e), width = x.shape, taps.shape[1]
     padded = torch.cat([x.new_zeros(b, left, e), x, x.new_zeros(b, width, e)], 1)
     parts = [taps[:, i] * padded[:, i : i + length] for i in range(width)]
-    result: Array = (torch.stack(parts).sum(0) + bias).double().numpy()
-    return result
+    return plain(torch.stack(parts).sum(0) + bias)
 
 
 def _along_channels(x: Tensor, taps: Tensor, bias: Tensor) -> Array:
     width = taps.shape[1]
     padded = F.pad(x, (width - 1, 0))
     parts = [taps[:, i] * padded[..., i : i + x.shape[2]] for i in range(width)]
-    result: Array = (torch.stack(parts).sum(0) + bias).double().numpy()
-    return result
+    return plain(torch.stack(parts).sum(0) + bias)
 
 
 _CONV = Check(
@@ -311,8 +310,8 @@ def _step_cases() -> list[Case]:
     sizes = [(2, 20, 4, 2, 4), (3, 7, 5, 1, 3), (1, 17, 3, 2, 2), (5, 3, 2, 3, 6)]
     for seed, (b, d, n, expand, width) in enumerate(sizes):
         block = _block_off_its_start(seed, d, state_size=n, expand=expand, conv_width=width)
-        (token,), zero = _random(seed, (b, d)), block.init_state(b)
-        conv, ssm = _random(20 + seed, tuple(zero.conv.shape), tuple(zero.ssm.shape))
+        (token,), zero = normal(seed, (b, d)), block.init_state(b)
+        conv, ssm = normal(20 + seed, tuple(zero.conv.shape), tuple(zero.ssm.shape))
         cases.append((block, token, conv, ssm))
     block, token, conv, ssm = cases[1]
     return [*cases, (block, -2 * token, torch.zeros_like(conv), torch.zeros_like(ssm))]
@@ -363,7 +362,7 @@ def _shares() -> list[Case]:
         ([0.3], (0.2, 2.0)),
         ([1.0, 0.0, 0.0, 0.6, 0.35], (0.004, 0.03)),
     ]
-    return [(torch.tensor(share, dtype=torch.get_default_dtype()), *bounds) for share, bounds in cases]
+    return [(tensor(share), *bounds) for share, bounds in cases]
 
 
 def _bias(share: Tensor, low: float = STEP_RANGE[0], high: float = STEP_RANGE[1]) -> Array:
@@ -371,11 +370,11 @@ def _bias(share: Tensor, low: float = STEP_RANGE[0], high: float = STEP_RANGE[1]
 
 
 def _step_size(share: Tensor, low: float, high: float) -> Array:
-    return np.asarray(low * (high / low) ** share.double().numpy())
+    return np.asarray(low * (high / low) ** plain(share))
 
 
 def _bias_mistakes(share: Tensor, low: float = STEP_RANGE[0], high: float = STEP_RANGE[1]) -> dict[str, Array]:
-    part, step = share.double().numpy(), _step_size(share, low, high)
+    part, step = plain(share), _step_size(share, low, high)
     linear = low + part * (high - low)
     bases = np.exp(np.log10(low) + part * np.log10(high / low))
     with np.errstate(invalid="ignore"):
@@ -416,11 +415,6 @@ _BIAS = Check(
     otherwise=lambda case, got, right: _worst_step(got, np.logaddexp(0, right)),
     tolerance=1e-3,
 )
-
-
-def _random(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
 def _first(got: Array, expected: Array) -> str:

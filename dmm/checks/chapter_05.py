@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dmm import inspection
 from dmm.checks.calls import Calls
+from dmm.checks.cases import normal
 from dmm.checks.check import Case, Check
 from dmm.data.windows import Windows
 from dmm.inspection import gradient_norms
@@ -43,8 +44,7 @@ def _gated_windows() -> list[Case]:
     """Left-padded windows; in the last two cases nothing but zeros stands in the padding."""
     cases = []
     for seed, (b, length, e, zeros) in enumerate([(3, 4, 5, False), (5, 7, 2, True), (2, 3, 7, True)]):
-        generator = torch.Generator().manual_seed(seed)
-        y, z = torch.randn(2, b, length, e, generator=generator)
+        y, z = normal(seed, (b, length, e), (b, length, e))
         y = y * torch.tensor([0.2, 1.0, 4.0, 0.5, 9.0])[:b, None, None]  # windows of different size
         missing = torch.tensor([2, 0, 1, 6, 3])[:b, None]
         mask = torch.arange(length) >= missing
@@ -118,9 +118,9 @@ _GATE_SHARE = Check(
 def _activations() -> list[Case]:
     cases = []
     for seed, (b, k, d) in enumerate([(4, 5, 9), (3, 2, 7), (1, 1, 5), (2, 4, 1)]):
-        generator = torch.Generator().manual_seed(seed)
+        (x,) = normal(seed, (b, 3 * k, d))
         size = torch.tensor([0.5, 2.0, 1.0]).repeat(k) * torch.linspace(1, 2, 3 * k)
-        cases.append((torch.randn(b, 3 * k, d, generator=generator) * size[:, None] - 0.1 * seed,))
+        cases.append((x * size[:, None] - 0.1 * seed,))
     return cases
 
 
@@ -136,7 +136,7 @@ def _by_modality(tokens: Tensor) -> Tensor:
 def _norm_mistakes(x: Tensor) -> dict[str, Any]:
     (b, length, d), tokens, right = x.shape, x.abs().sum(-1), _modality_norms(x)
     k = length // 3
-    wrong = {
+    return {
         "the order is state, action, return-to-go: token 0 is a return-to-go, so it comes first": right[[1, 2, 0]],
         "the modalities are in a wrong order: return-to-go, state, action": right[[0, 2, 1]],
         "that cuts the window in three parts: tokens are interleaved, take every third": tokens.view(b, 3, k).mean(
@@ -157,11 +157,28 @@ def _norm_mistakes(x: Tensor) -> dict[str, Any]:
         "one number per channel: the L1 norm of a token sums over its channels": (
             x.abs().mean(0).view(k, 3, d).mean(0)
         ),
+        "a channel for a token: x[..., i::3] slices channels, tokens are on axis 1": torch.stack(
+            [x[..., i::3].abs().sum(-1).mean() for i in range(3)]
+        ),
+        "a channel for a token: x[..., i::3] slices channels, tokens are on axis 1, and a norm sums": torch.stack(
+            [x[..., i::3].abs().mean() for i in range(3)]
+        ),
+        "those are squares: the L1 norm is the sum of absolute values": (_by_modality(x.square().sum(-1)).mean((0, 1))),
+        "those are the largest entries: the L1 norm is the sum of absolute values": (
+            _by_modality(x.abs().amax(-1)).mean((0, 1))
+        ),
+        "only the first window is looked at: average over all of them": _modality_norms(x[:1]),
+        "only the first time step is looked at: average over all of them": _modality_norms(x[:, :3]),
+        "only the last time step is looked at: average over all of them": _modality_norms(x[:, -3:]),
+        "those are medians: take the mean over windows and time steps": (
+            _by_modality(tokens).flatten(0, 1).quantile(0.5, dim=0)
+        ),
+        "all tokens are in one mean: each modality has its own": tokens.mean().expand(3),
+        "those are shares of the sum: the norms themselves are asked for": right / right.sum(),
+        "the last time step is missing: its tokens count, too": (
+            _modality_norms(x[:, :-3]) if k > 1 else torch.full_like(right, torch.nan)
+        ),
     }
-    if d >= 3:
-        hint = "a channel for a token: x[..., i::3] slices channels, tokens are on axis 1"
-        wrong[hint] = torch.stack([x[..., i::3].abs().sum(-1).mean() for i in range(3)])
-    return wrong
 
 
 _MODALITY_NORMS = Check(
@@ -252,8 +269,7 @@ def _small_policy(state_size: int, action_size: int, context: int, width: int, l
 
 
 def _random_windows(b: int, s: int, a: int, k: int) -> Windows:
-    generator = torch.Generator().manual_seed(2)
-    returns, states, actions = (torch.randn(b, k, size, generator=generator) for size in (1, s, a))
+    returns, states, actions = normal(2, *[(b, k, size) for size in (1, s, a)])
     steps = torch.arange(k).expand(b, k)
     return Windows(returns, states, actions.tanh(), steps, torch.ones(b, k, dtype=torch.bool))
 

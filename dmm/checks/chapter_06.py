@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dmm.checks.calls import package
+from dmm.checks.cases import normal, tensor
 from dmm.checks.check import Case, Check
 
 Array = NDArray[np.float64]
@@ -32,18 +33,13 @@ def check_step(answer: Callable[..., Any]) -> None:
     _STEP(answer)
 
 
-def _random(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator) for shape in shapes]
-
-
 # A mixer for each modality
 
 
 def _sequences() -> list[Case]:
     """Also with a last time step that is cut off, a sequence shorter than the window, and a window of one token."""
     sizes = [(2, 12, 6, 3), (3, 7, 4, 5), (1, 4, 5, 6), (4, 9, 2, 1), (2, 1, 3, 2)]
-    return [tuple(_random(seed, (b, length, d), (3, d, w * d))) for seed, (b, length, d, w) in enumerate(sizes)]
+    return [tuple(normal(seed, (b, length, d), (3, d, w * d))) for seed, (b, length, d, w) in enumerate(sizes)]
 
 
 def _window(x: Tensor, W: Tensor) -> int:
@@ -165,10 +161,10 @@ def _first_wrong_token(got: Array, right: Array) -> str:
 
 
 def _kernels() -> list[Case]:
-    counted = torch.arange(1.0, 1 + 3 * 4 * 5).view(3, 4, 5)
+    counted = np.arange(1.0, 1 + 3 * 4 * 5).reshape(3, 4, 5)
     return [
-        (counted.to(torch.get_default_dtype()),),
-        *((kernel,) for kernel in _random(0, (5, 2, 3), (2, 7, 1), (1, 3, 4))),
+        (tensor(counted),),
+        *((kernel,) for kernel in normal(0, (5, 2, 3), (2, 7, 1), (1, 3, 4))),
     ]
 
 
@@ -225,7 +221,7 @@ def _states() -> list[Case]:
     """Steps from states that are not zero, so that no two mistakes look alike, and from one that is."""
     cases = []
     for seed, (b, d, w) in enumerate([(2, 3, 4), (3, 4, 2), (1, 5, 3), (5, 2, 6), (4, 3, 1)]):
-        x, state, W = _random(seed, (b, d), (b, w - 1, d), (d, w * d))
+        x, state, W = normal(seed, (b, d), (b, w - 1, d), (d, w * d))
         cases.append((x, state, W))
     x, state, W = cases[0]
     return [*cases, (-x, torch.zeros_like(state), W)]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dmm.checks import require
 from dmm.checks.calls import package
+from dmm.checks.cases import normal
 from dmm.checks.check import Case, Check
 from dmm.layers.local import DenseSequenceMixer
 from dmm.layers.mamba import MambaBlock
@@ -197,8 +198,7 @@ def _mix(x: Tensor, k: int) -> Tensor:
 def _histories() -> list[Case]:
     cases = []
     for seed, (b, k, d) in enumerate([(2, 4, 5), (3, 2, 7), (1, 1, 3), (2, 7, 3)]):
-        generator = torch.Generator().manual_seed(seed)
-        R, s, a = (torch.randn(b, steps, d, generator=generator) for steps in (k, k, k - 1))
+        R, s, a = normal(seed, *[(b, steps, d) for steps in (k, k, k - 1)])
         cases.append((R, s, a, partial(_mix, k=k)))
     return cases
 

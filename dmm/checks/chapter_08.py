@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor
 
 from dmm.checks import as_array, call, mistaken, passed, require
@@ -37,16 +39,15 @@ def check_interval(answer: Callable[..., Any]) -> None:
     fits = [_near(got, best) for got, best in zip(found, right, strict=True)]
     if not all(fits):
         for hint, wrong in _WRONG_INTERVALS.items():
-            if all(_alike(got, _several(wrong, values, 8)) for got, values in zip(found, data, strict=True)):
+            if _explains(wrong, found, data):
                 raise mistaken(hint)
         first = fits.index(False)
         (low, high), best = found[first].mean(0), right[first].mean(0)
         where = described(["values"], (data[first],))
         require(False, f"for {where} expected about {best[0]:.3g} to {best[1]:.3g}, got {low:.3g} to {high:.3g}")
     require_own_generator(answer, lambda rng: (data[-1].copy(), rng), "ends")
-    scatter, usual = (each[-1].std(0).mean() for each in (found, right))
     few = "the ends differ more from call to call than those of 4,000 resamples do: draw as many as that"
-    require(bool(scatter < 2.5 * usual), few)
+    require(_scatter(found, data) < 2 * _scatter(right, data), few)
     passed("the interval of the mean")
 
 
@@ -133,13 +134,20 @@ _LOSS = Check(
 
 
 def _updates() -> list[Case]:
-    """Every update of a run and some after it: with whole numbers, with a warm-up of one, and with none to fall."""
-    runs = [(10, 30, 1e-3), (7, 20, 3.0), (1, 5, 0.25), (4, 4, 2)]
+    """Every update of a run and some after it: with whole numbers, a warm-up of one, and one that nearly ends it."""
+    runs = [(10, 30, 1e-3), (7, 20, 3.0), (1, 13, 0.25), (13, 14, 2)]
     return [(step, warmup, total, peak) for warmup, total, peak in runs for step in range(total + 3)]
 
 
 def _rate(step: int, warmup: int, total: int, peak: float) -> float:
     return peak * max(0.0, min((step + 1) / warmup, (total - step) / (total - warmup + 1)))
+
+
+def _fallen(step: int, warmup: int, total: int, line: Callable[[float], float]) -> float:
+    """The right rise, and behind it `line` of the share of the fall that is done."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return line(min(1.0, (step + 1 - warmup) / (total - warmup + 1)))
 
 
 def _up(share: float) -> float:
@@ -168,10 +176,10 @@ _WARMUP = Check(
             lambda step, w, n, peak: peak * max(0.0, min((step + 2) / w, (n - step) / (n - w + 1)))
         ),
         "the last update has learning rate 0 and is wasted: 0 is reached at step = total": (
-            lambda step, w, n, peak: peak * max(0.0, min((step + 1) / w, (n - 1 - step) / max(1, n - w)))
+            lambda step, w, n, peak: peak * max(0.0, min((step + 1) / w, (n - 1 - step) / (n - w)))
         ),
         "the fall begins an update late: the update at the peak is the one after warmup - 1 finished ones": (
-            lambda step, w, n, peak: peak * max(0.0, min((step + 1) / w, (n - step) / (n - w) if n > w else 1.0))
+            lambda step, w, n, peak: peak * max(0.0, min((step + 1) / w, (n - step) / (n - w)))
         ),
         "it is negative after the end: there it is 0": (
             lambda step, w, n, peak: peak * min((step + 1) / w, (n - step) / (n - w + 1))
@@ -181,7 +189,32 @@ _WARMUP = Check(
         ),
         "there is no warm-up: it falls from the first update": lambda step, w, n, peak: peak * max(0.0, 1 - step / n),
         "the warm-up is always 10 updates long: it has warmup of them": (
-            lambda step, w, n, peak: _rate(step, 10, n, peak) if n > 9 else 1 // 0
+            lambda step, w, n, peak: _rate(step, 10, n, peak)
+        ),
+        "the run is always 30 updates long: it has total of them": lambda step, w, n, peak: _rate(step, w, 30, peak),
+        "the first update has learning rate 0 and is wasted: count from step + 1; the fall is right": (
+            lambda step, w, n, peak: peak * max(0.0, min(step / w, (n - step) / (n - w + 1)))
+        ),
+        "it falls along a cosine: the fall is a straight line": lambda step, w, n, peak: (
+            peak * _fallen(step, w, n, lambda share: (1 + math.cos(math.pi * share)) / 2)
+        ),
+        "it falls with the root of the step, and never to 0: the fall is a straight line": (
+            lambda step, w, n, peak: peak * min((step + 1) / w, (w / (step + 1)) ** 0.5)
+        ),
+        "the fall takes total updates, counted from the peak: it has to end where training does": (
+            lambda step, w, n, peak: peak * min((step + 1) / w, max(0.0, 1 - (step - w + 1) / n))
+        ),
+        "the fall takes total updates, counted from the end of the warm-up: it has to end where training does": (
+            lambda step, w, n, peak: peak * min((step + 1) / w, max(0.0, 1 - (step - w) / n))
+        ),
+        "behind the warm-up it jumps to a line that fell from the first update on: it falls from the peak": (
+            lambda step, w, n, peak: peak * ((step + 1) / w if step < w else max(0.0, 1 - step / n))
+        ),
+        "behind the end it stays at its last value: there it is 0": (
+            lambda step, w, n, peak: _rate(min(step, n - 1), w, n, peak)
+        ),
+        "a whole-number division: use / and not //": lambda step, w, n, peak: (
+            peak * max(0, min((step + 1) // w, (n - step) // (n - w + 1)))
         ),
         "the peak is always 0.001: it is the one that is given": lambda step, w, n, peak: _rate(step, w, n, 1e-3),
     },
@@ -204,7 +237,7 @@ def _scores() -> list[Array]:
         np.array([0.0, 0, 0, 0, 5]),
         -np.exp(draw.normal(1.0, 1.2, size=23)),
         np.array([3, -1, 4, 1, -5, 9, 2]),
-        draw.normal(50.0, 20.0, size=100),
+        draw.normal(50.0, 20.0, size=40),
     ]
 
 
@@ -224,19 +257,36 @@ def _near(got: Array, right: Array) -> bool:
     return bool(np.all(np.abs(got.mean(0) - right.mean(0)) <= 6 * spread + 1e-9))
 
 
-def _alike(got: Array, wrong: Array) -> bool:
-    """Whether two sets of ends come from the same place and scatter alike, as far as chance can tell."""
-    spread = np.sqrt((got.var(0) + wrong.var(0)) / 2) * np.sqrt(1 / len(got) + 1 / len(wrong))
-    one, other = sorted([got.std(0).mean() + 1e-9, wrong.std(0).mean() + 1e-9])
-    return bool(other < 4 * one and np.all(np.abs(got.mean(0) - wrong.mean(0)) <= 6 * spread + 1e-9))
+def _explains(wrong: Interval, found: Sequence[Array], data: Sequence[Array]) -> bool:
+    """Whether a mistake's ends come from the same places and scatter alike, as far as chance can tell."""
+    made = []
+    for got, values in zip(found, data, strict=True):
+        made.append(_several(wrong, values, calls=16))
+        if not _placed(got, made[-1]):
+            return False
+    one, other = sorted([_scatter(found, data) + 1e-9, _scatter(made, data) + 1e-9])
+    return other < 4 * one
 
 
-def _means(values: Array, rng: np.random.Generator, size: int | None = None) -> Array:
-    return np.asarray(rng.choice(values, size=(4000, size or len(values))).mean(axis=1))
+def _placed(got: Array, wrong: Array) -> bool:
+    apart = np.abs(got.mean(0) - wrong.mean(0))
+    spread = np.sqrt(got.var(0) + wrong.var(0)) * np.sqrt(1 / len(got) + 1 / len(wrong))
+    return bool(np.all(apart <= 4 * spread + 1e-9))
 
 
-def _bootstrap(values: Array, rng: np.random.Generator, tail: float = 0.025, size: int | None = None) -> Array:
-    return np.asarray(np.quantile(_means(values, rng, size), [tail, 1 - tail]))
+def _scatter(found: Sequence[Array], data: Sequence[Array]) -> float:
+    """How far the ends differ from call to call, as a share of the range of the values, in the mean over data."""
+    return float(np.mean([ends.std(0).mean() / np.ptp(values) for ends, values in zip(found, data, strict=True)]))
+
+
+def _means(values: Array, rng: np.random.Generator, size: int | None = None, resamples: int = 4000) -> Array:
+    return np.asarray(rng.choice(values, size=(resamples, size or len(values))).mean(axis=1))
+
+
+def _bootstrap(
+    values: Array, rng: np.random.Generator, tail: float = 0.025, size: int | None = None, resamples: int = 4000
+) -> Array:
+    return np.asarray(np.quantile(_means(values, rng, size, resamples), [tail, 1 - tail]))
 
 
 def _symmetric(middle: float, half: float) -> tuple[float, float]:
@@ -260,6 +310,15 @@ def _halves(values: Array, rng: np.random.Generator) -> Array:
 def _extremes(values: Array, rng: np.random.Generator) -> tuple[float, float]:
     means = _means(values, rng)
     return float(means.min()), float(means.max())
+
+
+def _error(values: Array, ddof: int = 1) -> float:
+    """The standard error of the mean."""
+    return float(values.std(ddof=ddof) / np.sqrt(len(values)))
+
+
+def _student(values: Array, rng: np.random.Generator) -> tuple[float, float]:
+    return _symmetric(float(values.mean()), float(stats.t.ppf(0.975, len(values) - 1)) * _error(values))
 
 
 def _across(values: Array, rng: np.random.Generator) -> Array:
@@ -289,6 +348,9 @@ _WRONG_INTERVALS: dict[str, Interval] = {
     "5 % are cut off on one side only: cut off 2.5 % on each side": (
         lambda values, rng: np.quantile(_means(values, rng), [0.0, 0.95])
     ),
+    "5 % are cut off below and nothing above: cut off 2.5 % on each side": (
+        lambda values, rng: np.quantile(_means(values, rng), [0.05, 1.0])
+    ),
     "this is one standard error on each side, 68 %: cut off 2.5 % on each side": (
         lambda values, rng: _bootstrap(values, rng, tail=0.1587)
     ),
@@ -300,7 +362,29 @@ _WRONG_INTERVALS: dict[str, Interval] = {
         lambda values, rng: np.maximum(0.0, _normal(values, rng))
     ),
     "this is the mean ± 1.96 standard errors of the values: resample, and take quantiles of the means": (
-        lambda values, rng: _symmetric(values.mean(), 1.96 * values.std(ddof=1) / np.sqrt(len(values)))
+        lambda values, rng: _symmetric(values.mean(), 1.96 * _error(values))
+    ),
+    "this is the mean ± 1.96 standard errors of the values, by n and not n - 1: resample, and take quantiles": (
+        lambda values, rng: _symmetric(values.mean(), 1.96 * _error(values, ddof=0))
+    ),
+    "this is Student's interval: resample, and take quantiles of the means, which need not be symmetric": _student,
+    "this is the mean ± 1.96 deviations of single episodes: the mean of many scatters less": (
+        lambda values, rng: _symmetric(values.mean(), 1.96 * values.std())
+    ),
+    "this is the mean ± one standard deviation of the means, 68 %: take quantiles of the means": (
+        lambda values, rng: _symmetric(values.mean(), _means(values, rng).std())
+    ),
+    "the quantiles are mirrored at the mean, the basic bootstrap: a percentile interval takes them as they are": (
+        lambda values, rng: 2 * values.mean() - _bootstrap(values, rng)[::-1]
+    ),
+    "each resample has a single value: draw as many as there are, and take their mean": (
+        lambda values, rng: _bootstrap(values, rng, size=1)
+    ),
+    "too few resamples: the ends differ from call to call as those of a hundred do; draw 4,000": (
+        lambda values, rng: _bootstrap(values, rng, resamples=100)
+    ),
+    "too few resamples: the ends differ from call to call as if there were one for each value; draw 4,000": (
+        lambda values, rng: _bootstrap(values, rng, resamples=len(values))
     ),
     "medians of the resamples were taken: take the mean of each": (
         lambda values, rng: np.quantile(np.median(rng.choice(values, size=(4000, len(values))), axis=1), [0.025, 0.975])

@@ -47,10 +47,14 @@ class Model:
     """What of each entry of an action it reads, `(a,)`."""
     writes: Array
     """How much of that is in each entry of a prediction, `(a,)`."""
+    gated: bool = False
+    """Whether what it predicts is multiplied by the first action, which it then has to read everywhere."""
 
     def __call__(self, actions: Tensor) -> Tensor:
         weight, reads, writes = (torch.as_tensor(part).to(actions) for part in (self.depends, self.reads, self.writes))
-        return torch.tanh(0.3 * weight @ (actions @ reads))[:, None] * writes + 0.1
+        read = actions @ reads
+        size = torch.tanh(0.3 * weight @ read) * (read[0] if self.gated else 1)
+        return size[:, None] * writes + 0.1
 
 
 def _models(k: int, a: int) -> list[Model]:
@@ -61,6 +65,7 @@ def _models(k: int, a: int) -> list[Model]:
     apart = second - np.eye(a)[0] if a > 1 else whole  # how far two entries are apart
     return [
         Model("a causal model", mix, whole, whole),
+        Model("a model that its first action gates", mix, whole, whole, gated=True),
         Model("the released layout", tile, whole, whole),
         Model("a model that reads one entry", np.eye(k, k=-1), last, whole),
         Model("a model that writes one entry", np.eye(k, k=-1), whole, last),
@@ -131,6 +136,9 @@ _DEPENDS = Check(
         ),
         "only the first entry of a prediction is looked at: it may show in any": _pushed(
             _unlike, lambda change: change[..., 0]
+        ),
+        "pushed from zeros, where a gate is shut: begin with the actions that are given": (
+            lambda predict, actions: _pushed(_unlike, _largest)(predict, 0 * actions)
         ),
         "a constant depends on nothing: compare with the prediction before the push": (
             lambda predict, actions: np.ones((len(actions), len(actions)))

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dmm.checks.cases import normal, plain
 from dmm.checks.check import Case, Check
 
 Array = NDArray[np.float64]
@@ -84,23 +84,18 @@ def _scans() -> list[Case]:
     """Also with chunks that fit, a chunk longer than the sequence, and chunks of one token; also factors below 0."""
     cases = []
     for seed, (length, m, chunk) in enumerate([(10, 5, 4), (6, 2, 3), (7, 3, 9), (5, 1, 1), (11, 4, 2)]):
-        generator = torch.Generator().manual_seed(seed)
-        a, x = torch.randn(2, length, m, generator=generator)
+        a, x = normal(seed, (length, m), (length, m))
         cases.append((a.sigmoid() if seed % 2 == 0 else a, x, chunk))
     return cases
 
 
 def _keeping(a: Tensor, x: Tensor, chunk: int) -> tuple[Array, Array]:
-    states = _states(_plain(a), _plain(x), np.zeros(x.shape[1]))
+    states = _states(plain(a), plain(x), np.zeros(x.shape[1]))
     return states[-1], states[np.arange(0, len(x), chunk)]
 
 
-def _plain(x: Tensor) -> Array:
-    return np.asarray(x.double().numpy())
-
-
 def _keeping_mistakes(a_given: Tensor, x_given: Tensor, chunk: int) -> dict[str, Any]:
-    a, x = _plain(a_given), _plain(x_given)
+    a, x = plain(a_given), plain(x_given)
     nothing, length = np.zeros_like(x[0]), len(x)
     states, places = _states(a, x, nothing), np.arange(0, length, chunk)
     last, starts = states[-1], states[places]
@@ -162,20 +157,18 @@ _STARTS = Check(
 def _chunks() -> list[Case]:
     cases = []
     for seed, (size, m) in enumerate([(6, 3), (1, 4), (5, 2), (2, 7), (8, 1)]):
-        generator = torch.Generator().manual_seed(seed)
-        a, x, dh = torch.randn(3, size, m, generator=generator)
-        start, g = torch.randn(2, m, generator=generator)
+        a, x, dh, start, g = normal(seed, *[(size, m)] * 3, (m,), (m,))
         cases.append((a.sigmoid() if seed % 2 == 0 else a, x, start, dh, g))
     return cases
 
 
 def _backwards(a: Tensor, x: Tensor, start: Tensor, dh: Tensor, g: Tensor) -> tuple[Array, Array, Array]:
-    found = _adjoint(*map(_plain, (a, x, start, dh, g)))
+    found = _adjoint(*map(plain, (a, x, start, dh, g)))
     return found["da"], found["dx"], found["g"]
 
 
 def _backwards_mistakes(*given: Tensor) -> dict[str, Any]:
-    a, x, start, dh, g = map(_plain, given)
+    a, x, start, dh, g = map(plain, given)
     right, states = _adjoint(a, x, start, dh, g), _states(a, x, start)
     da, dx, left = right["da"], right["dx"], right["g"]
     from_zero, nothing = _states(a, x, np.zeros_like(start)), np.zeros_like(g)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
-from itertools import pairwise
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dmm.checks import call, mistaken, passed, require
+from dmm.checks import CheckFailed, call, numbers, require
+from dmm.checks.cases import normal
 from dmm.checks.check import Case, Check
 
 Array = NDArray[np.float64]
-Pasts = list[tuple[int, ...]]
-"""The inputs that the output of each step has seen."""
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""A recurrence: input and state to output and state."""
 
 
 def check_first_seen(answer: Callable[..., Any]) -> None:
@@ -27,16 +29,18 @@ def check_first_seen(answer: Callable[..., Any]) -> None:
 
 def check_staggered(answer: Callable[..., Any]) -> None:
     """`answer(step, start, context, states)` must make an object whose `act(x)` gives the oldest state's output."""
-    for context, states in ((8, 4), (6, 3), (5, 1), (4, 4), (6, 2)):
-        length = 3 * context + 1
-        actor, other = (call(answer, _remember, (), context, states) for _ in range(2))
+
+    @functools.wraps(answer, updated=())
+    def outputs(step: Step, start: Tensor, context: int, states: int, inputs: Tensor) -> list[Any]:
+        actor, other = (call(answer, step, start, context, states) for _ in range(2))
         require(hasattr(actor, "act"), "there is no method act(self, x)")
-        pasts = []
-        for t in range(length):
-            pasts.append(_past(call(actor.act, t), t))
-            call(other.act, -1 - t)  # a second one between the steps of the first
-        _name_wrong_pasts(pasts, context, states)
-    passed("every action is a pass over the last K - K/m + 1 to K inputs, and every state takes in every input.")
+        found = []
+        for x in inputs:
+            found.append(_one_output(call(actor.act, x)))
+            call(other.act, x + OTHERS)  # a second one between the steps of the first
+        return found
+
+    _STAGGERED(outputs if callable(answer) else answer)
 
 
 def check_extend(answer: Callable[..., Any]) -> None:
@@ -111,63 +115,189 @@ _FIRST_SEEN = Check(
 # Staggered states
 
 
-def _remember(x: int, h: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """A recurrence that forgets nothing, and whose output is all that it has seen."""
-    return (*h, x), (*h, x)
+OTHERS = 0.5**7
+"""What the inputs of a second actor have more; so little that all of it is less than 1, and that it can be told."""
 
 
-def _past(y: Any, t: int) -> tuple[int, ...]:
-    pair = isinstance(y, tuple) and len(y) == 2 and isinstance(y[0], tuple)
-    require(not pair, "act returns two things: the output y is enough, the states stay inside")
-    require(
-        not isinstance(y, list), "act returns the outputs of all states: asked for is the one of the oldest state alone"
-    )
-    require(isinstance(y, tuple) and len(y) > 0, f"step {t}: act has to return an output y of step(x, h)")
-    require(
-        min(y) >= 0, "two actors share their states: make the states in __init__ as self.something, not in the class"
-    )
-    require(y[-1] == t, f"step {t}: the output has not seen the input of its own step")
-    gaps = any(later - earlier != 1 for earlier, later in pairwise(y))
-    repeats = len(set(y)) < len(y)
-    require(not repeats, "an input was taken in twice: every state takes one step per input")
-    require(not gaps, "a state has missed inputs: all states take in every input, not only the one that acts")
-    return tuple(y)
+@dataclass(frozen=True)
+class _Recurrence:
+    """`h = a h + B x`, `y = C h`: of d inputs, n states and e outputs, which fades slowly."""
+
+    a: Tensor
+    B: Tensor
+    C: Tensor
+
+    def __call__(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.a * h + self.B @ x
+        return self.C @ h, h
 
 
-def _name_wrong_pasts(pasts: Pasts, context: int, states: int) -> None:
-    got, spacing = [past[0] for past in pasts], context // states
-    steps = range(len(pasts))
-    expected = [max(0, -(-(t - context + 1) // spacing) * spacing) for t in steps]
-    if got == expected:
-        return
-    late = [0 if (i := max(0, (t - 1) // spacing - states + 1)) == 0 else spacing * i + 1 for t in steps]
-    mistakes = {
-        "no state is ever restarted: one of them begins anew every K / m steps": [0 for _ in steps],
+@dataclass
+class _Counted:
+    """A recurrence that counts its steps."""
+
+    step: Step
+    taken: int = 0
+
+    def __call__(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        self.taken += 1
+        return self.step(x, h)
+
+
+def _recurrences() -> list[Case]:
+    """Also a context that is one state's, a state for each step, fewer inputs than a restart takes, and d = n = e."""
+    cases = []
+    sizes = [(8, 4, 25, 2, 3, 5), (6, 3, 19, 1, 4, 2), (5, 1, 17, 3, 2, 1), (4, 4, 13, 4, 5, 3), (6, 2, 20, 3, 3, 3)]
+    for seed, (context, states, inputs, d, n, e) in enumerate([*sizes, (15, 3, 4, 5, 2, 4)]):
+        raw, B, C, start, x = normal(seed, (n,), (n, d), (e, n), (n,), (inputs, d))
+        cases.append((_Recurrence(0.8 + 0.2 * raw.sigmoid(), B, C), start, context, states, x))
+    return cases
+
+
+def _oldest(t: int, context: int, states: int) -> int:
+    """The first input that the oldest state has seen at step t, where nothing is padded."""
+    spacing = context // states
+    return max(0, -(-(t - context + 1) // spacing) * spacing)
+
+
+def _passes(
+    begin: Callable[[int, int, int], int],
+    output: Callable[[Tensor, Tensor], Tensor] = lambda y, h: y,
+    initial: Callable[[Tensor], Tensor] = lambda start: start,
+) -> Callable[..., list[Tensor]]:
+    """At each step a pass over the inputs from `begin(t, context, states)` on, and what is told of its last."""
+
+    def outputs(step: Step, start: Tensor, context: int, states: int, inputs: Tensor) -> list[Tensor]:
+        found = []
+        for t in range(len(inputs)):
+            y, h = start, initial(start)
+            for x in inputs[begin(t, context, states) : t + 1]:
+                y, h = step(x, h)
+            found.append(output(y, h))
+        return found
+
+    return outputs
+
+
+def _late(t: int, context: int, states: int) -> int:
+    """States that begin with the input behind the one at which they should."""
+    spacing = context // states
+    restarts = (t - 1) // spacing - states + 1
+    return spacing * restarts + 1 if restarts > 0 else 0
+
+
+def _restarted_each(spacing: Callable[[int, int], int]) -> Callable[..., list[Tensor]]:
+    """One state, or all of them, forget everything every `spacing(context, states)` steps."""
+    return _passes(lambda t, k, m: t // spacing(k, m) * spacing(k, m))
+
+
+def _averaged(step: Step, start: Tensor, context: int, states: int, inputs: Tensor) -> list[Tensor]:
+    """The mean over all states that are held."""
+    spacing, each = context // states, []
+    for age in range(states):
+        of_age = _passes(lambda t, k, m, age=age: max(0, t // (k // m) - age) * (k // m))  # type: ignore[misc]
+        each.append(of_age(step, start, context, states, inputs))
+    held = [min(states, t // spacing + 1) for t in range(len(inputs))]
+    return [torch.stack([each[age][t] for age in range(n)]).mean(0) for t, n in enumerate(held)]
+
+
+def _one_output(y: Any) -> Any:
+    if isinstance(y, tuple | list) and y and all(isinstance(part, Tensor) for part in y) and y[0].ndim:
+        alike = len({part.shape for part in y}) == 1
+        require(alike, "act returns more than one thing: the output y is enough, the states stay inside")
+        require(False, "act returns the outputs of all states: asked for is the one of the oldest state alone")
+    return y
+
+
+def _told_apart(outputs: Callable[..., Any], case: Case) -> str:
+    """Which inputs a wrong actor's outputs have seen, found with a recurrence that adds up and inputs that tell."""
+    _, _, context, states, inputs = case
+    context, states = (context, states) if len(inputs) <= MOST else (6, 3)
+    powers = torch.tensor([4.0**t for t in range(min(len(inputs), MOST))], dtype=torch.float64)
+    try:
+        sums = outputs(lambda x, h: (h + x, h + x), torch.zeros((), dtype=torch.float64), context, states, powers)
+        totals = [float(numbers(each)) for each in sums]
+    except (CheckFailed, TypeError) as failed:
+        return "" if failed.__cause__ or isinstance(failed, TypeError) else str(failed)
+    for t, total in enumerate(totals):
+        if total != math.floor(total):
+            return "two actors share their states: make the states in __init__ as self.something, not in the class"
+        times = [int(total) // 4**i % 4 for i in range(len(totals))]
+        noticed = _noticed(times, t)
+        if noticed:
+            return noticed
+        seen, right = times.index(1), _oldest(t, context, states)
+        if seen != right:
+            return (
+                f"context {context}, {states} states: at step {t} the output has seen inputs {seen} to {t}, "
+                f"{t - seen + 1} of them, not {right} to {t}"
+            )
+    return ""
+
+
+MOST = 20
+"""Inputs of which a float can say, and of the second actor's share beside them, how often each was taken in."""
+
+
+def _noticed(times: list[int], t: int) -> str:
+    """What is wrong about how often each input was taken in by the output of step `t`."""
+    if not times[t]:
+        return f"step {t}: the output has not seen the input of its own step"
+    if max(times) > 1:
+        return "an input was taken in twice: every state takes one step per input"
+    if 0 in times[times.index(1) : t + 1]:
+        return "a state has missed inputs: all states take in every input, not only the one that acts"
+    return ""
+
+
+def _require_few_steps(outputs: Callable[..., Any]) -> None:
+    """Whether as many states are held as there may be: an actor that steps more of them costs more."""
+    for recurrence, start, context, states, inputs in _recurrences():
+        counted, long = _Counted(recurrence), torch.ones(10 * context, inputs.shape[1]).to(inputs)
+        outputs(counted, start, context, states, long)
+        each = counted.taken / 2 / len(long)  # of two actors
+        require(
+            each <= states,
+            f"the outputs are right, but with a context of {context} and {states} states an action takes {each:.1f} "
+            f"steps, and {states} are enough: hold no more states than that",
+        )
+
+
+_STAGGERED = Check(
+    reference=_passes(_oldest),
+    cases=_recurrences,
+    mistakes={
+        "no state is ever restarted: one of them begins anew every K / m steps": _passes(lambda t, k, m: 0),
         "no action has seen more than K / m inputs: the newest state acts, or all states are restarted at once; "
-        "restart one at a time, in turn, and act with the oldest": [t // spacing * spacing for t in steps],
+        "restart one at a time, in turn, and act with the oldest": _restarted_each(lambda k, m: k // m),
         "everything is forgotten every K steps: the same state acts at every step, or all are restarted together; "
-        "restart them K / m apart and act with the oldest": [t // context * context for t in steps],
-        "restarted too late: a state that begins anew at a step takes in the input of this very step": late,
-        "that is the window of the last K inputs: it would take K states": [max(0, t - context + 1) for t in steps],
-        "the spacing between restarts is K / m; yours is m": [
-            max(0, -(-(t - context + 1) // states) * states) for t in steps
-        ],
-        "the oldest state has seen too much: of m + 1 states the oldest has to go before it acts again": [
-            max(0, t // spacing - states) * spacing for t in steps
-        ],
-        "only the state that acts takes in inputs: the others must, too, or they know nothing when their turn comes": [
-            0 if t < context else t // spacing * spacing for t in steps
-        ],
-    }
-    for hint, wrong in mistakes.items():
-        if got == wrong:
-            raise mistaken(hint)
-    t = next(t for t in steps if got[t] != expected[t])
-    require(
-        False,
-        f"context {context}, {states} states: at step {t} the output has seen inputs {got[t]} to {t}, {t - got[t] + 1} "
-        f"of them",
-    )
+        "restart them K / m apart and act with the oldest": _restarted_each(lambda k, m: k),
+        "restarted too late: a state that begins anew at a step takes in the input of this very step": _passes(_late),
+        "that is the window of the last K inputs: it would take K states": _passes(lambda t, k, m: max(0, t - k + 1)),
+        "the spacing between restarts is K / m; yours is m": _passes(lambda t, k, m: max(0, -(-(t - k + 1) // m) * m)),
+        "the oldest state has seen too much: of m + 1 states the oldest has to go before it acts again": _passes(
+            lambda t, k, m: max(0, t // (k // m) - m) * (k // m)
+        ),
+        "only the state that acts takes in inputs: the others must, too, or they know nothing when their turn comes": (
+            _passes(lambda t, k, m: 0 if t < k else t // (k // m) * (k // m))
+        ),
+        "context and states are hard-coded as 8 and 4: take those that are given": _passes(
+            lambda t, k, m: _oldest(t, 8, 4)
+        ),
+        "states begin at zero: each begins, and begins anew, from the start that is given": _passes(
+            _oldest, initial=torch.zeros_like
+        ),
+        "act returns the state: asked for is the output y, the first of what step returns": _passes(
+            _oldest, output=lambda y, h: h
+        ),
+        "the outputs of all states are averaged: asked for is the one of the oldest state alone": _averaged,
+    },
+    parts=("the outputs",),
+    praise="every action is a pass over the last K - K/m + 1 to K inputs, and every state takes in every input.",
+    otherwise="the outputs are not those of the oldest state",
+    probe=_told_apart,
+    also=_require_few_steps,
+)
 
 
 # A chunk at a time
@@ -189,14 +319,20 @@ def _passed_through(x: Tensor, tokens: Tensor, h: Tensor, W: Tensor, a: Tensor) 
     return torch.stack(outputs), tokens, h
 
 
+def _recurred(mixed: Tensor, h: Tensor, a: Tensor) -> Tensor:
+    """The recurrence over what the mixer gives."""
+    outputs = []
+    for u in mixed:
+        h = a * h + u
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
 def _chunks() -> list[Case]:
     """Chunks longer and shorter than the window, from states that are not zero; also windows of one and two tokens."""
     cases = []
     for seed, (t, d, w) in enumerate([(5, 3, 4), (3, 3, 4), (1, 2, 4), (2, 4, 6), (4, 5, 2), (7, 2, 3), (3, 2, 1)]):
-        generator = torch.Generator().manual_seed(seed)
-        x, tokens, W, h, raw = (
-            torch.randn(shape, generator=generator) for shape in ((t, d), (w - 1, d), (d, w * d), (d,), (d,))
-        )
+        x, tokens, W, h, raw = normal(seed, (t, d), (w - 1, d), (d, w * d), (d,), (d,))
         cases.append((x, (tokens, h), W, raw.sigmoid()))
     return cases
 
@@ -210,13 +346,17 @@ def _chunk_mistakes(x: Tensor, state: tuple[Tensor, Tensor], W: Tensor, a: Tenso
     y, kept, last = _passed_through(x, tokens, h, W, a)
     blocks, nothing = W.view(len(W), -1, len(W)), torch.zeros_like(h)
     seen = torch.cat([tokens, x])
-    mixed = seen.unfold(0, w, 1).mT.flatten(1) @ W.T
+    windows = seen.unfold(0, w, 1).mT
+    mixed = windows.flatten(1) @ W.T
     summed = mixed.cumsum(0)
     from_here = _passed_through(x, torch.zeros_like(tokens), h, W, a)
     wrong_y = {
         "the first tokens have no output: their windows begin with tokens of the state": y[w - 1 :],
         "the windows are in reverse order: oldest token first": (
             _passed_through(x, tokens, h, blocks.flip(1).flatten(1), a)[0]
+        ),
+        "channel for token: a window is flattened token by token, each with all its channels": (
+            _recurred(windows.mT.flatten(1) @ W.T, h, a)
         ),
         "y is the h from before its own token: update h first": torch.cat([h[None], y[:-1]]),
         "the recurrence is missing: y is h, not what the mixer gives": mixed,
@@ -249,6 +389,7 @@ def _chunk_mistakes(x: Tensor, state: tuple[Tensor, Tensor], W: Tensor, a: Tenso
             from_here[2],
         ),
         "h is restarted at every chunk: go on from the h of the state": _passed_through(x, tokens, nothing, W, a),
+        "the new state is in the wrong order: first the tokens, then h": (y, last, kept),
         "both memories are empty at every chunk: go on from the state": (
             _passed_through(x, torch.zeros_like(tokens), nothing, W, a)
         ),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
-from dmm.checks import CheckFailed, call, mistaken, passed, require
+from dmm.checks import call, require
 from dmm.checks.check import Case, Check
 
 Array = NDArray[np.float64]
@@ -27,21 +30,16 @@ def check_rtg(answer: Callable[..., Any]) -> None:
 
 def check_mixture(answer: Callable[..., Any]) -> None:
     """`answer(first, second, share)` must be a behaviour that plays `first` in that share of the episodes."""
-    share, episodes = 0.3, 2000
-    first, second = _Stub("first"), _Stub("second")
-    mixture = call(answer, first, second, share)
-    for method in ("begin", "act"):
-        require(callable(getattr(mixture, method, None)), f"your behaviour has no method {method}")
-    played = [_play(mixture, number, first, second) for number in range(episodes)]
-    if len(set(played)) == 1:
-        raise mistaken(f"the same behaviour in every episode: {played[0]}; choose in begin, with rng.random()")
-    _require_own_choice(lambda: call(answer, first, second, share), played[:50], first, second)
-    found = played.count("first") / episodes
-    hint = f"`first` plays in {found:.0%} of the episodes, not in {share:.0%}"
-    if abs(found - (1 - share)) < 0.05:
-        raise mistaken(f"{hint}: the two are swapped; rng.random() < share is true in a share of the episodes")
-    require(abs(found - share) < 0.05, f"{hint}: the share that you were given decides")
-    passed(f"`first` played in {found:.0%} of the episodes, and each episode depends on its own rng alone.")
+
+    @functools.wraps(answer, updated=())
+    def played(share: float, episodes: int) -> tuple[float, float]:
+        first, second = _Stub("first"), _Stub("second")
+        mixture = _made(answer, first, second, share)
+        played = [_play(mixture, number, first, second) for number in range(episodes)]
+        changes = [len(set(names)) > 1 for names in played]
+        return float(np.mean([names[0] == "first" for names in played])), float(np.mean(changes))
+
+    _MIXTURE(played if callable(answer) else answer)
 
 
 # Where episodes end
@@ -100,6 +98,10 @@ def _episode_mistakes(terminals: Flags, timeouts: Flags) -> dict[str, tuple[Arra
         "one row too few in each: a length counts both the first and the last row": (starts, lengths - 1),
         "one row with both flags counted as two ends": (np.cumsum(twice) - twice, twice),
         "lengths and starts are swapped": (lengths, starts),
+        "the last episode has no length: it reaches to the last row": (starts, np.diff(starts)),
+        "the first episode has no start: it begins at row 0": (starts[1:], lengths),
+        "the first episode is missing: it begins at row 0": (starts[1:], lengths[1:]),
+        "these are the rows behind the episodes: a length is how many rows there are": (starts, starts + lengths),
     }
 
 
@@ -140,6 +142,9 @@ def _rtg_mistakes(stored: Array) -> dict[str, Array]:
             np.append(np.diff(stored), 0.0)
         ),
         "these are the rewards: add up those that are still to come": rewards,
+        "that is the whole return at every step: what has been earned is not to come any more": np.full(
+            len(rewards), rewards.sum()
+        ),
         "these are the rewards so far: what is to come counts from the other end": np.cumsum(rewards),
         "these are the stored sums: they say what has been earned, not what is to come": stored,
         "the differences have the wrong sign: r_t = c_t - c_{t-1}": -_rtg(rewards),
@@ -161,6 +166,10 @@ _RTG = Check(
 # A mixture of two
 
 
+_SEEN = ("seen 1", "seen 2", "seen 3")
+"""What is observed in an episode, behind its beginning."""
+
+
 class _Stub:
     """A behaviour that plays its own name, and remembers what it was handed."""
 
@@ -173,46 +182,105 @@ class _Stub:
 
     def act(self, observation: Any, rng: np.random.Generator) -> str:
         require(isinstance(rng, np.random.Generator), "act has to hand on the rng that it was given")
-        require(observation in ("seen 1", "seen 2", "seen 3"), "act has to hand on the observation that it was given")
+        require(observation in _SEEN, "act has to hand on the observation that it was given")
         return self.name
 
 
-def _play(mixture: Any, number: int, first: _Stub, second: _Stub) -> str:
-    """Who plays episode `number`: three steps, with a generator of its own."""
+def _made(answer: Callable[..., Any], first: _Stub, second: _Stub, share: float) -> Any:
+    mixture = call(answer, first, second, share)
+    for method in ("begin", "act"):
+        require(callable(getattr(mixture, method, None)), f"your behaviour has no method {method}")
+    return mixture
+
+
+def _play(mixture: Any, number: int, first: _Stub, second: _Stub) -> tuple[str, ...]:
+    """Who plays each step of episode `number`, which has a generator of its own."""
     rng, env = np.random.default_rng([7, number]), object()
     first.begun, second.begun = [], []
-    _quietly(mixture.begin, env, "seen 0", rng)
-    played = [_quietly(mixture.act, f"seen {step}", rng) for step in (1, 2, 3)]
-    require(
-        all(name in ("first", "second") for name in played),
-        f"act has to return the chosen behaviour's action; got {played[0]!r}",
-    )
-    if len(set(played)) > 1:
-        raise mistaken("another behaviour at every step: choose in begin, once for the whole episode")
+    mixture.begin(env, "seen 0", rng)
+    played = tuple(call(mixture.act, seen, rng) for seen in _SEEN)
+    known = all(name in ("first", "second") for name in played)
+    require(known, f"act has to return the chosen behaviour's action; got {played[0]!r}")
     chosen = first if played[0] == "first" else second
     require(bool(chosen.begun), "the chosen behaviour's begin was not called: it plans there, before its first action")
     handed = chosen.begun[0]
     right = handed[0] is env and handed[1] == "seen 0" and handed[2] is rng
     require(right, "the chosen behaviour's begin needs env, observation and rng, in this order")
-    return str(played[0])
+    return played
 
 
-def _quietly(method: Callable[..., Any], *arguments: Any) -> Any:
-    """What a method of the answer returns; what it raises becomes `CheckFailed`."""
-    try:
-        return method(*arguments)
-    except CheckFailed:
-        raise
-    except Exception as error:
-        raise CheckFailed(f"{method.__name__} raised {type(error).__name__}: {error}") from error
+def _mixtures() -> list[Case]:
+    """Shares of which each is another, also when it is taken for another's; in the last two there is no choice."""
+    return [(0.3, 2000), (0.85, 2100), (0.55, 1900), (0, 90), (1.0, 70)]
 
 
-def _require_own_choice(make: Callable[[], Any], played: list[str], first: _Stub, second: _Stub) -> None:
+def _any_step(share: float) -> float:
+    """How likely not all steps of an episode are the same behaviour's, if each is drawn by itself."""
+    return 1 - share ** len(_SEEN) - (1 - share) ** len(_SEEN)
+
+
+def _shares(of: Callable[[float], float]) -> Callable[[float, int], tuple[float, float]]:
+    """`first` plays in the share `of(share)` of the episodes."""
+    return lambda share, episodes: (of(share), 0.0)
+
+
+def _found(case: Case, got: Array, right: Array) -> str:
+    share, episodes = case
+    if right == share and got in (0, 1):
+        name = "first" if got else "second"
+        return f"the same behaviour in every one of {episodes} episodes, {name}: choose in begin, with rng.random()"
+    return "the share that you were given decides in how many episodes `first` plays, and it plays to their end"
+
+
+def _require_own_choice(played: Callable[..., Any]) -> None:
     """Whether an episode's choice follows from its own generator: again, in another order, in another process."""
-    other = make()
-    backwards = [_play(other, number, first, second) for number in reversed(range(len(played)))][::-1]
+    answer, (share, _) = inspect.unwrap(played), _mixtures()[0]
+    orders = (range(50), reversed(range(50)), range(25, 50))
+    by_order = []
+    for order in orders:
+        first, second = _Stub("first"), _Stub("second")
+        mixture = _made(answer, first, second, share)
+        by_order.append({number: _play(mixture, number, first, second) for number in order})
+    one, *others = by_order
     require(
-        backwards == played,
+        all(one[number] == names for other in others for number, names in other.items()),
         "an episode's choice must follow from its own rng alone: no counter, no generator of your own, no np.random; "
         "else other processes would record other data",
     )
+
+
+_MIXTURE = Check(
+    reference=lambda share, episodes: (float(share), 0.0),
+    cases=_mixtures,
+    mistakes={
+        "the two are swapped: rng.random() < share is true in a share of the episodes": _shares(
+            lambda share: 1 - share
+        ),
+        "`first` plays in every episode: choose in begin, with rng.random()": _shares(lambda share: 1.0),
+        "`second` plays in every episode: rng.random() lies between 0 and 1, and so does share": (
+            _shares(lambda share: 0.0)
+        ),
+        "both play in half of the episodes: the share that you were given decides": _shares(lambda share: 0.5),
+        "`first` plays in 40 % of the episodes, as in the example: the share that you were given decides": (
+            _shares(lambda share: 0.4)
+        ),
+        "a share is not odds: with 0.3, `first` plays in 3 of 10 episodes, not in 3 of 13": (
+            _shares(lambda share: share / (1 + share))
+        ),
+        "rng.normal() is not uniform between 0 and 1: rng.random() is": _shares(
+            lambda share: float(stats.norm.cdf(share))
+        ),
+        "the draw is uniform between -1 and 1: rng.random() is between 0 and 1": _shares(lambda share: (1 + share) / 2),
+        "another behaviour at every step: choose in begin, once for the whole episode": (
+            lambda share, episodes: (share, _any_step(share))
+        ),
+        "another behaviour at every step, and the two are swapped: choose in begin, once for the whole episode": (
+            lambda share, episodes: (1 - share, _any_step(share))
+        ),
+    },
+    parts=("the share of the episodes that `first` plays", "the share of those in which the behaviour changes"),
+    praise="`first` plays in its share of the episodes, and each episode depends on its own rng alone.",
+    otherwise=_found,
+    tolerance=0.04,
+    also=_require_own_choice,
+)

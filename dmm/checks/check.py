@@ -8,6 +8,7 @@ only if that mistake, made here on the same cases, gives what the answer gave on
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -41,7 +42,7 @@ class Check:
         mistakes: by what is said about each: the function that makes it. Or one function of a case, which returns what
             each mistake gives there; a mistake that it leaves out is right in this case.
         praise: what a right answer is told.
-        parts: names of what is returned; several are a tuple or a list.
+        parts: names of what is returned; several are a tuple or a list, or the rows of one array.
         otherwise: what a wrong answer is told that no known mistake explains; or a function of the case, what came and
             what is right, in the first part that differs.
         tolerance: absolute and relative.
@@ -79,7 +80,7 @@ class Check:
         for (_, complaint), calls in zip(self.required, watched[len(self.forbidden) :], strict=True):
             require(bool(calls.made), complaint)
         if self.also is not None:
-            self.also(answer)
+            call(functools.wraps(answer, updated=())(functools.partial(_looked_at, self.also, answer)))
         passed(self.praise)
 
     def expected(self, case: Case) -> list[Array]:
@@ -128,6 +129,8 @@ class Check:
             except TypeError:
                 raise TypeError(f"{self.parts[0]}: expected numbers, got {type(result).__name__}") from None
         names, count = _listed(self.parts), len(self.parts)
+        if isinstance(result, Tensor | np.ndarray) and result.ndim:
+            result = list(result)
         if not isinstance(result, tuple | list) or len(result) != count:
             raise TypeError(f"return {_COUNTS.get(count, count)} things: {names}")
         found = []
@@ -197,6 +200,11 @@ class Check:
 
     def _names(self, count: int) -> list[str]:
         return list(inspect.signature(self.reference).parameters)[:count]
+
+
+def _looked_at(also: Callable[[Function], None], answer: Function) -> bool:
+    also(answer)
+    return True
 
 
 _COUNTS = {2: "two", 3: "three"}

@@ -50,3 +50,22 @@ def test_a_folded_section_opens_by_its_button_by_a_link_and_with_all(page: Page)
     assert page.locator(FOLDED).count() == count - 1, "what was folded stays so, but for what the address names"
     page.get_by_role("button", name="Show the whole chapter").click()
     expect(page.locator(FOLDED)).to_have_count(0)
+
+
+def test_what_is_folded_takes_no_room_is_found_and_is_printed(page: Page) -> None:
+    page.get_by_role("button", name="Fold the rest of the chapter").click()
+    name = page.locator(FOLDED).first.get_attribute("id")
+    section = page.locator(f"section[id='{name}']")
+    last = section.locator(":scope > :not(h2, span)").last
+    expect(last).to_have_attribute("hidden", "until-found")
+    folded = section.bounding_box()
+    assert folded and folded["height"] < 100, "a heading, and nothing of the boxes below it"
+    page.emulate_media(media="print")
+    printed = section.bounding_box()
+    assert printed and printed["height"] > 2 * folded["height"], "on paper everything is open"
+    page.emulate_media(media="screen")
+    last.evaluate("part => part.dispatchEvent(new Event('beforematch', { bubbles: true }))")
+    expect(page.locator(f"{FOLDED}[id='{name}']")).to_have_count(0)
+    assert last.get_attribute("hidden") is None
+    page.goto(page.url.split("#")[0] + "?highlight=gate", wait_until="load")
+    expect(page.locator(FOLDED)).to_have_count(0)

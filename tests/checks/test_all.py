@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -90,6 +91,22 @@ class TestEveryCheck:
                 assert "\n" not in hint
 
 
+def _wide(check: Check) -> list[int]:
+    """The parts of an answer that have axes in some case."""
+    right = [check.expected(case) for case in check.cases()]
+    return [part for part in range(len(check.parts)) if any(each[part].ndim for each in right)]
+
+
+def _disorders(axes: int) -> Iterator[Callable[[Any], Any]]:
+    for axis in range(axes):
+        yield lambda x, axis=axis: np.flip(x, axis)
+        yield lambda x, axis=axis: np.roll(x, 1, axis)
+        yield lambda x, axis=axis: np.delete(x, 0, axis)
+        yield lambda x, axis=axis: np.delete(x, -1, axis)
+    for one, other in itertools.pairwise(range(axes)):
+        yield lambda x, one=one, other=other: x.swapaxes(one, other)
+
+
 @pytest.mark.parametrize("check", ALL)
 class TestEveryAnswer:
     def test_may_return_lists(self, check: Check) -> None:
@@ -139,6 +156,46 @@ class TestEveryAnswer:
 
         with pytest.raises(CheckFailed, match="another result the second time"):
             _numbers_only(check)(forgetful)
+
+    def test_looks_at_every_number_that_it_is_given(self, check: Check) -> None:
+        cases = check.cases()
+        for place in range(max(map(len, cases))):
+            values = {case[place] for case in cases if len(case) > place and isinstance(case[place], int | float)}
+            for value in values if len(values) > 1 else ():
+
+                def stubborn(*given: Any, place: int = place, value: Any = value) -> Any:
+                    return check.reference(*given[:place], value, *given[place + 1 :])
+
+                with pytest.raises(CheckFailed), torch.no_grad():
+                    replace(check, forbidden=(), required=(), mistakes={}, probe=None)(stubborn)
+
+    @pytest.mark.parametrize("change", [lambda x: -x - 1, lambda x: x + 1, lambda x: 1.1 * x + 0.1, np.zeros_like])
+    def test_is_right_in_all_of_its_numbers(self, check: Check, change: Callable[[Any], Any]) -> None:
+        for part in range(len(check.parts)):
+            if not any(each[part].any() for each in map(check.expected, check.cases())) and change is np.zeros_like:
+                continue  # what is 0 throughout, is
+
+            def changed(*given: Any, part: int = part) -> Any:
+                right = check.expected(given)
+                right[part] = change(right[part])
+                return right if len(right) > 1 else right[0]
+
+            with pytest.raises(CheckFailed), torch.no_grad():
+                replace(_numbers_only(check), mistakes={}, probe=None)(changed)
+
+    def test_has_its_axes_in_order(self, check: Check) -> None:
+        """No axis may be reversed, moved on by one, cut short at either end, or exchanged for another."""
+        several = {part: max(right[part].ndim for right in map(check.expected, check.cases())) for part in _wide(check)}
+        for part, axes in several.items():
+            for change in _disorders(axes):
+
+                def changed(*given: Any, part: int = part, change: Callable[[Any], Any] = change) -> Any:
+                    right = check.expected(given)
+                    right[part] = change(right[part])
+                    return right if len(right) > 1 else right[0]
+
+                with pytest.raises(CheckFailed), torch.no_grad():
+                    replace(_numbers_only(check), mistakes={}, probe=None)(changed)
 
     def test_meets_cases_of_unlike_sizes(self, check: Check) -> None:
         def size(value: Any) -> Any:

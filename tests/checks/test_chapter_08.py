@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from dmm.checks import CheckFailed, chapter_08
 
@@ -47,8 +48,8 @@ def up(share):
     return min(1.0, share)
 
 
-def bootstrap(values, rng, tail=2.5, size=None, axis=1):
-    means = rng.choice(values, size=(4000, size or len(values))).mean(axis=axis)
+def bootstrap(values, rng, tail=2.5, size=None, axis=1, resamples=4000):
+    means = rng.choice(values, size=(resamples, size or len(values))).mean(axis=axis)
     return tuple(np.percentile(means, [tail, 100 - tail]))
 
 
@@ -64,6 +65,21 @@ def symmetric(mean, error):
     return mean - 1.96 * error, mean + 1.96 * error
 
 
+def one_by_one(values, rng):
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(4000)]
+    return np.quantile(means, [0.025, 0.975])
+
+
+def by_weights(values, rng):
+    counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=4000)
+    return np.quantile(counts @ values / len(values), [0.025, 0.975])
+
+
+def by_scipy(values, rng):
+    found = stats.bootstrap((values,), np.mean, n_resamples=4000, method="percentile", rng=rng)
+    return found.confidence_interval
+
+
 @pytest.mark.parametrize(
     ("check", "answer"),
     [
@@ -72,6 +88,9 @@ def symmetric(mean, error):
         (chapter_08.check_warmup, rate),
         (chapter_08.check_interval, bootstrap),
         (chapter_08.check_interval, lambda values, rng: list(bootstrap(values, rng))),
+        (chapter_08.check_interval, one_by_one),
+        (chapter_08.check_interval, by_weights),
+        (chapter_08.check_interval, by_scipy),
     ],
 )
 def test_right_answers_pass(check, answer, capsys):
@@ -107,7 +126,7 @@ def test_wrong_losses_are_told_why(answer, hint):
     ("answer", "hint"),
     [
         (
-            lambda step, w, n, peak: peak * max(0, min(step / w, (n - step) / (n - w))) if n > w else 1 / 0,
+            lambda step, w, n, peak: peak * max(0, min(step / w, (n - step) / (n - w))),
             "first update",
         ),
         (lambda step, w, n, peak: peak * up((step + 1) / w), "stays at the peak after the warm-up: it has"),
@@ -117,7 +136,25 @@ def test_wrong_losses_are_told_why(answer, hint):
         (lambda step, w, n, peak: peak * max(0, min((step + 1) / w, (n - 1 - step) / max(1, n - w))), "last update"),
         (lambda step, w, n, peak: rate(step, w, n, 1), "factor peak is missing"),
         (lambda step, w, n, peak: rate(step, w, n, 1e-3), "always 0.001"),
-        (lambda step, w, n, peak: rate(step, 10, n, peak), "always 10 updates long|another learning rate"),
+        (lambda step, w, n, peak: rate(step, 10, n, peak), "always 10 updates long"),
+        (lambda step, w, n, peak: rate(step, w, 30, peak), "always 30 updates long"),
+        (lambda step, w, n, peak: peak * step / w if step < w else rate(step, w, n, peak), "the fall is right"),
+        (
+            lambda step, w, n, peak: (
+                rate(step, w, n, peak)
+                if step < w
+                else peak * (1 + np.cos(np.pi * min(1, (step + 1 - w) / (n - w + 1)))) / 2
+            ),
+            "along a cosine",
+        ),
+        (lambda step, w, n, peak: peak * ((step + 1) / w if step < w else max(0, 1 - step / n)), "it jumps to a line"),
+        (lambda step, w, n, peak: peak * min((step + 1) / w, (w / (step + 1)) ** 0.5), "root of the step"),
+        (
+            lambda step, w, n, peak: peak * ((step + 1) / w if step < w else max(0, 1 - (step - w) / n)),
+            "counted from the end",
+        ),
+        (lambda step, w, n, peak: rate(min(step, n - 1), w, n, peak), "stays at its last value"),
+        (lambda step, w, n, peak: rate(step, w, n, peak) if step < w else 0, "another learning rate"),
         (lambda step, w, n, peak: peak * max(0, 1 - step / n), "no warm-up"),
         (lambda step, w, n, peak: peak * min((step + 1) / w, (n - step) / (n - w + 1)), "negative after the end"),
         (lambda step, w, n, peak: rate(step, w, n, peak) ** 2, "another learning rate"),
@@ -141,6 +178,20 @@ def clipped(values, rng):
 
 def extremes(values, rng):
     return resampled(values, rng).min(), resampled(values, rng).max()
+
+
+def extremes_one_by_one(values, rng):
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(4000)]
+    return [min(means), max(means)]
+
+
+def student(values, rng):
+    return stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+
+
+def mirrored(values, rng):
+    low, high = bootstrap(values, rng)
+    return 2 * values.mean() - high, 2 * values.mean() - low
 
 
 def few(values, rng):
@@ -167,8 +218,21 @@ def few(values, rng):
         (lambda values, rng: symmetric(values.mean(), resampled(values, rng).std()), "deviations of the means"),
         (clipped, "cut off at 0"),
         (lambda values, rng: symmetric(values.mean(), values.std(ddof=1) / len(values) ** 0.5), "errors of the values"),
-        (extremes, "the smallest and the largest mean|expected about"),
-        (few, "expected about|draw as many as that"),
+        (extremes, "the smallest and the largest mean"),
+        (extremes_one_by_one, "the smallest and the largest mean"),
+        (few, "too few resamples"),
+        (lambda values, rng: bootstrap(values, rng, resamples=100), "too few resamples"),
+        (
+            lambda values, rng: bootstrap(values, rng, resamples=300),
+            "too few resamples|differ more from call to call|expected about",
+        ),
+        (lambda values, rng: bootstrap(values, rng, size=1), "a single value"),
+        (lambda values, rng: np.percentile(resampled(values, rng), [5, 100]), "nothing above"),
+        (lambda values, rng: np.percentile(resampled(values, rng), [0, 95]), "on one side only"),
+        (lambda values, rng: symmetric(values.mean(), values.std() / len(values) ** 0.5), "by n and not n - 1"),
+        (lambda values, rng: symmetric(values.mean(), values.std()), "deviations of single episodes"),
+        (student, "Student's interval"),
+        (mirrored, "the basic bootstrap"),
         (lambda values, rng: bootstrap(values - 10, rng), "expected about"),
     ],
 )

@@ -1,3 +1,5 @@
+from collections import deque
+
 import pytest
 import torch
 
@@ -121,9 +123,9 @@ class Twice(Staggered):
 class Behind(Staggered):
     def act(self, x):
         self.begin()
-        before = self.held[0]
+        y, _ = self.step(0 * x, self.held[0])
         self.held, self.clock = [self.step(x, h)[1] for h in self.held], self.clock + 1
-        return before or (x,)
+        return y
 
 
 class OneMore(Staggered):
@@ -134,16 +136,106 @@ class OneMore(Staggered):
 
 
 class Shared(Staggered):
-    memory: list = []  # noqa: RUF012
+    """All that were made hold the states of the newest."""
+
+    states: list = []  # noqa: RUF012
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        if self.context == 8:
-            type(self).memory = []
+        type(self).states = []
 
     def act(self, x):
-        type(self).memory = [*self.memory, x][-self.context :]
-        return tuple(self.memory)
+        self.held = type(self).states
+        y = super().act(x)
+        type(self).states = self.held
+        return y
+
+
+class AsMean(Staggered):
+    def answer(self, outputs):
+        return torch.stack(outputs).mean(0)
+
+
+class FromZero(Staggered):
+    def __init__(self, step, start, context, states):
+        super().__init__(step, torch.zeros_like(start), context, states)
+
+
+class ItsState(Staggered):
+    def answer(self, outputs):
+        return self.held[0]
+
+
+class AsOnThePage(Staggered):
+    def __init__(self, step, start, context, states):
+        super().__init__(step, start, 8, 4)
+
+
+class WritesStart(Staggered):
+    def act(self, x):
+        y = super().act(x)
+        self.start += 1
+        return y
+
+
+class Recomputed:
+    """Right, and as dear as the window: it keeps inputs and passes over them again at every step."""
+
+    def __init__(self, step, start, context, states):
+        self.step, self.start, self.context, self.spacing = step, start, context, context // states
+        self.inputs = []
+
+    def act(self, x):
+        self.inputs.append(x)
+        t = len(self.inputs) - 1
+        h = self.start
+        for each in self.inputs[max(0, -(-(t - self.context + 1) // self.spacing) * self.spacing) :]:
+            y, h = self.step(each, h)
+        return y
+
+
+class OneInReserve(Staggered):
+    """Right, and holds a state that no action needs."""
+
+    def begin(self):
+        if self.clock % self.spacing == 0:
+            self.held = [*self.held, self.start][-self.count - 1 :]
+
+    def answer(self, outputs):
+        return outputs[-self.count :][0]
+
+
+class InOneTensor:
+    """All states side by side from the first input on, as many as there will be, and each slot in its turn."""
+
+    def __init__(self, step, start, context, states):
+        self.step, self.start, self.count, self.spacing = step, start, states, context // states
+        self.clock, self.held = 0, start.expand(states, *start.shape).clone()
+
+    def act(self, x):
+        begun = self.clock // self.spacing + 1
+        if self.clock % self.spacing == 0:
+            self.held[(begun - 1) % self.count] = self.start
+        y, self.held = torch.func.vmap(self.step, in_dims=(None, 0))(x, self.held)
+        self.clock += 1
+        return y[begun % self.count if begun >= self.count else 0]
+
+
+class Queued:
+    def __init__(self, step, start, context, states):
+        self.step, self.start, self.clock = step, start, 0
+        self.spacing, self.held = context // states, deque(maxlen=states)
+
+    def act(self, x):
+        if self.clock % self.spacing == 0:
+            self.held.append(self.start)
+        self.clock += 1
+        outputs = []
+        for _ in range(len(self.held)):
+            y, h = self.step(x, self.held.popleft())
+            self.held.append(h)
+            outputs.append(y)
+        return outputs[0].tolist()
 
 
 class Empty:
@@ -199,6 +291,14 @@ def mixed(x, state, W):
     return seen.unfold(0, len(state[0]) + 1, 1).mT.flatten(1) @ W.T
 
 
+def by_channels(x, state, W):
+    return torch.cat([state[0], x]).unfold(0, len(state[0]) + 1, 1).flatten(1) @ W.T
+
+
+def recurred(drive, h, a):
+    return torch.stack([h := a * h + u for u in drive])
+
+
 def reversed_windows(x, state, W, a):
     blocks = W.view(len(W), -1, len(W)).flip(1).flatten(1)
     return extend(x, state, blocks, a)[0], extend(x, state, W, a)[1]
@@ -220,6 +320,8 @@ def long_chunks_only(x, state, W, a):
     [
         (chapter_15.check_first_seen, first_seen),
         (chapter_15.check_staggered, Staggered),
+        (chapter_15.check_staggered, InOneTensor),
+        (chapter_15.check_staggered, Queued),
         (chapter_15.check_extend, extend),
     ],
 )
@@ -295,10 +397,17 @@ def test_wrong_first_steps_are_told_why(answer, hint):
         (EverySecond, "has missed inputs"),
         (Twice, "taken in twice"),
         (Behind, "not seen the input of its own step"),
-        (OneMore, "at step 8 the output has seen inputs"),
+        (OneMore, "3 states: at step 8 the output has seen inputs 6 to 8, 3 of them, not 4 to 8"),
         (Shared, "two actors share"),
+        (AsMean, "are averaged"),
+        (FromZero, "states begin at zero"),
+        (ItsState, "act returns the state: asked"),
+        (AsOnThePage, "hard-coded as 8 and 4"),
+        (WritesStart, "changed its input start|another result"),
+        (Recomputed, "hold no more states than that"),
+        (OneInReserve, "hold no more states than that"),
         (AllOutputs, "outputs of all states"),
-        (WithState, "returns two things"),
+        (WithState, "returns more than one thing"),
         (Silent, "returned nothing"),
         (Empty, "no method act"),
         (Failing, "raised IndexError"),
@@ -322,6 +431,7 @@ def test_wrong_staggered_states_are_told_why(answer, hint):
             output(lambda y, x, state, W, a: torch.cat([state[1][None], y[:-1]])),
             "from before its own token",
         ),
+        (output(lambda y, x, state, W, a: recurred(by_channels(x, state, W), state[1], a)), "^channel for token"),
         (output(lambda y, x, state, W, a: a * state[1] + mixed(x, state, W).cumsum(0)), "once per chunk"),
         (output(lambda y, x, state, W, a: state[1] + mixed(x, state, W).cumsum(0)), "does not decay"),
         (output(lambda y, x, state, W, a: mixed(x, state, W)), "recurrence is missing"),
@@ -355,6 +465,7 @@ def test_wrong_staggered_states_are_told_why(answer, hint):
         (handed_over(lambda tokens, h, y, x, state, a: (tokens, 0 * h)), "h is emptied"),
         (handed_over(lambda tokens, h, y, x, state, a: (tokens, a * h)), "decayed once too often"),
         (handed_over(lambda tokens, h, y, x, state, a: (tokens, h + 1)), "the new state is wrong"),
+        (handed_over(lambda tokens, h, y, x, state, a: (h, tokens)), "first the tokens, then h"),
         (handed_over(lambda tokens, h, y, x, state, a: tokens), "tokens and h as the new state"),
         (overwriting, "changed its input state"),
         (lambda x, state, W, a: extend(x.mul_(2), state, W, a), "changed its input x"),

@@ -81,6 +81,57 @@ class Half(Mixture):
         self.playing.begin(env, observation, rng)
 
 
+def by(draw):
+    """A mixture that plays `first` in the episodes in which `draw(rng, share)` is true."""
+
+    class Drawn(Mixture):
+        def begin(self, env, observation, rng):
+            self.playing = self.first if draw(rng, self.share) else self.second
+            self.playing.begin(env, observation, rng)
+
+    return Drawn
+
+
+never = by(lambda rng, share: 100 * rng.random() < share and share < 1)
+
+
+class ChosenWhenMade(Mixture):
+    """Another one each time that a mixture is made, and one for all of its episodes."""
+
+    made = 0
+
+    def __init__(self, first, second, share):
+        super().__init__(first, second, share)
+        type(self).made += 1
+        self.playing = (first, second)[self.made % 2]
+
+    def begin(self, env, observation, rng):
+        self.playing.begin(env, observation, rng)
+
+
+class Halfway(Mixture):
+    """Changes within the episode."""
+
+    def begin(self, env, observation, rng):
+        super().begin(env, observation, rng)
+        self.steps = 0
+
+    def act(self, observation, rng):
+        self.steps += 1
+        return (self.playing if self.steps < 3 else self.second).act(observation, rng)
+
+
+class Global(Mixture):
+    """The global generator, in the order in which episodes come."""
+
+    def begin(self, env, observation, rng):
+        self.playing = self.first if GLOBAL.random() < self.share else self.second
+        self.playing.begin(env, observation, rng)
+
+
+GLOBAL = np.random.RandomState(4)
+
+
 class EveryStep(Mixture):
     def begin(self, env, observation, rng):
         self.first.begin(env, observation, rng)
@@ -134,6 +185,11 @@ class NothingBack(Mixture):
         self.playing.act(observation, rng)
 
 
+class Renamed(Mixture):
+    def act(self, observation, rng):
+        return self.playing.act(observation, rng).upper()
+
+
 class NoRng(Mixture):
     def act(self, observation, rng):
         return self.playing.act(observation, None)
@@ -159,7 +215,16 @@ class NoAct:
 
 @pytest.mark.parametrize(
     ("check", "answer"),
-    [(chapter_16.check_episodes, episodes), (chapter_16.check_rtg, rtg), (chapter_16.check_mixture, Mixture)],
+    [
+        (chapter_16.check_episodes, episodes),
+        (chapter_16.check_episodes, lambda terminals, timeouts: np.stack(episodes(terminals, timeouts))),
+        (chapter_16.check_rtg, rtg),
+        (chapter_16.check_rtg, lambda stored: [stored[-1] - stored[max(0, t - 1)] for t in range(len(stored))]),
+        (chapter_16.check_mixture, Mixture),
+        (chapter_16.check_mixture, by(lambda rng, share: rng.choice([True, False], p=[share, 1 - share]))),
+        (chapter_16.check_mixture, by(lambda rng, share: rng.binomial(1, share))),
+        (chapter_16.check_mixture, by(lambda rng, share: rng.uniform() >= 1 - share)),
+    ],
 )
 def test_right_answers_pass_with_one_line(check, answer, capsys):
     check(answer)
@@ -195,6 +260,19 @@ def test_the_released_code_is_told_apart():
             lambda terminals, timeouts: (episodes(terminals, timeouts)[0], episodes(terminals, timeouts)[1] - 1),
             "too few in each",
         ),
+        (
+            lambda terminals, timeouts: (episodes(terminals, timeouts)[0], np.diff(episodes(terminals, timeouts)[0])),
+            "last episode has no length",
+        ),
+        (lambda terminals, timeouts: [part[1:] for part in episodes(terminals, timeouts)], "first episode is missing"),
+        (
+            lambda terminals, timeouts: (episodes(terminals, timeouts)[0][1:], episodes(terminals, timeouts)[1]),
+            "first episode has no start",
+        ),
+        (
+            lambda terminals, timeouts: (episodes(terminals, timeouts)[0], np.add(*episodes(terminals, timeouts))),
+            "rows behind the episodes",
+        ),
         (lambda terminals, timeouts: (np.array([0]), np.array([5])), "expected shape"),
         (lambda terminals, timeouts: (np.array([0, 5]), np.array([5, 7])), "expected shape"),
         (lambda terminals, timeouts: (np.array([0, 5]), np.array([12])), "expected shape"),
@@ -227,6 +305,7 @@ def test_wrong_episodes_are_told_why(answer, hint):
         (lambda stored: np.append(0, np.diff(stored)), "these are the rewards: add"),
         (lambda stored: np.cumsum(np.append(0, np.diff(stored))), "the rewards so far|stored sums"),
         (lambda stored: stored, "these are the stored sums|the rewards so far"),
+        (lambda stored: np.full(len(stored), stored[-1] - stored[0]), "whole return at every step"),
         (lambda stored: -rtg(stored), "wrong sign"),
         (lambda stored: rtg(stored)[::-1], "in reverse order"),
         (lambda stored: backwards_sum(np.diff(stored)), "one number too few"),
@@ -247,14 +326,24 @@ def test_wrong_returns_to_go_are_told_why(answer, hint):
     ("answer", "hint"),
     [
         (Swapped, "the two are swapped"),
-        (Half, "the share that you were given decides"),
-        (EveryStep, "another behaviour at every step"),
-        (Once, "the same behaviour in every episode"),
+        (Half, "both play in half"),
+        (EveryStep, "^another behaviour at every step: choose"),
+        (Once, "`first` plays in every episode"),
+        (never, "`second` plays in every episode"),
+        (by(lambda rng, share: rng.random() < 0.4), "as in the example"),
+        (by(lambda rng, share: rng.random() < share / (share + 1)), "not odds"),
+        (by(lambda rng, share: rng.normal() < share), "not uniform"),
+        (by(lambda rng, share: rng.uniform(-1, 1) < share), "between -1 and 1"),
+        (by(lambda rng, share: rng.random() < share**2), "the share that you were given decides in how many"),
+        (ChosenWhenMade, "the same behaviour in every one of 2000 episodes"),
+        (Halfway, "share of those in which|plays to their end"),
+        (Global, "its own rng alone"),
         (OwnGenerator, "its own rng alone"),
         (Counter, "its own rng alone"),
         (NotBegun, "begin was not called"),
         (OtherOrder, "in this order"),
-        (NothingBack, "has to return the chosen"),
+        (NothingBack, "act returned nothing"),
+        (Renamed, "has to return the chosen"),
         (NoRng, "hand on the rng"),
         (OldObservation, "hand on the observation"),
         (NoAct, "has no method act"),

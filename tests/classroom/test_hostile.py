@@ -95,9 +95,15 @@ CHOSEN = {name: code for name, code in HOSTILE.items() if name in USUAL or os.en
 NO_NOTEBOOK = {"is_text": "no notebook", "is_empty": "", "is_deep": "[" * 100_000}
 
 
-def _notebook(*cells: str) -> str:
-    code = [nbformat.v4.new_code_cell(cell) for cell in (GRADER, *cells)]
+def _notebook(*cells: str, grader: bool = True) -> str:
+    code = [nbformat.v4.new_code_cell(cell) for cell in (*([GRADER] if grader else []), *cells)]
     return nbformat.writes(nbformat.v4.new_notebook(cells=code))
+
+
+def _write_autograder(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("otter_config.json", json.dumps({"show_all_public": True, "lang": "python"}))
+        file.writestr("tests/answer.py", TEST)
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +112,7 @@ def graded(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str
     folder = tmp_path_factory.mktemp("hostile")
     submissions, to, autograder = folder / "submissions", folder / "graded", folder / "answer.zip"
     submissions.mkdir()
-    with zipfile.ZipFile(autograder, "w") as file:
-        file.writestr("otter_config.json", json.dumps({"show_all_public": True, "lang": "python"}))
-        file.writestr("tests/answer.py", TEST)
+    _write_autograder(autograder)
     texts = {"ann": _notebook(HONEST), "wrong": _notebook("def answer():\n    return 41")}
     for name, code in CHOSEN.items():
         if name in NEED_WALLS and not sandbox.isolation():
@@ -235,3 +239,21 @@ def test_without_walls_there_are_still_limits(tmp_path: Path) -> None:
     assert run("x = [bytearray(2**24) for _ in range(1000)]; input()").reason == "memory"
     assert run("import os, signal; os.kill(os.getppid(), signal.SIGKILL)").reason == "supervisor"
     assert run("import sys; sys.exit(3)") == sandbox.Ended("exit", 3, "")
+
+
+@pytest.mark.parametrize(
+    ("cells", "points"),
+    [((HONEST,), 1), (("def answer():\n    return 41",), 0), ((HOSTILE["exits_at_once"], HONEST), None)],
+    ids=["honest", "wrong", "exits"],
+)
+def test_a_notebook_that_lost_its_grader_s_cell_is_graded_too(
+    cells: tuple[str, ...], points: float | None, tmp_path: Path
+) -> None:
+    autograder, submission = tmp_path / "answer.zip", tmp_path / "bare.ipynb"
+    _write_autograder(autograder)
+    submission.write_text(_notebook(*cells, grader=False), "utf8")
+    if points is None:
+        with pytest.raises(classroom.GradingFailed, match="Kernel died"):
+            classroom.grade(submission, autograder, SECONDS, MEMORY)
+    else:
+        assert classroom.grade(submission, autograder, SECONDS, MEMORY).points == points
