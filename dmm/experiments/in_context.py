@@ -119,7 +119,7 @@ def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argument_parser("in_context", "Remake the result on learning in context.", seeds=3)
+    parser = argument_parser("in_context", "Remake the result on learning in context.", seeds=1)
     args = parser.parse_args()
 
     from dmm.data.collect import collect
