@@ -18,6 +18,7 @@ from safetensors import safe_open
 from dmm.data import preview
 from dmm.data.recipes import RECIPES
 from dmm.envs.tasks import held_out_cells
+from dmm.evaluation import bootstrap_interval
 from dmm.experiments import (
     MODELS,
     all_models,
@@ -264,3 +265,12 @@ class TestInContext:
             assert summary[name]["improvement"]["ci95"][0] > 0, name
             assert summary[name]["last"]["ci95"][0] > summary[name]["first"]["ci95"][1], name
         assert summary["dt"]["improvement"]["ci95"] == [0.0, 0.0]  # the control does the same in every episode
+
+    def test_of_what_makes_a_hierarchy_learn_the_size_of_its_plans_counts(self) -> None:
+        returns = {row["name"]: context_returns(row) for row in load_result("in_context")["runs"] if row["seed"] == 0}
+        whole = returns["dmh-learning"]
+        for back in ("plan_size", "all"):
+            lost = (whole - returns[f"dmh-learning, {back} as dmh"])[:, -1]
+            assert bootstrap_interval(lost)[0] > 0, back
+        in_order = returns["dmh-learning, order as dmh"]  # sorted by return, as in the paper
+        assert bootstrap_interval(in_order[:, -1] - in_order[:, 0])[0] > 0
