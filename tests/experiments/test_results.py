@@ -158,13 +158,21 @@ class TestPage:
         for task, asked in page.BEST.items():
             assert asked == best_and_all_returns(kept_run(f"gating/{task}-dmm-seed0"))[0]
 
-    @pytest.mark.parametrize("part", [*page.PARTS, "starts"])
+    def test_starts_that_the_page_draws_are_no_easier(self) -> None:
+        for row in load_result("page")["starts"]:
+            same = {key: row[key] for key in ("run", "acting", "asked")}
+            (scored,) = [each for each in load_result("page")["scores"] if same.items() <= each.items()]
+            (low, high), (other_low, other_high) = scored["python"]["ci95"], row["page"]["ci95"]
+            assert max(low, other_low) <= min(high, other_high), row
+
+    @pytest.mark.parametrize("part", page.PARTS)
     def test_the_page_earns_what_python_earns(self, part: str) -> None:
+        """In mazes in every episode; roundings grow where feet meet the ground, but hardly change a mean."""
         for row in load_result("page")[part]:
             (low, high), (other_low, other_high) = row["python"]["ci95"], row["page"]["ci95"]
             assert max(low, other_low) <= min(high, other_high), row
-            if "difference" in row:
-                assert row["difference"]["ci95"][0] <= 0 <= row["difference"]["ci95"][1], row
+            apart, earned = row["difference"]["mean"], abs(row["python"]["mean"])
+            assert abs(apart) < 0.005 * earned if "hopper" in row["run"] else apart == 0, row
 
     def test_more_is_earned_where_more_is_asked(self) -> None:
         rows = load_result("page")["scores"]
