@@ -149,9 +149,10 @@ def play_case(case: Case, episodes: int, physics: dict[str, str]) -> dict[str, A
 
 
 def play_own_starts(case: Case, episodes: int, physics: dict[str, str]) -> dict[str, Any]:
-    """Episodes in the page whose starts it draws by itself; the scores have Python's of the same case."""
+    """Episodes in Python, and others in the page, whose starts it draws by itself."""
+    here, _ = in_python(case, episodes * case.times)
     there = in_page(case, [{"seed": SEED + i} for i in range(episodes * case.times)], physics)
-    return dataclasses.asdict(case) | {"page": _summary(there)}
+    return dataclasses.asdict(case) | {"python": _summary(here), "page": _summary(there)}
 
 
 def in_python(case: Case, episodes: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
