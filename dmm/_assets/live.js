@@ -27,6 +27,7 @@ function workerFor(id, hear) {
 function lacking(needsPhysics) {
   if (typeof Worker === "undefined") return "This browser has no workers, so that nothing can act here.";
   if (needsPhysics && typeof WebAssembly === "undefined") return "This browser has no WebAssembly, which the physics needs.";
+  if (needsPhysics && typeof DecompressionStream === "undefined") return "This browser has no DecompressionStream, which the physics needs.";
   return null;
 }
 

@@ -5,8 +5,8 @@
 //       `wasm` is that of the site's file of MuJoCo, a classic script which defines
 //           globalThis.dmmFiles["mujoco"] = {version, glue, wasm}
 //       `glue` is the text of a classic script (to be put in front of these in a worker's Blob, or run by node) that
-//       defines globalThis.loadMujoco; `wasm` is base64 of what dmm.unpack takes. Rejects with one sentence where there
-//       is no WebAssembly.
+//       defines globalThis.loadMujoco; `wasm` is base64 of gzip, a string, unpacked by DecompressionStream. Rejects with
+//       one sentence where there is no WebAssembly or DecompressionStream.
 //
 //   hopper, walker2d: state {qpos, qvel, steps, warmstart}, of which a start needs qpos and qvel; {seed} draws a start as
 //     Gymnasium does, uniform noise around the model's own. geometry {view: "side", shapes: [{from: [x, z], to: [x, z],
@@ -31,8 +31,11 @@
   const clip = (value, limit) => Math.min(limit, Math.max(-limit, value));
 
   dmm.startMujoco = async wasm => {
-    if (typeof WebAssembly === "undefined") throw new Error("physics: this browser has no WebAssembly");
-    return globalThis.loadMujoco({ wasmBinary: dmm.unpack(dmm.bytesOf(wasm)).buffer });
+    for (const name of ["WebAssembly", "DecompressionStream"]) {
+      if (typeof globalThis[name] === "undefined") throw new Error(`physics: this browser has no ${name}`);
+    }
+    const unpacked = new Blob([dmm.bytesOf(wasm)]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return globalThis.loadMujoco({ wasmBinary: await new Response(unpacked).arrayBuffer() });
   };
 
   /** A world with a MuJoCo model. Arrays of MuJoCo's are views that die when its memory grows: they are asked for anew. */

@@ -1,9 +1,9 @@
 // A trained policy in plain JavaScript: what `dmm export` wrote, and the ways of acting of `dmm.acting`.
 //
-// Convention of policy.js, worlds.js, unpack.js and physics.js: each is a classic script without import, export or top-level names.
+// Convention of policy.js, worlds.js and physics.js: each is a classic script without import, export or top-level names.
 // It adds its functions to one global object, `globalThis.dmm`, and touches nothing else: no DOM, no network, no timers.
 // So they can be joined, in this order, to the text of a worker made from a Blob (also under file://), stand in a page,
-// and be run by node (`vm.runInThisContext`). physics.js needs the others, which need nothing.
+// and be run by node (`vm.runInThisContext`). policy.js and worlds.js need nothing, physics.js needs both.
 //
 //   dmm.readPolicy(object) -> Policy
 //       `object` is the parsed JSON of an export. Throws Error with one sentence: no export, another version, a model or

@@ -1,5 +1,5 @@
 // What plays episodes behind the live figures with a policy: the last part of one classic script, behind policy.js,
-// worlds.js, unpack.js and physics.js, that runs in a worker made of a Blob. A page has one, for all of its figures.
+// worlds.js and physics.js, that runs in a worker made of a Blob. A page has one, for all of its figures.
 //
 // A file of the site is a classic script, which a script element can load also where a page was opened from a disk:
 //   (globalThis.dmmFiles ??= {})["mujoco"] = {glue: text, wasm: text, ...};

@@ -19,7 +19,7 @@ from dmm.errors import InputError, RunError
 from dmm.files import strict_json
 
 ASSETS = Path(__file__).resolve().parents[1] / "_assets"
-SCRIPTS = ("policy.js", "worlds.js", "unpack.js", "physics.js")
+SCRIPTS = ("policy.js", "worlds.js", "physics.js")
 """Of `ASSETS`, in the order in which they are loaded."""
 MAIN = """
 const vm = require("node:vm"), fs = require("node:fs");

@@ -2,8 +2,7 @@
 
 A page that was opened from a disk may neither fetch nor load a module. So the package's WebAssembly is stripped of its
 custom sections (names and debug lines, which are more than half of it and no code), compressed and written as text, and
-its loader is turned from a module into a plain script. Nothing else is changed. It is compressed by LZMA, a quarter
-smaller than what browsers unpack by themselves; `dmm/_assets/unpack.js` does it. The result is
+its loader is turned from a module into a plain script. Nothing else is changed. The result is
 
     (globalThis.dmmFiles ??= {})["mujoco"] = {version, glue, wasm};
 
@@ -13,14 +12,13 @@ as `dmm/_assets/physics.js` takes it. The package is pinned by version and by th
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import importlib.metadata
 import io
 import json
-import lzma
 import os
 import re
-import struct
 import tarfile
 import urllib.request
 from pathlib import Path
@@ -39,8 +37,6 @@ SECONDS = 60.0
 """Without an answer of the registry."""
 LICENSES = ("LICENSE", "LICENSES_THIRD_PARTY.md")
 """Of MuJoCo, as its Python wheel ships them; the npm package has none."""
-_FILTERS = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "lp": 0, "pb": 0}]
-"""Of all settings of LZMA those that make this file smallest."""
 NOTICE = f"""/* MuJoCo {VERSION}, compiled to WebAssembly: the npm package {PACKAGE}.
  * Copyright DeepMind Technologies Limited. Licensed under the Apache License, Version 2.0, see mujoco-LICENSE.txt;
  * the licences of what it contains are in mujoco-LICENSES_THIRD_PARTY.md, both beside this file.
@@ -50,13 +46,13 @@ NOTICE = f"""/* MuJoCo {VERSION}, compiled to WebAssembly: the npm package {PACK
 
 
 def mujoco_file() -> dict[str, str]:
-    """`version`, the loader's text as `glue`, and `wasm`, base64 of what `pack` makes of the WebAssembly.
+    """`version`, the loader's text as `glue`, and `wasm`, base64 of gzip.
 
     Raises:
         RunError: the package cannot be had, or is not the one that is meant; the message is one sentence.
     """
     loader, wasm = _unpacked(fetch())
-    packed = base64.b64encode(_kept_packed(strip(wasm))).decode()
+    packed = base64.b64encode(gzip.compress(strip(wasm), 9, mtime=0)).decode()
     return {"version": VERSION, "glue": classic(loader), "wasm": packed}
 
 
@@ -112,28 +108,12 @@ def fetch() -> bytes:
         raise RunError(
             f"mujoco: {PACKAGE} {VERSION} of the registry has the hash {_integrity(content)}, not {INTEGRITY}"
         )
-    _keep(kept, content)
-    return content
-
-
-def pack(data: bytes) -> bytes:
-    """Compressed: the size in four bytes, lowest first, and a raw LZMA stream."""
-    return struct.pack("<I", len(data)) + lzma.compress(data, lzma.FORMAT_RAW, filters=_FILTERS)
-
-
-def unpack(packed: bytes) -> bytes:
-    """What `pack` was given.
-
-    Raises:
-        ValueError: something else.
-    """
     try:
-        data = lzma.decompress(packed[4:], lzma.FORMAT_RAW, filters=_FILTERS)
-        if struct.pack("<I", len(data)) == packed[:4]:
-            return data
-    except lzma.LZMAError as error:
-        raise ValueError(f"packed: {error}") from error
-    raise ValueError(f"packed: {len(data)} bytes, of which the first four say something else")
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, content)
+    except OSError:  # then it is fetched again the next time
+        pass
+    return content
 
 
 def strip(wasm: bytes) -> bytes:
@@ -158,29 +138,6 @@ def classic(module: str) -> str:
     if exports != 1 or "import.meta" in script or re.search(r"^\s*(export|import)\b[^(]", script, re.M):
         raise RunError(f"mujoco: the loader of {PACKAGE} {VERSION} is no module that can be made a plain script")
     return script
-
-
-def _kept_packed(wasm: bytes) -> bytes:
-    """`pack`, which takes seconds: from the cache if it is there."""
-    kept = cache_folder() / f"mujoco-{VERSION}.lzma"
-    try:
-        packed = read_file(kept, SIZE_LIMIT)
-        if unpack(packed) == wasm:
-            return packed
-    except (OSError, ValueError):  # not there yet, or something else
-        pass
-    packed = pack(wasm)
-    _keep(kept, packed)
-    return packed
-
-
-def _keep(file: Path, content: bytes) -> None:
-    """In the cache; where that cannot be, it is made again the next time."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, content)
-    except OSError:
-        pass
 
 
 def _unpacked(content: bytes) -> tuple[str, bytes]:

@@ -2,7 +2,7 @@
 
 | script | parts | where |
 |---|---|---|
-| worker | policy.js, worlds.js, unpack.js, physics.js, worker.js | a text in the others, for a worker made of a Blob |
+| worker | policy.js, worlds.js, physics.js, worker.js | a text inside the other two, run in a worker made of a Blob |
 | notebook's module | widgets.js, the worker's text, live.js, kernel.js | `LivePolicy`, through anywidget |
 | dmm-live.js | the worker's text, live.js | `_static` of the site, loaded when a reader starts a figure |
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 ASSETS = Path(__file__).parents[1] / "_assets"
 MODULE_END = "export default { render };"
 """How widgets.js ends."""
-WORKER_PARTS = ("policy.js", "worlds.js", "unpack.js", "physics.js", "worker.js")
+WORKER_PARTS = ("policy.js", "worlds.js", "physics.js", "worker.js")
 _SHARED = re.compile(r"globalThis\.dmmWidgets = \{(.*?)\};", re.DOTALL)
 
 

@@ -339,7 +339,7 @@ def test_a_recording_earns_again_what_it_earned(opened: Opener, recording: str) 
 WITHOUT = "delete globalThis.{0}; Object.defineProperty(globalThis, '{0}', {{ value: undefined }});"
 
 
-@pytest.mark.parametrize("name", ["WebAssembly", "Worker"])
+@pytest.mark.parametrize("name", ["WebAssembly", "DecompressionStream", "Worker"])
 def test_a_browser_that_lacks_something_says_so(opened: Opener, name: str) -> None:
     _, figure = opened(script=WITHOUT.format(name))
     figure.get_by_role("button", name=re.compile("^Start")).click()

@@ -10,7 +10,6 @@ import tarfile
 import urllib.error
 import urllib.request
 
-import numpy as np
 import pytest
 
 from dmm.errors import RunError
@@ -113,43 +112,8 @@ def test_the_script_hands_over_text_and_runs_nothing(registry):
     found = run_node(f"{script}\nreturn [globalThis.dmmFiles, typeof globalThis.loadMujoco];")
     made, kind = found
     assert kind == "undefined" and made["mujoco"] == mujoco.mujoco_file()
-    assert mujoco.unpack(base64.b64decode(made["mujoco"]["wasm"])) == HEADER + TYPES
+    assert gzip.decompress(base64.b64decode(made["mujoco"]["wasm"])) == HEADER + TYPES
     assert "Apache License" in script.partition("*/")[0] and "mujoco-LICENSE.txt" in script.partition("*/")[0]
-
-
-def test_packing_is_done_once(registry, tmp_path, monkeypatch):
-    first = mujoco.mujoco_file()
-    monkeypatch.setattr(mujoco, "pack", lambda wasm: pytest.fail("it is there already"))
-    assert mujoco.mujoco_file() == first
-    (kept,) = (tmp_path / "cache").glob("*.lzma")
-    kept.write_bytes(kept.read_bytes()[:-3])  # damaged: it is made again
-    monkeypatch.undo()
-    monkeypatch.setenv("DMM_CACHE_DIR", str(tmp_path / "cache"))
-    assert mujoco._kept_packed(HEADER + TYPES) == mujoco.pack(HEADER + TYPES)
-
-
-UNPACK = "return Buffer.from(dmm.unpack(new Uint8Array(Buffer.from(data, 'base64')))).toString('base64');"
-
-
-def in_page(packed: bytes) -> bytes:
-    return base64.b64decode(run_node(UNPACK, base64.b64encode(packed).decode()))
-
-
-def test_the_page_unpacks_what_python_packs():
-    rng = np.random.default_rng(0)
-    near = b"".join(bytes(rng.integers(97, 101, 3)) * int(n) for n in rng.integers(1, 200, 400))
-    far = rng.bytes(5000) + near + rng.bytes(200_000)
-    for data in (b"", b"a", b"a" * 10_000, bytes(range(256)) * 3, near, far + far[:4000] + far[100:5100]):
-        assert in_page(mujoco.pack(data)) == mujoco.unpack(mujoco.pack(data)) == data
-
-
-def test_what_is_cut_off_is_not_unpacked():
-    packed = mujoco.pack(np.random.default_rng(0).bytes(5000))
-    with pytest.raises(RunError, match="unpack: the packed bytes end too soon"):
-        in_page(packed[:2000])
-    for wrong in (packed[:2000], b"1234" + packed[4:], b""):
-        with pytest.raises(ValueError, match="packed: "):
-            mujoco.unpack(wrong)
 
 
 def test_what_is_missing_says_why():
@@ -172,9 +136,10 @@ def test_the_package_itself():
         if os.environ.get("CI"):
             raise
         pytest.skip(str(error))
-    assert len(gzip.compress(script.encode(), 9)) < 1e6
+    assert len(gzip.compress(script.encode(), 9)) < 1.6e6
     code = """
-      const module = new WebAssembly.Module(dmm.unpack(dmm.bytesOf(data)));
+      const wasm = require("node:zlib").gunzipSync(Buffer.from(data, "base64"));
+      const module = new WebAssembly.Module(wasm);
       const names = ["name", "producers", "sourceMappingURL"];
       return names.map(name => WebAssembly.Module.customSections(module, name).length);
     """
