@@ -143,11 +143,15 @@ class RecurrentActor:
 
     A time step takes in the tokens that follow the state token of the step before (the action, where it is a token),
     then those up to its own: the return-to-go, the state.
+
+    Args:
+        policy: whose blocks are recurrences.
+        padding: whether an episode begins behind padding, as its window does; without it, behind nothing at all.
     """
 
     states = 1
 
-    def __init__(self, policy: TokenPolicy):
+    def __init__(self, policy: TokenPolicy, padding: bool = True):
         self.policy = _frozen(policy)
         self.context, self.discrete_actions = policy.context, policy.discrete_actions
         self.mean, self.std, self.rtg_scale = self.policy.state_mean, self.policy.state_std, policy.config.rtg_scale
@@ -157,10 +161,10 @@ class RecurrentActor:
         self.embedding, self.blocks = self._embedding(), [_cell(block) for block in self.policy.blocks]
         self.head = (self.policy.head.weight, self.policy.head.bias)
         self.start: Memory | None = None
-        self.start = self.beginning()
+        self.start = self.beginning() if padding else self.nothing()
 
     def init_state(self, n: int, target: Target) -> Memory:
-        """The memory of `n` episodes behind their padding."""
+        """The memory of `n` episodes before their first step."""
         rows = torch.zeros(n, dtype=torch.int64, device=self.policy.state_mean.device)
         assert self.start is not None
         memory = self.select(self.start, rows)

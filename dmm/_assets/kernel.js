@@ -24,23 +24,10 @@ function renderInNotebook({ model, el }) {
   let end = () => {};
   let closed = false;
   const still = element("img", "", { src: model.get("still"), alt: spec.alt });
-  const button = element("button", "dmm-button dmm-start", { type: "button", textContent: `Start: ${spec.title}` });
-  const answer = element("p", "dmm-answer");
-  answer.setAttribute("role", "status");
-  const sleeping = element("div", "dmm-sleeping", {}, [button, answer]);
-  button.addEventListener("click", async () => {
-    button.disabled = true;
-    answer.textContent = "Loading …";
-    try {
-      end = await renderPolicy({ model, el, load: filesFromKernel(model) });
-      sleeping.remove();
-      if (closed) end();
-    } catch (error) {
-      answer.textContent = error.message;
-      button.disabled = false;
-    }
-  });
-  el.append(still, sleeping);
+  el.append(still, makeStart(spec.title, async () => {
+    end = await renderPolicy({ model, el, load: filesFromKernel(model) });
+    if (closed) end();
+  }));
   return () => { closed = true; end(); };
 }
 

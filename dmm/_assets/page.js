@@ -198,26 +198,13 @@ function addStart(figure) {
   const spec = JSON.parse(figure.querySelector('script[type="application/json"]').textContent);
   const el = figure.querySelector(".dmm-widget");
   const model = pageModel(figure, spec);
-  const button = element("button", "dmm-button dmm-start", { type: "button", textContent: `Start: ${spec.title}` });
-  const answer = element("p", "dmm-answer");
-  answer.setAttribute("role", "status");
-  const sleeping = element("div", "dmm-sleeping", {}, [button, answer]);
-  button.addEventListener("click", async () => {
-    button.disabled = true;
-    answer.textContent = "Loading …";
-    try {
-      await loadScript("dmm-live.js");
-      await globalThis.dmmLive({ model, el, load: loadFiles });
-      sleeping.remove();
-      addCopyButton(el, spec);
-      el.querySelector(".dmm-play").focus({ preventScroll: true });
-    } catch (error) {
-      answer.textContent = error.message;
-      button.disabled = false;
-    }
-  });
   figure.classList.add("dmm-scripted"); // the button says what the caption does
-  el.append(sleeping);
+  el.append(makeStart(spec.title, async () => {
+    await loadScript("dmm-live.js");
+    await globalThis.dmmLive({ model, el, load: loadFiles });
+    addCopyButton(el, spec);
+    el.querySelector(".dmm-play").focus({ preventScroll: true });
+  }));
 }
 
 function upgrade() {

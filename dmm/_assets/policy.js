@@ -16,9 +16,10 @@
 //       export itself)}.
 //       environment.world is what `dmm.makeWorld` of worlds.js takes, or null where the page cannot play it.
 //
-//   new dmm.Actor(policy, {way = "window", states = 4, cut = null})
+//   new dmm.Actor(policy, {way = "window", states = 4, cut = null, padding = true})
 //       Throws Error for a way that is not in policy.ways, a number of states that does not divide K, a cut that the
-//       policy does not have. "staggered" alone has states. All arithmetic is in float64.
+//       policy does not have. "staggered" alone has states, "recurrent" alone can begin without the K - 1 steps of padding
+//       that stand before an episode. All arithmetic is in float64.
 //   .reset(returnToGo)      forgets everything; this return is asked of the new episode
 //   .act(observation, reward = null) -> Float64Array(a)
 //       One time step. `observation` is what the world gave (raw), `reward` what the action before earned, null at the
@@ -615,6 +616,7 @@
     #policy; // the one that acts
     #cut = null;
     #way;
+    #padding; // whether a recurrence begins behind padding
     #states; // of each state of the recurrence (one, or those that are staggered) what every mixer remembers
     #begun = null; // what they are behind the padding, worked out once
     #clock; // steps that the recurrence has taken in, padding included
@@ -625,13 +627,15 @@
     #normed;
     #made;
 
-    constructor(policy, { way = "window", states = 4, cut = null } = {}) {
+    constructor(policy, { way = "window", states = 4, cut = null, padding = true } = {}) {
       if (!policy.ways.includes(way)) throw wrong("way", shown(way), `${policy.ways.join(", ")} for this model`);
       if (way === "staggered" && !(Number.isInteger(states) && states > 0 && policy.context % states === 0)) {
         throw wrong("states", shown(states), `a divisor of the context ${policy.context}`);
       }
+      if (!padding && way !== "recurrent") throw wrong("padding", "false", `true for ${way}`);
       this.#whole = policy;
       this.#way = way;
+      this.#padding = padding;
       this.cut = cut;
       const count = way === "staggered" ? states : 1;
       const remembered = () => policy.blocks.map(({ branches }) => branches.map(({ mixer }) => mixer.state()));
@@ -759,7 +763,7 @@
 
     /** Take in the K - 1 steps of padding that stand before an episode. */
     #begin() {
-      const { context } = this.#policy;
+      const context = this.#padding ? this.#policy.context : 1;
       if (this.#begun) {
         const all = this.#states.flat(2);
         this.#begun.forEach((kept, i) => Object.entries(kept).forEach(([name, part]) => all[i][name].set(part)));

@@ -675,6 +675,26 @@ function element(tag, className, properties = {}, children = []) {
   return made;
 }
 
+/** What wakes a figure that sleeps: a button, and beside it why it could not be started. `start` brings it to life. */
+function makeStart(title, start) {
+  const button = element("button", "dmm-button dmm-start", { type: "button", textContent: `Start: ${title}` });
+  const answer = element("p", "dmm-answer");
+  answer.setAttribute("role", "status");
+  const node = element("div", "dmm-sleeping", {}, [button, answer]);
+  button.addEventListener("click", async () => {
+    button.disabled = true;
+    answer.textContent = "Loading …";
+    try {
+      await start();
+      node.remove();
+    } catch (error) {
+      answer.textContent = error.message;
+      button.disabled = false;
+    }
+  });
+  return node;
+}
+
 const THEME = ["ink", "soft", "grid", "ground", "region", "wall", "on-color", "rtg", "state", "action", "green", "purple", "grey"];
 
 function themeOf(root) {

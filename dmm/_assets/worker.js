@@ -13,7 +13,7 @@
 //   {id, push: newtons}, {id, drag: [x, y] or null}
 //   {id, episodes: {arms, count, seed}} or {id, episodes: null}   so many episodes of each arm as fast as it goes, or no more
 //   {id, close: true}
-// A plan is {lanes, seed or start, speed, secondsPerStep}. A lane is {policy, way, states, cut, asked}, or {policy,
+// A plan is {lanes, seed or start, speed, secondsPerStep}. A lane is {policy, way, states, padding, cut, asked}, or {policy,
 // actions} for an episode that was recorded: its actions are played again in the world of that policy. All lanes begin
 // at one start and go step by step together. An arm is a lane whose episodes are only counted.
 // Answers:
@@ -71,7 +71,7 @@
       lane.policy = policyOf(entry.policy);
       lane.world = await worldOf(lane.policy);
       lane.actions = entry.actions ?? null;
-      if (!lane.actions) lane.actor = new dmm.Actor(lane.policy, { way: entry.way, states: entry.states, cut: entry.cut });
+      if (!lane.actions) lane.actor = new dmm.Actor(lane.policy, { way: entry.way, states: entry.states, padding: entry.padding, cut: entry.cut });
       lane.asked = entry.asked ?? 0;
       lane.cut = entry.cut ?? null;
       return lane;

@@ -50,6 +50,16 @@ def describe_world(env: FlatObservation, step_limit: int | None) -> dict[str, An
     return {**made, "keys": list(env.keys), "offset": offset, "step_limit": step_limit}
 
 
+def world_start(env: gym.Env) -> dict[str, Any]:
+    """Where an environment stands that was just reset, as a world's `reset({state})` takes it."""
+    base: Any = env.unwrapped
+    found = {name: getattr(base, name) for name in ("cue", "x", "y", "goal") if hasattr(base, name)}
+    found |= getattr(base, "task", {})  # the hidden cells of a dark room
+    if hasattr(base, "data"):
+        found |= {"qpos": base.data.qpos, "qvel": base.data.qvel}
+    return {name: np.asarray(value).tolist() for name, value in found.items()}
+
+
 def _bare(env: gym.Env) -> bool:
     """Whether nothing but the known wrappers is around an environment."""
     while isinstance(env, gym.Wrapper):

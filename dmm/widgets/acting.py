@@ -49,7 +49,7 @@ def ask_for_a_return(runs: Runs, name: str = "ask-for-a-return") -> LivePolicy:
     presets: dict[str, dict[str, float | str]] = {}
     for world, (policy, run) in worlds.items():
         key = world.replace(" ", "-").lower()
-        best, values = _returns(run)
+        best, values = best_and_all_returns(run)
         asked, other = f"asked-{key}", f"other-{key}"
         controls += [Slider(asked, "Return asked for", values, start=best), Slider(other, "Compared with", values)]
         if len(worlds) > 1:
@@ -108,7 +108,7 @@ def ways_of_acting(runs: Runs, name: str = "ways-of-acting") -> LivePolicy:
     ways = {"window": "state", "recurrent": "green", "staggered": "purple"}
     scenes, stills = {}, []
     for world, (policy, run) in worlds.items():
-        best, _ = _returns(run)
+        best, _ = best_and_all_returns(run)
         lanes = [Lane(way, policy, color, way=way, asked=best, label=way) for way, color in ways.items()]
         scenes[world] = Scene(lanes=lanes, returns=(0.0, best))
         stills.append([play_course(run, way, asked=best, color=color, way=way) for way, color in ways.items()])
@@ -143,10 +143,10 @@ def take_something_away(runs: Runs, name: str = "take-something-away") -> LivePo
     for policy, run in runs.items():
         worlds.setdefault(_world(run), []).append((policy, run))
     layers = min(int(run.info["config"]["layers"]) for run in runs.values())
-    cuts = _cuts(layers)
+    cuts = named_cuts(layers)
     scenes, stills = {}, []
     for world, pairs in worlds.items():
-        best, _ = _returns(pairs[0][1])
+        best, _ = best_and_all_returns(pairs[0][1])
         cut = Of("cut", cuts)
         lanes, arms = [], []
         for policy, run in pairs:
@@ -185,25 +185,23 @@ def take_something_away(runs: Runs, name: str = "take-something-away") -> LivePo
 
 
 def remember_a_cue(runs: Runs, name: str = "remember-a-cue") -> LivePolicy:
-    """Policies of several contexts in one T-maze, as windows, and that of the longest as a recurrence, too.
+    """Policies of several contexts in one T-maze, as windows; the longest also as a recurrence, with and without padding.
 
     Args:
         runs: of one T-maze, by their names.
         name: of the figure in its page.
     """
     by_context = sorted(runs.items(), key=lambda item: -item[1].policy.context)
-    best = max(_returns(run)[0] for run in runs.values())
-    chosen = [(f"K = {run.policy.context}", policy, run, "window") for policy, run in by_context]
-    chosen.insert(1, (f"{chosen[0][0]}, never reset", *chosen[0][1:3], "recurrent"))
+    best = max(best_and_all_returns(run)[0] for run in runs.values())
+    chosen = [(f"K = {run.policy.context}", policy, run, "window", True) for policy, run in by_context]
+    longest, policy, run, *_ = chosen[0]
+    for words, padding in (("never reset, no padding", False), ("never reset", True)):
+        chosen.insert(1, (f"{longest}, {words}", policy, run, "recurrent", padding))
     colors = [color for color, _ in zip(("green", "purple", "state", "action", "grey"), chosen, strict=False)]
-    lanes = [
-        Lane(label, policy, color, way=way, asked=best, label=label)
-        for (label, policy, _, way), color in zip(chosen, colors, strict=True)
-    ]
-    still = [
-        play_course(run, label, asked=best, color=color, way=way)
-        for (label, _, run, way), color in zip(chosen, colors, strict=True)
-    ]
+    lanes, still = [], []
+    for (label, policy, run, way, padding), color in zip(chosen, colors, strict=True):
+        lanes.append(Lane(label, policy, color, way=way, padding=padding, asked=best, label=label))
+        still.append(play_course(run, label, asked=best, color=color, way=way, padding=padding))
     return LivePolicy(
         name,
         "A cue at the first step, and a turn at the last",
@@ -233,7 +231,7 @@ def beside_recordings(runs: Runs, name: str = "beside-recordings", episodes: int
     """
     scenes, stills = {}, []
     for policy, run in runs.items():
-        best, _ = _returns(run)
+        best, _ = best_and_all_returns(run)
         data = preview(run.info["dataset"]["id"], episodes)
         order = np.argsort(data.returns(), kind="stable")
         for word, number in zip(("best", "middle", "worst"), order[[-1, len(order) // 2, 0]], strict=True):
@@ -298,7 +296,7 @@ def _by_world(runs: Runs) -> dict[str, tuple[str, Run]]:
     return found
 
 
-def _returns(run: Run) -> tuple[float, list[float]]:
+def best_and_all_returns(run: Run) -> tuple[float, list[float]]:
     """The best return of the data, rounded upwards to a step of the slider, and its values, to a tenth more."""
     best = float(run.info["dataset"]["max_return"])
     power = 10 ** math.floor(math.log10(best / 25))
@@ -307,7 +305,8 @@ def _returns(run: Run) -> tuple[float, list[float]]:
     return round(top * step, 9), steps(0.0, math.ceil(1.1 * top) * step, step)
 
 
-def _cuts(layers: int) -> dict[str, Any]:
+def named_cuts(layers: int) -> dict[str, Any]:
+    """What can be taken away from a policy with so many layers, by the names that a reader chooses from."""
     every = list(range(1, layers + 1))
     cuts: dict[str, Any] = {"nothing": None}
     for token, words in {"rtg": "return-to-go tokens", "state": "state tokens", "action": "action tokens"}.items():

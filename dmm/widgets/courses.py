@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from dmm.acting import make_actor
+from dmm.acting import RecurrentActor, make_actor
 from dmm.data.skeleton import View, Watcher
 from dmm.evaluation import make_env
+from dmm.models.frame import TokenPolicy
 from dmm.plots import COLORS
 from dmm.training import Run
 
@@ -40,12 +41,15 @@ class Course:
 
 
 def play_course(run: Run, label: str, *, asked: float, color: str = "state", way: str = "recurrent",
-                seed: int = 0, steps: int = 150) -> Course:  # fmt: skip
-    """The first steps of one episode, in the environment that the run's data came from."""
+                padding: bool = True, seed: int = 0, steps: int = 150) -> Course:  # fmt: skip
+    """The first steps of one episode, in the environment that the run's data came from.
+
+    `padding` says whether a recurrence begins behind it, as a window does.
+    """
     env = Watcher(make_env(run.info))
     try:
         observation, _ = env.reset(seed=seed)
-        actor = make_actor(run.policy, way)
+        actor: Any = make_actor(run.policy, way) if padding else RecurrentActor(cast(TokenPolicy, run.policy), False)
         memory, reward, earned = actor.init_state(1, asked), None, 0.0
         for _ in range(steps):
             action, memory = actor.act(memory, torch.from_numpy(observation)[None], reward)

@@ -70,6 +70,7 @@ class Lane:
         way: how it acts: `window`, `recurrent` or `staggered`.
         states: of `staggered`.
         asked: the return that is asked of the whole episode.
+        padding: whether a recurrence begins behind padding, as a window does.
         cut: what is taken away from the policy, as in `dmm/_assets/policy.js`; None for nothing.
         actions: recorded actions `(steps, a)`, each as the environment takes it, that are played instead.
         label: of its row of episodes; the return asked for if left out.
@@ -80,6 +81,7 @@ class Lane:
     color: str = "state"
     way: str | Of = "recurrent"
     states: int = STATES
+    padding: bool = True
     asked: float | Of = 0.0
     cut: Mapping[str, Any] | Of | None = None
     actions: Sequence[Any] | None = None
@@ -90,6 +92,7 @@ class Lane:
             raise InputError(f"lane {self.name!r}: way is {self.way!r}; allowed: {', '.join(WAYS)}")
         shown: Spec = {"name": self.name, "policy": self.policy, "color": self.color, "label": self.label}
         shown |= {"way": _plain(self.way), "states": self.states, "asked": _plain(self.asked), "cut": _plain(self.cut)}
+        shown |= {} if self.padding else {"padding": False}
         return shown if self.actions is None else shown | {"actions": [list(each) for each in self.actions]}
 
 

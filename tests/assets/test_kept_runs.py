@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from dmm.acting import make_actor
+from dmm.data.worlds import world_start
 from dmm.evaluation import make_env
 from dmm.experiments import kept_run
 from dmm.experiments.node import run_node
 from dmm.export import describe_policy
 from tests.assets.conftest import WAYS, actions_in_python
-from tests.assets.test_physics import start_of
 from tests.assets.test_policy import ACT
 
 TASKS = {"pointmaze": 1.0, "hopper": 3600.0}
@@ -51,7 +51,7 @@ def episode(run: Any, way: str, states: int, target: float, steps: int) -> tuple
     """The start, each step's observation and the reward before it, and the actions, of an episode played in float64."""
     env, actor = make_env(run.info), make_actor(copy.deepcopy(run.policy).double(), way, states)
     observation, _ = env.reset(seed=11)
-    start, rows, state = start_of(env), [(observation.tolist(), None)], actor.init_state(1, target)
+    start, rows, state = world_start(env), [(observation.tolist(), None)], actor.init_state(1, target)
     over, reward, actions = False, None, []
     while not over and len(rows) <= steps:
         action, state = actor.act(state, torch.from_numpy(observation)[None].double(), reward)

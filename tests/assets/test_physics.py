@@ -11,7 +11,7 @@ import pytest
 
 from dmm.data.observations import build_flat_env
 from dmm.data.recipes import RECIPES
-from dmm.data.worlds import describe_world
+from dmm.data.worlds import describe_world, world_start
 
 PLAY = """
 const world = dmm.makeWorld(data.world, await dmm.startMujoco(data.wasm));
@@ -36,13 +36,6 @@ def maze(recipe: str, **options: Any) -> Any:
     return build_flat_env(known.env_id, GOALS, 6, 2, **(known.env_kwargs | options))
 
 
-def start_of(env: Any) -> dict[str, Any]:
-    """Where an environment stands, as the page takes it."""
-    base = env.unwrapped
-    start = {"qpos": base.data.qpos.tolist(), "qvel": base.data.qvel.tolist()}
-    return start | ({"goal": base.goal.tolist()} if hasattr(base, "goal") else {})
-
-
 def play(env: Any, actions: np.ndarray) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for action in actions:
@@ -59,7 +52,7 @@ def compare(in_page: InPage, env: Any, limit: int, count: int, steps: int, size:
     rng, episodes, here = np.random.default_rng(1), [], []
     for seed in range(count):
         first = env.reset(seed=seed)[0]
-        start = start_of(env)
+        start = world_start(env)
         actions = rng.uniform(-size, size, (steps, env.action_space.shape[0])).astype(np.float32)
         here.append([{"observation": first.tolist()}, *play(env, actions)])
         episodes.append({"start": start, "actions": actions[: len(here[-1]) - 1].tolist()})
@@ -93,7 +86,7 @@ def test_a_goal_that_is_reached(in_page, ends):
     """A ball that stands beside its goal: paid at once, and over where the maze's task is not continuing."""
     env = maze(MAZES[0], continuing_task=not ends)
     env.reset(seed=0)
-    start = start_of(env)
+    start = world_start(env)
     start["qpos"] = [start["goal"][0], start["goal"][1]]
     actions = [[0.0, 0.0]] * (1 if ends else 3)
     world = describe_world(env, 150)
@@ -203,7 +196,7 @@ def test_what_is_drawn_stands_where_the_bodies_are(in_page):
     hopper, maze_env = robot("Hopper-v5"), maze(MAZES[0])
     hopper.reset(seed=1)
     maze_env.reset(seed=1)
-    cases = [{"world": describe_world(env, 9), "start": start_of(env)} for env in (hopper, maze_env)]
+    cases = [{"world": describe_world(env, 9), "start": world_start(env)} for env in (hopper, maze_env)]
     side, above = in_page(code, {"cases": cases})
     base = hopper.unwrapped
     capsules = [i for i in range(base.model.ngeom) if base.model.geom_type[i] == 3]
@@ -213,7 +206,7 @@ def test_what_is_drawn_stands_where_the_bodies_are(in_page):
         assert np.allclose(middle, base.data.geom_xpos[i][[0, 2]], atol=1e-9)
         length = float(np.linalg.norm(np.array(shape["from"]) - shape["to"]))
         assert length == pytest.approx(2 * base.model.geom_size[i][1]) and shape["radius"] == base.model.geom_size[i][0]
-    assert above["ball"] == start_of(maze_env)["qpos"] and above["goal"] == start_of(maze_env)["goal"]
+    assert above["ball"] == world_start(maze_env)["qpos"] and above["goal"] == world_start(maze_env)["goal"]
     assert above["radius"] == 0.1 and (above["left"], above["top"]) == (-2.5, 2.5)
     assert json.dumps(above["walls"]).count("true") == sum(
         cell == 1 for row in maze_env.unwrapped.maze.maze_map for cell in row

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import torch
 
+from dmm.acting import RecurrentActor
 from dmm.errors import RunError
 from dmm.experiments.node import run_node
 from tests.assets.conftest import WAYS, actions_in_python, exported, moved, steps_of
 
 ACT = """
 const policy = dmm.readPolicy(data.policy);
-return data.cases.map(({ way, states, cut }) => {
-  const actor = new dmm.Actor(policy, { way, states, cut });
+return data.cases.map(({ way, states, cut, padding }) => {
+  const actor = new dmm.Actor(policy, { way, states, cut, padding });
   actor.reset(data.target);
   return data.steps.map(([observation, reward], t) => Array.from(actor.act(observation, t ? reward : null)));
 });
@@ -67,6 +68,30 @@ def test_discrete_actions_are_one_hot_and_remembered_so():
     assert compare(policy, "dmm", WAYS, steps) == 0
     chosen = actions_in_python(policy, steps, 3.0, "window", 1).argmax(dim=1)
     assert len(set(chosen.tolist())) > 1  # else one action would pass for all
+
+
+def test_a_recurrence_may_begin_without_padding():
+    policy: Any = moved("dmm", **SMALL)
+    steps = steps_of(policy, 9)
+    given = {"policy": exported(policy, "dmm"), "steps": steps, "target": 3.0}
+    given["cases"] = [{"way": "recurrent", "padding": padding} for padding in (True, False)]
+    behind, without = torch.tensor(run_node(ACT, given), dtype=torch.float64)
+    actor, here = RecurrentActor(copy.deepcopy(policy).double(), padding=False), []
+    state = actor.init_state(1, 3.0)
+    for t, (observation, reward) in enumerate(steps):
+        earned = torch.tensor([reward]).double() if t else None
+        action, state = actor.act(state, torch.tensor([observation]).double(), earned)
+        here.append(action[0])
+    assert (torch.stack(here) - without).abs().max() < 1e-9
+    assert (without - behind).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("way", ["window", "staggered"])
+def test_other_ways_need_padding(way):
+    given = {"policy": exported(moved("dmm", **SMALL), "dmm"), "way": way}
+    code = "new dmm.Actor(dmm.readPolicy(data.policy), { way: data.way, padding: false });"
+    with pytest.raises(RunError, match=f"padding: got false, allowed is true for {way}"):
+        run_node(code, given)
 
 
 @pytest.mark.parametrize("way", ["window", "recurrent", "staggered"])

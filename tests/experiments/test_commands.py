@@ -141,19 +141,25 @@ class TestWorlds:
 class TestPage:
     def test_writes_its_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where there is no MuJoCo for a page, in a world without it."""
-        monkeypatch.setattr(page, "CASES", (page.Case("worlds/tmaze-k8", (1.0, 0.0), ("window", "recurrent")),))
+        name = "worlds/tmaze-k8"
+        cases = [page.Case(name, way, asked) for way in ("window", "recurrent") for asked in (1.0, 0.0)]
+        others = [
+            page.Case(name, "recurrent", 1.0, then=0.0, times=2),
+            page.Case(name, "recurrent", 1.0, padding=False),
+        ]
+        parts = {"scores": cases, "others": [*others, page.Case(name, "window", 1.0, cut="all gates")]}
+        monkeypatch.setattr(page, "PARTS", parts)
+        monkeypatch.setattr(page, "OWN_STARTS", cases[:1])
         monkeypatch.setattr(mujoco, "mujoco_file", lambda: {"version": "0", "glue": "", "wasm": ""})
         monkeypatch.setattr(page, "TIMED_STEPS", 24)
         monkeypatch.setattr(sys, "argv", ["page", "--out", str(tmp_path / "page.json"), "--episodes", "3"])
         page.main()
         made = json.loads((tmp_path / "page.json").read_text())
-        assert [(row["acting"], row["target"]) for row in made["scores"]] == [
-            ("window", 1.0),
-            ("window", 0.0),
-            ("recurrent", 1.0),
-            ("recurrent", 0.0),
-        ]
-        assert all(0 <= row[where]["mean"] <= 1 for row in made["scores"] for where in ("python", "page"))
+        for part, played in (parts | {"starts": cases[:1]}).items():
+            assert [page.Case(**{key: row[key] for key in vars(played[0])}) for row in made[part]] == played
+            summaries = [row[where] for row in made[part] for where in ("python", "page") if where in row]
+            assert all(0 <= each["mean"] <= 1 and each["steps"] == 21 for each in summaries)
+        assert all(row["difference"] == {"mean": 0, "ci95": [0, 0]} for part in parts for row in made[part])
         assert set(made["milliseconds"]) == {"window", "recurrent", "staggered"}
         assert all(time > 0 for time in made["milliseconds"].values())
 
