@@ -185,7 +185,7 @@ def take_something_away(runs: Runs, name: str = "take-something-away") -> LivePo
 
 
 def remember_a_cue(runs: Runs, name: str = "remember-a-cue") -> LivePolicy:
-    """Policies of several contexts in one T-maze, as windows; the longest also as a recurrence, with and without padding.
+    """Policies of several contexts in one T-maze, as windows; the longest also recurrent, with and without padding.
 
     Args:
         runs: of one T-maze, by their names.
