@@ -13,7 +13,14 @@ from dmm.errors import InputError
 from dmm.experiments import kept_run
 from dmm.training import Run
 from dmm.widgets import Slider, start_settings
-from dmm.widgets.acting import _cuts, _returns, ask_for_a_return, beside_recordings, take_something_away, ways_of_acting
+from dmm.widgets.acting import (
+    ask_for_a_return,
+    beside_recordings,
+    best_and_all_returns,
+    named_cuts,
+    take_something_away,
+    ways_of_acting,
+)
 from dmm.widgets.live import Count, Lane, Layout, LivePanel, LivePolicy, Of, Scene, Shown
 from dmm.widgets.parts import asset, notebook_module, site_script, worker_script
 
@@ -118,13 +125,13 @@ def test_the_scripts_have_all_their_parts() -> None:
 
 def test_a_slider_of_returns_reaches_the_best_of_the_data() -> None:
     for name in (MAZE, HOPPER):
-        best, values = _returns(run(name))
+        best, values = best_and_all_returns(run(name))
         assert values[0] == 0 and best in values and values[-1] >= best >= run(name).info["dataset"]["max_return"]
         assert 15 < len(values) < 40
 
 
 def test_every_cut_is_one_that_the_page_knows() -> None:
-    cuts = _cuts(3)
+    cuts = named_cuts(3)
     assert cuts["nothing"] is None and len(cuts) == 12
     assert {kind for cut in cuts.values() if cut for kind in cut} == {"tokens", "window", "gate"}
 
