@@ -98,8 +98,9 @@ def bench_train(
         if place.type == "cpu":
             candidates["products"] = bench.products()
         calls = 20 if place.type == "cuda" else 3
-        settings: dict[str, Any] = {"patience": LONGEST_STEP, "finish": finisher(place)}
-        times = interleaved(candidates, repeats=repeats, calls=calls, warm=1, **settings)
+        times = interleaved(
+            candidates, repeats=repeats, calls=calls, warm=1, patience=LONGEST_STEP, finish=finisher(place)
+        )
         published = interleaved(bench.published(), repeats=min(repeats, ROUNDS), finish=finisher(place))
         bar.update()
         scaling = bench.thread_scaling(repeats) if place.type == "cpu" else []

@@ -395,20 +395,21 @@ def test_no_serious_violation_and_nothing_beyond_the_edge(opened: Opener, width:
 def _tasks(trace: bytes) -> list[float]:
     """Milliseconds of processor time of each task of pages' main threads, so that a busy machine makes none longer."""
     events = json.loads(trace)["traceEvents"]
-    place = lambda event: (event["pid"], event["tid"])  # noqa: E731
-    names = {place(event): event["args"]["name"] for event in events if event["name"] == "thread_name"}
-    main = [event for event in events if names.get(place(event)) == "CrRendererMain" and "RunTask" in event["name"]]
-    return [event["tdur"] / 1000 for event in main if "tdur" in event]
+    names = {(each["pid"], each["tid"]): each["args"]["name"] for each in events if each["name"] == "thread_name"}
+    tasks = [each for each in events if "RunTask" in each["name"] and "tdur" in each]
+    return [each["tdur"] / 1000 for each in tasks if names.get((each["pid"], each["tid"])) == "CrRendererMain"]
 
 
 def test_the_page_is_never_blocked_for_long(opened: Opener, browser: Browser) -> None:
-    """From the click on, while it hops and while episodes are counted."""
+    """While it hops and while episodes are counted."""
     page, figure = opened(query="#return?world=Hopper&speed=real%20time")
-    browser.start_tracing(page=page, categories=["toplevel"])
     _start(page, figure)
-    _moving(page, figure, 30)
+    _moving(page, figure)
+    browser.start_tracing(page=page, categories=["toplevel", "__metadata"])
+    page.wait_for_timeout(1500)
     figure.locator(".dmm-tally").click()
-    page.wait_for_function("e => e.dmm.known.episodes.arms[0].returns.length > 2", arg=figure.element_handle())
+    counted = "e => e.dmm.known.episodes.arms[0].returns.length > 2"
+    page.wait_for_function(counted, arg=figure.element_handle(), timeout=60_000)
     tasks = _tasks(browser.stop_tracing())
     assert len(tasks) > 100 and max(tasks) < BLOCKED, sorted(tasks)[-5:]
 
